@@ -1,0 +1,113 @@
+//! Committed vectors: what other versions and implementations must agree with, byte for byte.
+
+#![allow(clippy::unwrap_used)]
+
+mod table;
+
+use std::net::SocketAddr;
+
+use table::{Row, rows};
+use wire::key::{PrivateKey, PublicKey};
+use wire::pair::{KeyId, PairKeys};
+use wire::probe::{self, Probe};
+use wire::proof;
+use wire::stun::{self, Class, TransactionId};
+
+#[test]
+fn stun_messages() {
+    for row in rows(include_str!("../vectors/stun.txt")) {
+        let datagram = row.bytes("datagram");
+        assert!(stun::is_stun(&datagram), "{row:?}");
+        let message = stun::decode(&datagram).expect("a vector decodes");
+        let class = match row.text("class") {
+            "request" => Class::Request,
+            "success" => Class::Success,
+            other => panic!("no such class {other}"),
+        };
+        let tx = TransactionId(row.array("tx"));
+        let mapped: Option<SocketAddr> = row.optional("mapped").map(|text| text.parse().unwrap());
+        let unknown = row.optional("unknown_required").map(|hex| u16::from_str_radix(hex, 16).unwrap());
+        assert_eq!((message.class, message.tx, message.mapped), (class, tx, mapped), "{row:?}");
+        assert_eq!(message.unknown_required, unknown, "{row:?}");
+
+        if row.text("source") == "ours" {
+            let encoded = match mapped {
+                Some(mapped) => stun::encode_success(tx, mapped),
+                None => stun::encode_request(tx, datagram.len()),
+            };
+            assert_eq!(encoded, datagram, "{row:?}");
+        }
+    }
+}
+
+#[test]
+fn pair_keys() {
+    for row in rows(include_str!("../vectors/pair.txt")) {
+        let own = PrivateKey::from_bytes(row.array("own_private"));
+        let peer = PrivateKey::from_bytes(row.array("peer_private"));
+        assert_eq!(own.public_key().as_bytes(), &row.array("own_public"), "{row:?}");
+        assert_eq!(peer.public_key().as_bytes(), &row.array("peer_public"), "{row:?}");
+
+        let (ours, theirs) = both_ends(&row);
+        let (send, receive) = (KeyId(row.array("send_id")), KeyId(row.array("receive_id")));
+        assert_eq!((ours.send_id(), ours.receive_id()), (send, receive), "{row:?}");
+        assert_eq!((theirs.send_id(), theirs.receive_id()), (receive, send), "{row:?}");
+    }
+}
+
+#[test]
+fn probes() {
+    let pairs = rows(include_str!("../vectors/pair.txt"));
+    for row in rows(include_str!("../vectors/probe.txt")) {
+        let pair = pairs.iter().find(|pair| pair.text("case") == row.text("pair")).unwrap();
+        let (ours, theirs) = both_ends(pair);
+        let tx = TransactionId(row.array("tx"));
+        let datagram = row.bytes("datagram");
+        let expected = expected_probe(&row);
+
+        assert_eq!(datagram.len(), probe::PROBE_LEN, "{row:?}");
+        assert_eq!(probe::seal(&ours, tx, &expected), datagram, "{row:?}");
+        assert_eq!(probe::key_id(&datagram), Some(theirs.receive_id()), "{row:?}");
+        assert_eq!(probe::open(&theirs, &datagram), Ok((tx, expected)), "{row:?}");
+    }
+}
+
+#[test]
+fn key_proofs() {
+    for row in rows(include_str!("../vectors/proof.txt")) {
+        let node = PrivateKey::from_bytes(row.array("node_private"));
+        let operator = PrivateKey::from_bytes(row.array("operator_private"));
+        let challenge = row.optional("challenge").map(table::hex).unwrap_or_default();
+        let (uid, public) = (row.text("node_uid"), node.public_key());
+
+        let at_node = node.diffie_hellman(&operator.public_key()).unwrap();
+        let made = proof::key_proof(&at_node, &challenge, uid, &public);
+        assert_eq!(made.as_bytes(), &row.array("proof"), "{row:?}");
+
+        let at_operator = operator.diffie_hellman(&public).unwrap();
+        let read = made.to_string().parse().unwrap();
+        assert!(proof::verify_key_proof(&at_operator, &challenge, uid, &public, &read));
+    }
+}
+
+fn both_ends(row: &Row) -> (PairKeys, PairKeys) {
+    let mesh_id = row.text("mesh_id");
+    let psk: Option<[u8; 32]> = row.optional("psk").map(|_| row.array("psk"));
+    let derive = |own: &str, peer: &str| {
+        let own = PrivateKey::from_bytes(row.array(own));
+        let peer = PublicKey::from_bytes(row.array(peer));
+        PairKeys::derive(&own, &peer, mesh_id, psk.as_ref()).unwrap()
+    };
+    (derive("own_private", "peer_public"), derive("peer_private", "own_public"))
+}
+
+fn expected_probe(row: &Row) -> Probe {
+    let epoch = row.text("epoch").parse().unwrap();
+    match row.text("kind") {
+        "ping" => Probe::Ping,
+        "pong" => Probe::Pong { observed: row.text("observed").parse().unwrap() },
+        "nominate" => Probe::Nominate { epoch },
+        "nominate-ack" => Probe::NominateAck { epoch },
+        other => panic!("no such kind {other}"),
+    }
+}

@@ -1,0 +1,152 @@
+"""A second, independent implementation of pair keys, probes and key proofs. It wrote the tables beside it.
+
+Not part of the build: python3 with the package `cryptography`. Run it in this folder to write the tables again.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import struct
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+
+def clamp(raw):
+    b = bytearray(raw)
+    b[0] &= 248
+    b[31] = b[31] & 127 | 64
+    return bytes(b)
+
+
+def public(private):
+    key = X25519PrivateKey.from_private_bytes(private).public_key()
+    return key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def x25519(private, peer):
+    return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer))
+
+
+def mac(key, data):
+    return hmac.new(key, data, hashlib.blake2s).digest()
+
+
+def expand(prk, info, length):
+    assert length <= 32
+    return mac(prk, info + b"\x01")[:length]
+
+
+def pair(own, peer, mesh_id, psk):
+    """Sending and receiving (key, id) of `own`."""
+    salt = b"warren probe v1 25519 ChaChaPoly BLAKE2s" + mesh_id.encode()
+    if psk:
+        salt += hashlib.blake2s(psk).digest()
+    prk = mac(salt, x25519(own, peer))
+    low, high = sorted([public(own), peer])
+    lh, hl = (
+        (expand(prk, b"v1" + low + high + b"key " + d, 32), expand(prk, b"v1" + low + high + b"id " + d, 8))
+        for d in (b"lh", b"hl")
+    )
+    return (lh, hl) if public(own) == low else (hl, lh)
+
+
+def probe(direction, tx, kind, epoch, observed):
+    key, key_id = direction
+    body = bytes(18)
+    if observed:
+        ip, port = observed
+        ip = ipaddress.ip_address(ip)
+        packed = ip.packed if ip.version == 6 else b"\0" * 10 + b"\xff\xff" + ip.packed
+        body = struct.pack(">H", port) + packed
+    plain = struct.pack(">BBQ", kind, 0, epoch) + body
+    salt = expand(key, b"salt" + tx + plain, 8)
+    message_key = expand(key, b"message" + salt, 32)
+    kind_on_wire = 0x0001 if kind in (1, 3) else 0x0101
+    value_len = 8 + 8 + len(plain) + 16
+    head = struct.pack(">HH", kind_on_wire, 4 + value_len) + b"\x21\x12\xa4\x42" + tx
+    head += struct.pack(">HH", 0xDA57, value_len) + key_id + salt
+    return head + ChaCha20Poly1305(message_key).encrypt(tx, plain, head)
+
+
+def key_proof(private, peer, challenge, uid, public_key):
+    data = b""
+    for field in (b"warren key proof v1", challenge, uid.encode(), public_key):
+        data += struct.pack(">Q", len(field)) + field
+    return mac(x25519(private, peer), data)
+
+
+def seeded(name):
+    return hashlib.blake2s(b"warren test vector " + name.encode()).digest()
+
+
+def write(path, title, rows):
+    with open(path, "w") as out:
+        out.write(f"# {title}\n# Written by reference.py; asserted by tests/vectors.rs. Keys are for tests only.\n")
+        for row in rows:
+            out.write("\n" + "".join(f"{k} = {v}\n" for k, v in row.items()))
+
+
+PAIRS = [
+    ("plain", "a", "b", "6b1f3c6e-9f0f-4b64-8c0b-1f6f5d1f8a01", None),
+    ("psk", "a", "b", "6b1f3c6e-9f0f-4b64-8c0b-1f6f5d1f8a01", seeded("psk")),
+    ("other-mesh", "a", "b", "default", None),
+    ("other-order", "c", "d", "6b1f3c6e-9f0f-4b64-8c0b-1f6f5d1f8a01", None),
+]
+PROBES = [
+    ("ping", 1, 0, None),
+    ("pong-v4", 2, 0, ("203.0.113.9", 51820)),
+    ("pong-v6", 2, 0, ("2001:db8::1:9", 21820)),
+    ("nominate", 3, 7, None),
+    ("nominate-ack", 4, 2**64 - 1, None),
+]
+
+pairs, probes = [], []
+for name, a, b, mesh_id, psk in PAIRS:
+    own, peer = clamp(seeded(a)), public(clamp(seeded(b)))
+    send, receive = pair(own, peer, mesh_id, psk)
+    pairs.append({
+        "case": name,
+        "own_private": own.hex(),
+        "own_public": public(own).hex(),
+        "peer_private": clamp(seeded(b)).hex(),
+        "peer_public": peer.hex(),
+        "mesh_id": mesh_id,
+        "psk": psk.hex() if psk else "none",
+        "send_id": send[1].hex(),
+        "receive_id": receive[1].hex(),
+    })
+    for kind_name, kind, epoch, observed in PROBES:
+        tx = seeded(name + kind_name)[:12]
+        probes.append({
+            "case": f"{name} {kind_name}",
+            "pair": name,
+            "tx": tx.hex(),
+            "kind": kind_name.split("-v")[0],
+            "epoch": epoch,
+            "observed": (f"[{observed[0]}]:{observed[1]}" if ":" in observed[0] else "%s:%d" % observed)
+            if observed
+            else "none",
+            "datagram": probe(send, tx, kind, epoch, observed).hex(),
+        })
+
+proofs = []
+for name, node, operator, challenge, uid in [
+    ("plain", "node 1", "operator", seeded("challenge"), "0b5ad6a0-7c1f-4d53-a4a5-6a2c4f5f0c11"),
+    ("empty-challenge", "node 1", "operator", b"", "0b5ad6a0-7c1f-4d53-a4a5-6a2c4f5f0c11"),
+    ("other-node", "node 2", "operator", seeded("challenge"), "0b5ad6a0-7c1f-4d53-a4a5-6a2c4f5f0c12"),
+]:
+    node, operator = clamp(seeded(node)), clamp(seeded(operator))
+    proofs.append({
+        "case": name,
+        "node_private": node.hex(),
+        "operator_private": operator.hex(),
+        "challenge": challenge.hex() or "none",
+        "node_uid": uid,
+        "proof": key_proof(node, public(operator), challenge, uid, public(node)).hex(),
+    })
+
+write("pair.txt", "Pair keys: X25519, HKDF-BLAKE2s, directional ids.", pairs)
+write("probe.txt", "Probes as `own` of the named pair sends them.", probes)
+write("proof.txt", "Key proofs: HMAC-BLAKE2s keyed by X25519.", proofs)
