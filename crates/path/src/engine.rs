@@ -1,0 +1,258 @@
+//! The engine: one per node, for all its peers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use wire::pair::{KeyId, PairKeys};
+use wire::{PublicKey, probe, stun};
+
+use crate::candidate::canonical;
+use crate::event::{Event, Transmit};
+use crate::gather::Gather;
+use crate::input::{Config, Input, PeerConfig};
+use crate::peer::Peer;
+use crate::shared::Shared;
+use crate::snapshot::Snapshot;
+use crate::stats::Stats;
+use crate::timer::earliest;
+
+/// Peers of one node: ten times the largest mesh that the design is tested with.
+const MAX_PEERS: usize = 10_000;
+
+/// Between two readings of the device's counters while packets flow: fine enough to see 300 ms of silence.
+const COUNTERS_BUSY: Duration = Duration::from_millis(250);
+/// The same while nothing flows: how late the start of traffic may be noticed.
+const COUNTERS_IDLE: Duration = Duration::from_secs(1);
+
+/// The path engine. See the crate's documentation for the model.
+pub struct Engine {
+    config: Config,
+    public_key: PublicKey,
+    shared: Shared,
+    gather: Gather,
+    peers: BTreeMap<PublicKey, Peer>,
+    by_key_id: BTreeMap<KeyId, PublicKey>,
+    /// The last `now` seen.
+    now: Instant,
+    /// When something is due, so that a datagram that changes nothing costs no search.
+    due: Option<Instant>,
+}
+
+impl Engine {
+    /// An engine that knows nothing yet.
+    #[must_use]
+    pub fn new(config: Config, now: Instant) -> Self {
+        Self {
+            public_key: config.private_key.public_key(),
+            shared: Shared::new(config.seed, now),
+            gather: Gather::new(config.listen_port),
+            config,
+            peers: BTreeMap::new(),
+            by_key_id: BTreeMap::new(),
+            now,
+            due: None,
+        }
+    }
+
+    /// Takes in one fact.
+    pub fn handle_input(&mut self, input: Input, now: Instant) {
+        self.now = self.now.max(now);
+        let now = self.now;
+        match input {
+            Input::Datagram { from, to, payload } => {
+                return self.handle_datagram(from, to, &payload);
+            }
+            Input::HostCandidates(mut hosts) => {
+                hosts.sort();
+                hosts.dedup();
+                let known = self.shared.hosts == hosts;
+                self.shared.filter.set_hosts(&hosts);
+                self.shared.hosts.clone_from(&hosts);
+                self.gather.set_hosts(hosts, now);
+                if !known {
+                    self.local_change();
+                }
+            }
+            Input::ExtraCandidates(extra) => self.gather.set_extra(extra, now),
+            Input::StunServers(servers) => self.gather.set_servers(servers, now),
+            Input::Peers { upsert, remove } => {
+                for key in remove {
+                    self.remove(&key);
+                }
+                for config in upsert {
+                    self.upsert(&config);
+                }
+            }
+            Input::Forbidden(forbidden) => {
+                if self.shared.filter.set_forbidden(forbidden) {
+                    self.local_change();
+                }
+            }
+            Input::Counters(counters) => {
+                for counters in &counters {
+                    if let Some(peer) = self.peers.get_mut(&counters.public_key) {
+                        peer.on_counters(counters, &mut self.shared, now);
+                    }
+                }
+            }
+            Input::EchoRequest { peer } => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.on_echo_request(&mut self.shared, now);
+                }
+            }
+            Input::EchoReply { peer, token } => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.on_echo_reply(token, &mut self.shared, now);
+                }
+            }
+            Input::NetworkChanged => {
+                self.gather.restart(now);
+                self.local_change();
+            }
+        }
+        self.turn();
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        if self.due.is_some_and(|due| due <= self.now) {
+            self.turn();
+        }
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.shared.transmits.pop_front()
+    }
+
+    /// The next thing for the shell to do.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.shared.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called, and what for. While output is queued that is at once.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        if !self.shared.transmits.is_empty() || !self.shared.events.is_empty() {
+            return Some((self.now, "output is queued"));
+        }
+        self.due.map(|due| (due, "a timer of the path engine"))
+    }
+
+    /// How long the shell may wait before it reads the device's counters again.
+    #[must_use]
+    pub fn counters_interval(&self) -> Duration {
+        let busy = self.peers.values().any(|peer| peer.is_busy(self.now));
+        if busy { COUNTERS_BUSY } else { COUNTERS_IDLE }
+    }
+
+    /// Everything there is to show.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            nat: self.shared.nat,
+            peers: self.peers.iter().map(|(key, peer)| (*key, peer.report(&self.shared, self.now))).collect(),
+        }
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.shared.stats
+    }
+
+    /// This node's public key.
+    #[must_use]
+    pub fn public_key(&self) -> PublicKey {
+        self.public_key
+    }
+
+    /// Runs every timer that is due, shows what changed, and finds the next one.
+    fn turn(&mut self) {
+        let now = self.now;
+        let warm = self.peers.values().any(Peer::holds_mapping);
+        if self.gather.handle_timeout(&mut self.shared, warm, now) {
+            self.local_change();
+        }
+        for peer in self.peers.values_mut() {
+            peer.handle_timeout(&mut self.shared, now);
+            peer.show(&mut self.shared, now);
+        }
+        if std::mem::take(&mut self.shared.doubts_mapping) {
+            self.gather.verify(now);
+            self.gather.handle_timeout(&mut self.shared, warm, now);
+        }
+        let peers = self.peers.values().filter_map(|peer| peer.poll_timeout(now)).min();
+        self.due = earliest([peers, self.gather.poll_timeout()]);
+    }
+
+    fn local_change(&mut self) {
+        for peer in self.peers.values_mut() {
+            peer.local_change(&mut self.shared, self.now);
+        }
+    }
+
+    fn upsert(&mut self, config: &PeerConfig) {
+        let key = config.public_key;
+        if !self.peers.contains_key(&key) {
+            let keys = PairKeys::derive(&self.config.private_key, &key, &self.config.mesh_id, self.config.psk.as_ref());
+            let (Ok(keys), true) = (keys, self.peers.len() < MAX_PEERS) else {
+                self.shared.stats.refused_peers += 1;
+                return;
+            };
+            self.by_key_id.insert(keys.receive_id(), key);
+            let nominates = self.public_key < key;
+            let peer = Peer::new(key, keys, nominates, &mut self.shared, self.now);
+            self.peers.insert(key, peer);
+        }
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.configure(config, &mut self.shared, self.now);
+        }
+    }
+
+    fn remove(&mut self, key: &PublicKey) {
+        if let Some(peer) = self.peers.remove(key) {
+            self.by_key_id.remove(&peer.receive_id());
+        }
+    }
+
+    /// Sorts out a datagram by the cheapest test first. Junk costs no search, no cryptography and no memory.
+    fn handle_datagram(&mut self, from: SocketAddr, to: Option<IpAddr>, payload: &[u8]) {
+        let from = canonical(from);
+        let now = self.now;
+        if let Some(key_id) = probe::key_id(payload) {
+            let Some(peer) = self.by_key_id.get(&key_id).and_then(|key| self.peers.get_mut(key)) else {
+                self.shared.stats.dropped_unknown_key += 1;
+                return;
+            };
+            // What seems to come out of the mesh, or from this node itself, was misrouted or forged.
+            if let Err(refusal) = self.shared.filter.check_remote(from) {
+                self.shared.stats.refuse(refusal);
+                return;
+            }
+            if peer.handle_datagram(from, to, payload, &mut self.shared, now) {
+                self.turn();
+            }
+            return;
+        }
+        let answered = stun::decode(payload)
+            .is_ok_and(|message| self.gather.handle_response(from, &message, &mut self.shared, now));
+        if answered {
+            self.turn();
+        } else {
+            self.shared.stats.dropped_junk += 1;
+        }
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("public_key", &self.public_key)
+            .field("peers", &self.peers.keys().collect::<BTreeSet<_>>())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,160 @@
+//! What the engine tells the shell.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use wire::PublicKey;
+
+use crate::candidate::{Candidate, CandidateKind, Tier};
+use crate::nat::NatReport;
+
+/// A datagram to be sent from the WireGuard port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub remote: SocketAddr,
+    /// The local address to send from; `None` leaves it to the routing table.
+    pub local: Option<IpAddr>,
+    /// The bytes.
+    pub payload: Vec<u8>,
+}
+
+/// Something for the shell to do or to know. Carry out in order, before sending what [`Transmit`]s are queued: the
+/// handshake must be on its way before the nomination that makes the peer ready to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// What this node should publish. Comes once, and again only when its meaning changed.
+    LocalCandidates(Vec<Candidate>, NatReport),
+    /// Point the peer's WireGuard endpoint there, changing nothing else.
+    SetEndpoint {
+        /// Whose.
+        peer: PublicKey,
+        /// Where to.
+        endpoint: SocketAddr,
+        /// The persistent keepalive that goes with it.
+        keepalive: Option<Duration>,
+    },
+    /// Take the endpoint away, so that the device starts no handshake: there is no session to lose, and either the peer
+    /// is the one to start, or WireGuard roamed to a forbidden address. A device that cannot forget an endpoint adds the
+    /// peer anew without one.
+    ClearEndpoint {
+        /// Whose.
+        peer: PublicKey,
+    },
+    /// Start a handshake at once, even if the session is young.
+    StartHandshake {
+        /// With whom.
+        peer: PublicKey,
+    },
+    /// Send an echo request through the tunnel to the peer's mesh address.
+    SendEcho {
+        /// To whom.
+        peer: PublicKey,
+        /// What the reply must repeat.
+        token: u64,
+    },
+    /// The state that this node shows for the peer changed.
+    PathChanged {
+        /// Whose.
+        peer: PublicKey,
+        /// What it is now.
+        state: PathState,
+    },
+}
+
+/// How a peer is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathState {
+    /// Packets go to the peer and back without a third machine, proven through WireGuard.
+    Direct {
+        /// The path.
+        pair: Selected,
+        /// Smoothed round-trip time of its probes.
+        rtt: Duration,
+        /// Since when the pair is direct, over whichever path.
+        since: Instant,
+    },
+    /// No path yet; the first attempts are under way.
+    Connecting,
+    /// No path; attempts go on at longer intervals.
+    Down {
+        /// Why.
+        reason: Reason,
+    },
+}
+
+impl PathState {
+    /// Whether two states are the same news: round-trip times move all the time.
+    #[must_use]
+    pub fn same_news(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Direct { pair: a, .. }, Self::Direct { pair: b, .. }) => a == b,
+            (a, b) => a == b,
+        }
+    }
+}
+
+/// The path in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Selected {
+    /// The peer's address on it.
+    pub remote: SocketAddr,
+    /// How that address became known.
+    pub kind: CandidateKind,
+    /// Its class.
+    pub tier: Tier,
+}
+
+/// Why a pair is not direct. The name is shown in status and is a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// Nothing was sent yet.
+    NotTriedYet,
+    /// The peer offers no address that may be dialled.
+    NoCandidates,
+    /// No STUN server answers this node: its network lets no UDP out.
+    UdpBlocked,
+    /// Probes pass and WireGuard's packets do not.
+    DataBlocked,
+    /// The peer's probes arrive and none of this node's is answered: something drops what it sends, or what comes back.
+    HostFirewall,
+    /// This node's NAT gives every destination another port, so the peer cannot know which one to open.
+    HardNat,
+    /// The pair was direct and now nothing answers.
+    PeerDown,
+    /// Every candidate was tried and nothing ever came back.
+    NoAnswer,
+    /// Packets were withheld: too many were to go to the same address.
+    Budget,
+}
+
+impl Reason {
+    /// Every value, for metrics that start at zero.
+    pub const ALL: [Self; 9] = [
+        Self::NotTriedYet,
+        Self::NoCandidates,
+        Self::UdpBlocked,
+        Self::DataBlocked,
+        Self::HostFirewall,
+        Self::HardNat,
+        Self::PeerDown,
+        Self::NoAnswer,
+        Self::Budget,
+    ];
+
+    /// The name that users see.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotTriedYet => "NotTriedYet",
+            Self::NoCandidates => "NoCandidates",
+            Self::UdpBlocked => "UDPBlocked",
+            Self::DataBlocked => "DataBlocked",
+            Self::HostFirewall => "HostFirewall",
+            Self::HardNat => "HardNAT",
+            Self::PeerDown => "PeerDown",
+            Self::NoAnswer => "NoAnswer",
+            Self::Budget => "Budget",
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Candidates of this node: its interfaces' addresses and what STUN servers see of its port.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use wire::stun::{self, Class};
+
+use crate::candidate::{Candidate, CandidateKind, canonical};
+use crate::event::Event;
+use crate::nat::{NatClass, NatReport, Observation, classify};
+use crate::shared::Shared;
+use crate::timer::earliest;
+
+mod server;
+
+use server::Server;
+
+/// Candidates that a node publishes and that are kept of a peer.
+pub(crate) const MAX_CANDIDATES: usize = 16;
+/// Observers asked. Two tell the class, the others stand in for those that are down.
+const MAX_SERVERS: usize = 8;
+/// How long publishing waits for slow observers: two transmissions, then peers should know at least the rest.
+const SETTLE: Duration = Duration::from_millis(400);
+/// Between full rounds, to notice a changed mapping without anybody calling.
+const REFRESH: Duration = Duration::from_secs(180);
+/// The next round when no observer answered: soon enough that a network that opens up is used within a minute or so.
+const RETRY: Duration = Duration::from_secs(60);
+/// Between two rounds that silent paths set off: many peers may fall silent at once.
+const VERIFY_GAP: Duration = Duration::from_secs(5);
+/// One packet to one observer while no peer's keepalive holds the mapping: below the 30 s of short-lived NATs.
+const WARM: Duration = Duration::from_secs(25);
+
+#[derive(Debug)]
+pub(crate) struct Gather {
+    listen_port: u16,
+    hosts: Vec<IpNet>,
+    extra: Vec<Candidate>,
+    servers: Vec<Server>,
+    /// When to publish although observers have not answered.
+    settle_at: Option<Instant>,
+    refresh_at: Option<Instant>,
+    warm_at: Option<Instant>,
+    verified_at: Option<Instant>,
+    published: Option<(Vec<Candidate>, NatReport)>,
+}
+
+impl Gather {
+    pub(crate) fn new(listen_port: u16) -> Self {
+        Self {
+            listen_port,
+            hosts: Vec::new(),
+            extra: Vec::new(),
+            servers: Vec::new(),
+            settle_at: None,
+            refresh_at: None,
+            warm_at: None,
+            verified_at: None,
+            published: None,
+        }
+    }
+
+    pub(crate) fn set_hosts(&mut self, hosts: Vec<IpNet>, now: Instant) {
+        if self.hosts != hosts || self.published.is_none() {
+            self.hosts = hosts;
+            self.restart(now);
+        }
+    }
+
+    pub(crate) fn set_extra(&mut self, extra: Vec<Candidate>, now: Instant) {
+        self.extra = extra;
+        self.extra.truncate(MAX_CANDIDATES);
+        self.settle_at.get_or_insert(now);
+    }
+
+    pub(crate) fn set_servers(&mut self, servers: Vec<SocketAddr>, now: Instant) {
+        let wanted: BTreeSet<SocketAddr> = servers.into_iter().map(canonical).take(MAX_SERVERS).collect();
+        self.servers.retain(|server| wanted.contains(&server.addr));
+        for addr in wanted {
+            if !self.servers.iter().any(|server| server.addr == addr) {
+                self.servers.push(Server::new(addr, now));
+            }
+        }
+        self.servers.sort_by_key(|server| server.addr);
+        self.settle_at.get_or_insert(now + SETTLE);
+    }
+
+    /// Asks everybody again, keeping what was seen until they answer.
+    pub(crate) fn verify(&mut self, now: Instant) {
+        let recent = self.verified_at.is_some_and(|at| now.saturating_duration_since(at) < VERIFY_GAP);
+        if recent {
+            return;
+        }
+        self.verified_at = Some(now);
+        for server in &mut self.servers {
+            server.ask_again(now);
+        }
+    }
+
+    /// Asks everybody again and forgets what was seen: the network is another one.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        for server in &mut self.servers {
+            *server = Server::new(server.addr, now);
+        }
+        self.settle_at = Some(now + SETTLE);
+        self.refresh_at = None;
+    }
+
+    /// Takes a STUN answer. Returns whether it belonged to a request of ours.
+    pub(crate) fn handle_response(
+        &mut self,
+        from: SocketAddr,
+        message: &stun::Message<'_>,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> bool {
+        let from = canonical(from);
+        let Some(server) = self.servers.iter_mut().find(|server| server.addr == from && server.has_asked(message.tx))
+        else {
+            return false;
+        };
+        let Some(mapped) = message.mapped.filter(|_| message.class == Class::Success) else {
+            return true;
+        };
+        let mapped = canonical(mapped);
+        if let Err(refusal) = shared.filter.check_published(mapped) {
+            shared.stats.refuse(refusal);
+            return true;
+        }
+        shared.stats.stun_responses += 1;
+        if server.answered(mapped) {
+            // One observer's news is not yet a change of class: hear the others before telling anybody.
+            for server in &mut self.servers {
+                server.ask_again(now);
+            }
+        }
+        true
+    }
+
+    /// Sends what is due and publishes what is settled. Returns whether that replaced something published before: then
+    /// paths may have changed with it.
+    pub(crate) fn handle_timeout(&mut self, shared: &mut Shared, warm: bool, now: Instant) -> bool {
+        self.keep_fresh(warm, now);
+        for server in &mut self.servers {
+            server.handle_timeout(shared, now);
+        }
+        if self.servers.iter().any(Server::is_running) {
+            if self.settle_at.is_none_or(|at| now < at) {
+                return false;
+            }
+        } else {
+            self.refresh_at.get_or_insert_with(|| {
+                let answered = self.servers.iter().any(|server| server.mapped.is_some());
+                now + if answered { REFRESH } else { RETRY }
+            });
+            // Without any observer the list may still be on its way to this node.
+            if self.servers.is_empty() && self.settle_at.is_some_and(|at| now < at) {
+                return false;
+            }
+        }
+        self.settle_at = None;
+        self.publish(shared)
+    }
+
+    fn keep_fresh(&mut self, warm: bool, now: Instant) {
+        if self.refresh_at.is_some_and(|at| at <= now) {
+            self.refresh_at = None;
+            for server in &mut self.servers {
+                server.ask_again(now);
+            }
+        }
+        let translated = self
+            .servers
+            .iter_mut()
+            .find(|server| server.mapped.is_some_and(|mapped| mapped.is_ipv4()) && !server.is_running());
+        let Some(server) = translated.filter(|_| !warm) else {
+            self.warm_at = None;
+            return;
+        };
+        let due = *self.warm_at.get_or_insert(now + WARM);
+        if due <= now {
+            server.ask_again(now);
+            self.warm_at = Some(now + WARM);
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let servers = self.servers.iter().filter_map(Server::poll_timeout).min();
+        earliest([servers, self.settle_at, self.refresh_at, self.warm_at])
+    }
+
+    fn publish(&mut self, shared: &mut Shared) -> bool {
+        if self.hosts.is_empty() && self.servers.iter().all(|server| server.mapped.is_none()) {
+            return false;
+        }
+        let report = self.report();
+        shared.nat = report;
+        let candidates = self.candidates(report, shared);
+        let news = (candidates, report);
+        if self.published.as_ref() == Some(&news) {
+            return false;
+        }
+        let (candidates, report) = news.clone();
+        shared.events.push_back(Event::LocalCandidates(candidates, report));
+        self.published.replace(news).is_some()
+    }
+
+    fn report(&self) -> NatReport {
+        let own = self.host_sockets();
+        let class = |v4: bool| {
+            let observations: Vec<Observation> = self
+                .servers
+                .iter()
+                .filter(|server| server.addr.is_ipv4() == v4)
+                .filter(|server| server.mapped.is_some() || !server.is_running())
+                .map(|server| (server.addr, server.mapped))
+                .collect();
+            classify(&observations, &own)
+        };
+        let has = |v4: bool| self.hosts.iter().any(|host| host.addr().is_ipv4() == v4);
+        NatReport {
+            v4: if has(true) { class(true) } else { NatClass::Unknown },
+            v6: if has(false) { class(false) } else { NatClass::Unknown },
+        }
+    }
+
+    fn candidates(&self, report: NatReport, shared: &mut Shared) -> Vec<Candidate> {
+        let extra = self.extra.iter().copied();
+        let reflexive = self.reflexive(report).into_iter();
+        let hosts = self.host_sockets().into_iter().map(|addr| Candidate::new(CandidateKind::Host, addr));
+        let mut known = BTreeSet::new();
+        let mut candidates = Vec::new();
+        // Those that reach across networks first: a host with many interfaces must not push them out.
+        for candidate in extra.chain(reflexive).chain(hosts) {
+            if let Err(refusal) = shared.filter.check_published(candidate.addr) {
+                shared.stats.refuse(refusal);
+            } else if candidates.len() >= MAX_CANDIDATES {
+                shared.stats.refuse(crate::filter::Refusal::OverCap);
+            } else if known.insert(candidate.addr) {
+                candidates.push(candidate);
+            }
+        }
+        candidates.sort();
+        candidates
+    }
+
+    /// The mapped addresses that are none of the host's own. Behind a hard NAT the port means nothing to peers, only the
+    /// address does; there the port that was published first stays, so that no refresh makes news.
+    fn reflexive(&self, report: NatReport) -> Vec<Candidate> {
+        let own = self.host_sockets();
+        let mut found: Vec<Candidate> = Vec::new();
+        for mapped in self.servers.iter().filter_map(|server| server.mapped) {
+            if own.contains(&mapped) {
+                continue;
+            }
+            let candidate = Candidate::new(CandidateKind::ServerReflexive, mapped);
+            if !report.of(mapped.ip()).is_hard() {
+                found.push(candidate);
+            } else if !found.iter().any(|known| known.addr.ip() == mapped.ip()) {
+                found.push(self.published_at(candidate).unwrap_or(candidate));
+            }
+        }
+        found
+    }
+
+    fn published_at(&self, candidate: Candidate) -> Option<Candidate> {
+        let (published, _) = self.published.as_ref()?;
+        published.iter().find(|known| known.kind == candidate.kind && known.addr.ip() == candidate.addr.ip()).copied()
+    }
+
+    fn host_sockets(&self) -> Vec<SocketAddr> {
+        self.hosts.iter().map(|host| SocketAddr::new(host.addr().to_canonical(), self.listen_port)).collect()
+    }
+}

@@ -1,0 +1,78 @@
+//! The path engine: finds, proves, chooses and watches the way between this node and each of its peers.
+//!
+//! # The model
+//!
+//! A node has one UDP port, WireGuard's own, and everything here leaves from it: the NAT mapping that is tested is the
+//! mapping that is used. A *candidate* is an address at which a node may be reached. A *pair* is this node's port and one
+//! candidate of a peer. A pair is *proven* when a PONG answered our own PING on it, *nominated* when both sides agreed to
+//! try it, and a *path* only when an echo **through WireGuard** has come back over it. Nothing less is ever shown as
+//! direct, and whatever is not direct has a [`Reason`].
+//!
+//! The engine is sans-IO. One [`Engine`] serves all peers of a node and speaks five verbs:
+//! [`handle_input`](Engine::handle_input) takes a fact, [`handle_timeout`](Engine::handle_timeout) lets time pass,
+//! [`poll_event`](Engine::poll_event), [`poll_transmit`](Engine::poll_transmit) and [`poll_timeout`](Engine::poll_timeout)
+//! say what to do. It has no clock, no socket and no random source; the same inputs give the same outputs to the byte,
+//! which is how the simulator finds the one run in a thousand that goes wrong. After every input the shell drains
+//! events, then transmits, in that order: a handshake must be on its way before the nomination that lets the peer send.
+//!
+//! # The life of a pair of nodes
+//!
+//! 1. **Gather.** Host addresses come from the shell; STUN servers tell what the port looks like from outside and, by
+//!    comparing what they see, what kind of NAT is in the way. The result is published once and again only when its
+//!    meaning changes, because it travels through the cluster's API.
+//! 2. **Probe.** When both sides know each other's candidates, both send PINGs on all pairs at the rungs of a ladder,
+//!    dense at first. Each opens its own NAT for the other. A PING only makes its source a candidate and is answered
+//!    and probed back; a PONG to our own transaction proves the pair.
+//! 3. **Nominate.** The side with the smaller public key chooses: better [`Tier`] first, then the round-trip time, with
+//!    hysteresis. Without a path it takes the first proven pair at once, because a better one can replace it without
+//!    loss. It points WireGuard there, starts the handshake (only ever this side does: two initiations at once stall
+//!    WireGuard for seconds) and sends NOMINATE with an epoch that only grows. The other side follows if it has proof of
+//!    its own; it asks for a nomination, by the same message, when it has proof and no path.
+//! 4. **Confirm.** Echoes run through the tunnel. The first answer makes the path, 3 round trips after both sides knew
+//!    each other. None within 2 s means that the network lets probes pass and WireGuard not: back to the path before,
+//!    and this pair comes last for five minutes.
+//! 5. **Watch.** WireGuard's counters tell of traffic without cost. Sending into silence, a minute without a sign of life,
+//!    or a peer that suddenly probes elsewhere start a check: PING and echo together. Two PINGs and their echoes lost make
+//!    the path dead. The ladder starts over, the dead path itself is probed every second, the STUN servers are asked
+//!    whether this node's mapping moved, and WireGuard keeps its endpoint until something better is proven.
+//! 6. **Rest.** A quiet pair costs WireGuard's keepalive and little else, at most twelve packets a minute in all. Pairs
+//!    without success are tried again after 35 s, 90 s, 5 min, then every 15 min, and at once when anything changes.
+//!
+//! A relay will come before step 2: traffic starts there and moves at step 4. Its place is [`PathState`], between `Direct`
+//! and `Connecting`, and the moment in `path_died` when there is no other pair.
+//!
+//! # What it refuses
+//!
+//! * To send to an address that the filter names: it is asked when addresses are published, when they arrive, and before
+//!   every packet.
+//! * To flood: each unproven address has a small allowance whoever names it, each source a rate of answers, the node a
+//!   total. Answers are never larger than what they answer.
+//! * To believe: unknown key ids end before any cryptography; requests seen before, answers to nothing, stale epochs and
+//!   nominations from the wrong side are counted and dropped. WireGuard's own roaming is followed only after proof.
+//! * To grow: candidates, learned addresses, transactions, queues and tables have caps beside their definitions.
+//! * To remove what may still work.
+
+mod budget;
+mod candidate;
+mod engine;
+mod event;
+mod filter;
+mod gather;
+mod input;
+mod nat;
+mod nonces;
+mod pair;
+mod peer;
+mod shared;
+mod snapshot;
+mod stats;
+mod timer;
+
+pub use candidate::{Candidate, CandidateKind, Tier};
+pub use engine::Engine;
+pub use event::{Event, PathState, Reason, Selected, Transmit};
+pub use filter::{Forbidden, Refusal};
+pub use input::{Config, Input, PeerConfig, PeerCounters};
+pub use nat::{NatClass, NatReport};
+pub use snapshot::{PairOutcome, PairReport, PeerReport, Snapshot};
+pub use stats::Stats;

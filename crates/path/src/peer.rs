@@ -1,0 +1,268 @@
+//! Everything about one peer: its pairs, the ladder that probes them, the path in use and its health.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use wire::PublicKey;
+use wire::pair::PairKeys;
+
+use crate::candidate::{Candidate, CandidateKind, Tier};
+use crate::event::Event;
+use crate::filter::Refusal;
+use crate::gather::MAX_CANDIDATES;
+use crate::input::PeerConfig;
+use crate::pair::Pair;
+use crate::shared::Shared;
+
+mod check;
+mod counters;
+mod ladder;
+mod nominate;
+mod probing;
+mod report;
+mod trial;
+
+use check::Check;
+use counters::Traffic;
+use ladder::Ladder;
+use nominate::Nomination;
+use probing::Requests;
+use trial::Trial;
+
+/// Sources of authentic PINGs kept beyond the published candidates: a NAT that rebinds twice and a second uplink.
+const MAX_PEER_REFLEXIVE: usize = 4;
+
+/// Candidates looked at of what a peer publishes: the API's own limit, and room for what the filter refuses.
+const MAX_OFFERED: usize = 4 * MAX_CANDIDATES;
+
+/// What keeps the shortest common NAT and firewall timeout (30 s) from passing.
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(25);
+
+/// The confirmed path.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Direct {
+    pub(crate) remote: SocketAddr,
+    /// Since when the peer is direct, over whichever path.
+    since: Instant,
+}
+
+pub(crate) struct Peer {
+    pub(crate) key: PublicKey,
+    keys: PairKeys,
+    /// Whether this node chooses the path: the side with the smaller public key.
+    nominates: bool,
+    wanted: bool,
+    round: u32,
+    /// The published candidates as they came, so that a changed filter can be asked again.
+    offered: Vec<Candidate>,
+    pairs: BTreeMap<SocketAddr, Pair>,
+    requests: Requests,
+    ladder: Ladder,
+    nomination: Nomination,
+    trial: Option<Trial>,
+    check: Option<Check>,
+    direct: Option<Direct>,
+    /// The path that died last, worth trying before all others.
+    lost: Option<Lost>,
+    /// What WireGuard was told.
+    endpoint: Option<(SocketAddr, Option<Duration>)>,
+    traffic: Traffic,
+    last_switch: Option<Instant>,
+    shown: Option<report::Shown>,
+}
+
+/// A confirmed path that died.
+#[derive(Debug, Clone, Copy)]
+struct Lost {
+    remote: SocketAddr,
+    at: Instant,
+    probe_at: Instant,
+}
+
+impl Peer {
+    pub(crate) fn new(key: PublicKey, keys: PairKeys, nominates: bool, shared: &mut Shared, now: Instant) -> Self {
+        Self {
+            key,
+            keys,
+            nominates,
+            wanted: false,
+            round: 0,
+            offered: Vec::new(),
+            pairs: BTreeMap::new(),
+            requests: Requests::default(),
+            ladder: Ladder::idle(now),
+            nomination: Nomination::default(),
+            trial: None,
+            check: None,
+            direct: None,
+            lost: None,
+            endpoint: None,
+            traffic: Traffic::new(shared.nonces.token(), now),
+            last_switch: None,
+            shown: None,
+        }
+    }
+
+    pub(crate) fn receive_id(&self) -> wire::pair::KeyId {
+        self.keys.receive_id()
+    }
+
+    /// Takes in what the directory says.
+    pub(crate) fn configure(&mut self, config: &PeerConfig, shared: &mut Shared, now: Instant) {
+        let offered = &config.candidates[..config.candidates.len().min(MAX_OFFERED)];
+        for _ in offered.len()..config.candidates.len() {
+            shared.stats.refuse(Refusal::OverCap);
+        }
+        let changed = self.offered != offered || self.round != config.round;
+        let wanted_now = config.wanted && !self.wanted;
+        self.wanted = config.wanted;
+        self.round = config.round;
+        if changed {
+            self.offered = offered.to_vec();
+            self.rebuild_pairs(shared, now);
+        }
+        if changed || wanted_now {
+            self.start_over(shared, now);
+            self.start_check(shared, now);
+        }
+        self.refresh_keepalive(shared, now);
+    }
+
+    /// Whatever was learned of paths may be wrong now: this node's network or addresses changed.
+    pub(crate) fn local_change(&mut self, shared: &mut Shared, now: Instant) {
+        self.rebuild_pairs(shared, now);
+        self.start_over(shared, now);
+        self.start_check(shared, now);
+        self.refresh_keepalive(shared, now);
+    }
+
+    fn start_over(&mut self, shared: &mut Shared, now: Instant) {
+        for pair in self.pairs.values_mut() {
+            pair.forgive();
+        }
+        self.nomination.reset_retries();
+        if self.wanted {
+            self.ladder.reset(now);
+            self.climb(shared, now);
+        }
+    }
+
+    /// Makes the table of pairs fit the candidates, keeping what is proven, in use, or learned from the peer's probes.
+    fn rebuild_pairs(&mut self, shared: &mut Shared, now: Instant) {
+        let accepted = accept(&self.offered, shared);
+        let in_use = [
+            self.direct.map(|direct| direct.remote),
+            self.trial.as_ref().map(|trial| trial.remote),
+            self.lost.map(|lost| lost.remote),
+        ];
+        self.pairs.retain(|remote, pair| {
+            shared.filter.check_remote(*remote).is_ok()
+                && (pair.kind == CandidateKind::PeerReflexive
+                    || in_use.contains(&Some(*remote))
+                    || accepted.iter().any(|known| known.addr == *remote))
+        });
+        for candidate in accepted {
+            self.pairs.entry(candidate.addr).or_insert_with(|| Pair::new(candidate.kind, Tier::Ipv4, now)).kind =
+                candidate.kind;
+        }
+        for (remote, pair) in &mut self.pairs {
+            pair.tier = Tier::of(remote.ip(), &shared.hosts);
+        }
+        self.leave_forbidden(shared);
+    }
+
+    /// Gives up whatever is in use and has become forbidden.
+    fn leave_forbidden(&mut self, shared: &mut Shared) {
+        let gone = |remote: SocketAddr| !self.pairs.contains_key(&remote);
+        self.direct = self.direct.filter(|direct| !gone(direct.remote));
+        self.lost = self.lost.filter(|lost| !gone(lost.remote));
+        if self.trial.as_ref().is_some_and(|trial| gone(trial.remote)) {
+            self.trial = None;
+        }
+        let endpoint = self.endpoint.map(|(remote, _)| remote);
+        if endpoint.is_some_and(|remote| shared.filter.check_remote(remote).is_err()) {
+            self.endpoint = None;
+            let peer = self.key;
+            shared.events.push_back(Event::ClearEndpoint { peer });
+        }
+    }
+
+    /// Makes a pair of an address that the peer was seen at, if there is room.
+    fn learn(&mut self, remote: SocketAddr, shared: &mut Shared, now: Instant) -> bool {
+        if self.pairs.contains_key(&remote) {
+            return true;
+        }
+        if let Err(refusal) = shared.filter.check_remote(remote) {
+            shared.stats.refuse(refusal);
+            return false;
+        }
+        let learned = |pair: &Pair| pair.kind == CandidateKind::PeerReflexive;
+        if self.pairs.values().filter(|pair| learned(pair)).count() >= MAX_PEER_REFLEXIVE {
+            let used = self.direct.map(|direct| direct.remote);
+            let tried = self.trial.as_ref().map(|trial| trial.remote);
+            let oldest = self
+                .pairs
+                .iter()
+                .filter(|(addr, pair)| {
+                    learned(pair) && !pair.is_proven(now) && Some(**addr) != used && Some(**addr) != tried
+                })
+                .min_by_key(|(_, pair)| pair.born)
+                .map(|(addr, _)| *addr);
+            let Some(oldest) = oldest else {
+                shared.stats.refuse(Refusal::OverCap);
+                return false;
+            };
+            self.pairs.remove(&oldest);
+        }
+        let tier = Tier::of(remote.ip(), &shared.hosts);
+        self.pairs.insert(remote, Pair::new(CandidateKind::PeerReflexive, tier, now));
+        true
+    }
+
+    /// Points WireGuard at an address.
+    fn set_endpoint(&mut self, remote: SocketAddr, shared: &mut Shared, now: Instant) {
+        let wanted = (remote, self.keepalive());
+        if self.endpoint == Some(wanted) {
+            return;
+        }
+        if self.endpoint.is_none_or(|(old, _)| old != remote) {
+            self.traffic.endpoint_set(now);
+        }
+        self.endpoint = Some(wanted);
+        shared.events.push_back(Event::SetEndpoint { peer: self.key, endpoint: remote, keepalive: wanted.1 });
+    }
+
+    fn refresh_keepalive(&mut self, shared: &mut Shared, now: Instant) {
+        if let Some((remote, _)) = self.endpoint {
+            self.set_endpoint(remote, shared, now);
+        }
+    }
+
+    /// A keepalive on every wanted pair. The absence of a NAT is visible from outside, that of a stateful firewall is
+    /// not, and an idle session through one dies without.
+    fn keepalive(&self) -> Option<Duration> {
+        self.wanted.then_some(KEEPALIVE)
+    }
+
+    /// Whether this node's NAT mapping is held open by traffic to the peer.
+    pub(crate) fn holds_mapping(&self) -> bool {
+        self.wanted && self.direct.is_some_and(|direct| direct.remote.is_ipv4() && !direct.remote.ip().is_loopback())
+    }
+}
+
+/// The candidates of a peer that may be dialled, counted by reason where not.
+fn accept(offered: &[Candidate], shared: &mut Shared) -> Vec<Candidate> {
+    let mut accepted: Vec<Candidate> = Vec::new();
+    for candidate in offered {
+        let candidate = Candidate::new(candidate.kind, candidate.addr);
+        if let Err(refusal) = shared.filter.check_remote(candidate.addr) {
+            shared.stats.refuse(refusal);
+        } else if accepted.len() >= MAX_CANDIDATES {
+            shared.stats.refuse(Refusal::OverCap);
+        } else if !accepted.iter().any(|known| known.addr == candidate.addr) {
+            accepted.push(candidate);
+        }
+    }
+    accepted
+}

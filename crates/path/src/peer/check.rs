@@ -1,0 +1,130 @@
+//! Suspicion: does the path in use still carry probes and data?
+
+use std::time::{Duration, Instant};
+
+use super::Peer;
+use crate::event::Event;
+use crate::shared::Shared;
+use crate::timer::earliest;
+
+/// The least time that a PONG gets, and the multiple of the round-trip time otherwise.
+const PONG_TIMEOUT: Duration = Duration::from_millis(200);
+/// PINGs without an answer after which the path is dead.
+const MAX_MISSED: u8 = 2;
+/// Echoes through the tunnel, in milliseconds.
+const ECHO_AT: [u64; 4] = [0, 200, 500, 1000];
+/// When a path that carries probes gets a new handshake: the peer's device may have lost the session.
+const HANDSHAKE: Duration = Duration::from_millis(500);
+/// Without an echo for this long, the path carries probes only.
+const CONFIRM: Duration = Duration::from_secs(2);
+/// Between two checks: one-way traffic looks like silence all the time.
+const MIN_GAP: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Check {
+    started: Instant,
+    pub(super) ponged: bool,
+    pings: u8,
+    ping_due: Instant,
+    token: u64,
+    echoes: usize,
+    /// When to start a handshake if only probes pass; `None` once that is done.
+    handshake_due: Option<Instant>,
+}
+
+impl Check {
+    fn echo_due(&self) -> Option<Instant> {
+        let offset = ECHO_AT.get(self.echoes)?;
+        Some(self.started + Duration::from_millis(*offset))
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        earliest([
+            (!self.ponged).then_some(self.ping_due),
+            self.echo_due(),
+            self.handshake_due.filter(|_| self.ponged),
+            Some(self.started + CONFIRM),
+        ])
+    }
+}
+
+impl Peer {
+    /// Checks the path in use, unless that is being done, was just done, or a trial will tell anyway.
+    pub(super) fn start_check(&mut self, shared: &mut Shared, now: Instant) {
+        let recent = self.traffic.checked.is_some_and(|at| now.saturating_duration_since(at) < MIN_GAP);
+        if self.direct.is_none() || self.check.is_some() || self.trial.is_some() || recent {
+            return;
+        }
+        self.traffic.checked = Some(now);
+        // Only the nominator initiates, except when it does not seem to notice.
+        let patience = if self.nominates { HANDSHAKE } else { HANDSHAKE * 3 };
+        self.check = Some(Check {
+            started: now,
+            ponged: false,
+            pings: 0,
+            ping_due: now,
+            token: shared.nonces.token(),
+            echoes: 0,
+            handshake_due: Some(now + patience),
+        });
+        self.drive_check(shared, now);
+    }
+
+    pub(super) fn drive_check(&mut self, shared: &mut Shared, now: Instant) {
+        let (Some(check), Some(direct)) = (&mut self.check, self.direct) else {
+            self.check = None;
+            return;
+        };
+        let peer = self.key;
+        if check.echo_due().is_some_and(|due| due <= now) {
+            check.echoes += 1;
+            let token = check.token;
+            shared.events.push_back(Event::SendEcho { peer, token });
+        }
+        if check.started + CONFIRM <= now {
+            return self.check_failed(shared, now);
+        }
+        if check.ponged {
+            if check.handshake_due.take_if(|due| *due <= now).is_some() {
+                shared.events.push_back(Event::StartHandshake { peer });
+            }
+            return;
+        }
+        if now < check.ping_due {
+            return;
+        }
+        if check.pings >= MAX_MISSED {
+            return self.path_died(shared, now);
+        }
+        let rtt = self.pairs.get(&direct.remote).and_then(|pair| pair.rtt);
+        check.pings += 1;
+        check.ping_due = now + PONG_TIMEOUT.max(rtt.unwrap_or_default() * 2);
+        let others = check.pings > 1;
+        self.ping(direct.remote, shared, now);
+        if others {
+            shared.doubts_mapping = true;
+            // The ways out should be proven by the time that they are needed.
+            self.ping_others(direct.remote, shared, now);
+        }
+    }
+
+    /// The echo of a check came back.
+    pub(super) fn check_echoed(&mut self, token: u64) {
+        self.check.take_if(|check| check.token == token);
+    }
+
+    /// Data arrived on its own. A silent agent does not make a dead path.
+    pub(super) fn check_overtaken(&mut self) {
+        self.check = None;
+    }
+
+    fn check_failed(&mut self, shared: &mut Shared, now: Instant) {
+        if let Some(direct) = self.direct
+            && let Some(pair) = self.pairs.get_mut(&direct.remote)
+        {
+            shared.stats.data_blocked += 1;
+            pair.penalise(now);
+        }
+        self.path_died(shared, now);
+    }
+}

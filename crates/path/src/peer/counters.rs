@@ -1,0 +1,224 @@
+//! What WireGuard's counters say: traffic, silence, roaming.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::{Direct, Peer};
+use crate::candidate::canonical;
+use crate::event::Event;
+use crate::input::PeerCounters;
+use crate::pair::Pair;
+use crate::shared::Shared;
+use crate::timer::earliest;
+
+/// Silence that is suspicious while sending, unless three round trips are longer.
+const SILENCE: Duration = Duration::from_millis(300);
+/// A keepalive is this long; what is longer carries something that deserves an answer.
+const KEEPALIVE_BYTES: u64 = 32;
+/// Without any sign of life for this long, an idle path is checked. Two missed keepalives of the peer come first.
+const IDLE_CHECK: Duration = Duration::from_secs(60);
+/// The checks of both sides differ by up to this, so that the first one serves both.
+const IDLE_SPREAD_MS: u64 = 10_000;
+/// A report of the device may still show the endpoint from before a change.
+const ENDPOINT_LAG: Duration = Duration::from_secs(1);
+/// How long an echo request from the peer shows that there is a session.
+const SESSION_MEMORY: Duration = Duration::from_secs(2);
+/// Between two corrections of an endpoint that roams into forbidden networks.
+const PUT_BACK_GAP: Duration = Duration::from_secs(5);
+/// How long after the last traffic a pair counts as busy.
+const BUSY: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Traffic {
+    rx: Option<u64>,
+    tx: u64,
+    /// Bytes sent since something was last received, and when that became more than keepalives.
+    unanswered: u64,
+    unanswered_since: Option<Instant>,
+    alive: Instant,
+    idle_after: Duration,
+    pub(super) checked: Option<Instant>,
+    busy: Option<Instant>,
+    /// Where WireGuard went on its own, until this side has proof.
+    roamed: Option<SocketAddr>,
+    endpoint_set: Option<Instant>,
+    /// When the peer last said something through the tunnel.
+    session: Option<Instant>,
+    put_back: Option<Instant>,
+}
+
+impl Traffic {
+    pub(super) fn new(spread: u64, now: Instant) -> Self {
+        Self {
+            rx: None,
+            tx: 0,
+            unanswered: 0,
+            unanswered_since: None,
+            alive: now,
+            idle_after: IDLE_CHECK + Duration::from_millis(spread % IDLE_SPREAD_MS),
+            checked: None,
+            busy: None,
+            roamed: None,
+            endpoint_set: None,
+            session: None,
+            put_back: None,
+        }
+    }
+
+    /// An authentic packet arrived on the path in use.
+    pub(super) fn alive(&mut self, now: Instant) {
+        self.alive = now;
+    }
+
+    pub(super) fn endpoint_set(&mut self, now: Instant) {
+        self.endpoint_set = Some(now);
+        self.roamed = None;
+    }
+
+    pub(super) fn session_seen(&mut self, now: Instant) {
+        self.session = Some(now);
+    }
+
+    /// Whether the tunnel was open a moment ago, so that data can be sent without a handshake.
+    pub(super) fn has_session(&self, now: Instant) -> bool {
+        self.session.is_some_and(|at| now.saturating_duration_since(at) < SESSION_MEMORY)
+    }
+
+    pub(super) fn is_busy(&self, now: Instant) -> bool {
+        self.busy.is_some_and(|at| now.saturating_duration_since(at) < BUSY)
+    }
+
+    fn silence_due(&self, rtt: Option<Duration>) -> Option<Instant> {
+        let patience = SILENCE.max(rtt.unwrap_or_default() * 3);
+        Some(self.unanswered_since? + patience)
+    }
+
+    /// Takes new numbers. Returns whether data came in.
+    fn update(&mut self, counters: &PeerCounters, now: Instant) -> bool {
+        let (rx, tx) = (counters.rx_bytes, counters.tx_bytes);
+        let Some(old) = self.rx.replace(rx).filter(|old| rx >= *old && tx >= self.tx) else {
+            self.tx = tx;
+            return false;
+        };
+        let received = rx - old;
+        let sent = tx - std::mem::replace(&mut self.tx, tx);
+        if received > KEEPALIVE_BYTES || sent > KEEPALIVE_BYTES {
+            self.busy = Some(now);
+        }
+        if received > 0 {
+            self.alive = now;
+            self.unanswered = 0;
+            self.unanswered_since = None;
+        } else if sent > 0 {
+            self.unanswered = self.unanswered.saturating_add(sent);
+            if self.unanswered > KEEPALIVE_BYTES {
+                self.unanswered_since.get_or_insert(now);
+            }
+        }
+        received > KEEPALIVE_BYTES
+    }
+}
+
+impl Peer {
+    pub(crate) fn is_busy(&self, now: Instant) -> bool {
+        self.traffic.is_busy(now)
+    }
+
+    pub(crate) fn on_counters(&mut self, counters: &PeerCounters, shared: &mut Shared, now: Instant) {
+        if self.traffic.update(counters, now) {
+            self.check_overtaken();
+        }
+        if let Some(endpoint) = counters.endpoint.map(canonical) {
+            self.on_device_endpoint(endpoint, shared, now);
+        }
+    }
+
+    /// When silence or idleness becomes a reason to look.
+    pub(super) fn suspicion_due(&self) -> Option<Instant> {
+        let direct = self.direct?;
+        if self.check.is_some() || self.trial.is_some() {
+            return None;
+        }
+        let rtt = self.pairs.get(&direct.remote).and_then(|pair| pair.rtt);
+        let idle = self.wanted.then_some(self.traffic.alive + self.traffic.idle_after);
+        let due = earliest([self.traffic.silence_due(rtt), idle])?;
+        // Not sooner than a new check is possible, or the timer would spin.
+        let possible = self.traffic.checked.map_or(due, |at| at + Duration::from_secs(1));
+        Some(due.max(possible))
+    }
+
+    pub(super) fn drive_suspicion(&mut self, shared: &mut Shared, now: Instant) {
+        if self.suspicion_due().is_some_and(|due| due <= now) {
+            self.start_check(shared, now);
+        }
+    }
+
+    /// WireGuard follows authenticated packets. That is observed, verified, and undone only if it leads into the mesh.
+    fn on_device_endpoint(&mut self, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
+        let lags = self.traffic.endpoint_set.is_some_and(|at| now.saturating_duration_since(at) < ENDPOINT_LAG);
+        let told = self.endpoint.map(|(remote, _)| remote);
+        if lags || self.trial.is_some() || told == Some(endpoint) {
+            return;
+        }
+        if shared.filter.check_remote(endpoint).is_err() {
+            return self.put_back(shared, now);
+        }
+        if !self.learn(endpoint, shared, now) {
+            return;
+        }
+        if self.pairs.get(&endpoint).is_some_and(|pair| pair.is_proven(now)) {
+            self.traffic.roamed = Some(endpoint);
+            self.adopt_roamed(endpoint, shared, now);
+        } else if self.traffic.roamed != Some(endpoint) || self.direct.is_some() {
+            self.traffic.roamed = Some(endpoint);
+            self.ping(endpoint, shared, now);
+        }
+    }
+
+    fn put_back(&mut self, shared: &mut Shared, now: Instant) {
+        let recent = self.traffic.put_back.is_some_and(|at| now.saturating_duration_since(at) < PUT_BACK_GAP);
+        if recent {
+            return;
+        }
+        self.traffic.put_back = Some(now);
+        shared.stats.put_back += 1;
+        let peer = self.key;
+        match self.endpoint.take() {
+            Some((remote, _)) => self.set_endpoint(remote, shared, now),
+            None => shared.events.push_back(Event::ClearEndpoint { peer }),
+        }
+    }
+
+    /// The address that WireGuard roamed to is proven: it is the path now, and the echo has to confirm it.
+    pub(super) fn adopt_roamed(&mut self, from: SocketAddr, shared: &mut Shared, now: Instant) {
+        if self.traffic.roamed != Some(from) || self.trial.is_some() {
+            return;
+        }
+        let Some(direct) = self.direct else {
+            return;
+        };
+        self.traffic.roamed = None;
+        if direct.remote == from {
+            return;
+        }
+        self.direct = Some(Direct { remote: from, since: direct.since });
+        self.last_switch = Some(now);
+        self.set_endpoint(from, shared, now);
+        self.check = None;
+        self.traffic.checked = None;
+        self.start_check(shared, now);
+    }
+
+    /// Probes every pair but one.
+    pub(super) fn ping_others(&mut self, except: SocketAddr, shared: &mut Shared, now: Instant) {
+        let others: Vec<SocketAddr> = self
+            .pairs
+            .iter()
+            .filter(|(remote, pair): &(&SocketAddr, &Pair)| **remote != except && !pair.is_penalised(now))
+            .map(|(remote, _)| *remote)
+            .collect();
+        for remote in others {
+            self.ping(remote, shared, now);
+        }
+    }
+}

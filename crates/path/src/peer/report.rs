@@ -1,0 +1,134 @@
+//! What is shown of a peer, and never more than is proven.
+
+use std::time::{Duration, Instant};
+
+use super::Peer;
+use crate::event::{Event, PathState, Reason, Selected};
+use crate::shared::Shared;
+use crate::snapshot::{PairOutcome, PairReport, PeerReport};
+use crate::timer::earliest;
+
+/// For so long a path that died is reported as being rebuilt.
+const RECONNECTING: Duration = Duration::from_secs(5);
+
+/// The state last shown, and since when.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shown {
+    state: PathState,
+    since: Instant,
+}
+
+impl Peer {
+    /// Everything that is due.
+    pub(crate) fn handle_timeout(&mut self, shared: &mut Shared, now: Instant) {
+        self.climb(shared, now);
+        self.drive_trial(shared, now);
+        self.drive_check(shared, now);
+        self.drive_retry(shared, now);
+        self.drive_lost(shared, now);
+        self.drive_suspicion(shared, now);
+    }
+
+    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let ladder = self.wanted.then(|| self.ladder.poll_timeout()).flatten();
+        let trial = self.trial.as_ref().and_then(super::Trial::poll_timeout);
+        let check = self.check.as_ref().and_then(super::Check::poll_timeout);
+        let lost = self.lost.map(|lost| lost.probe_at);
+        let news = self.lost.map(|lost| lost.at + RECONNECTING).filter(|at| now < *at);
+        earliest([ladder, trial, check, lost, news, self.nomination.poll_timeout(), self.suspicion_due()])
+    }
+
+    /// Tells the shell if the state is news.
+    pub(crate) fn show(&mut self, shared: &mut Shared, now: Instant) {
+        let state = self.state(shared, now);
+        if self.shown.is_some_and(|shown| shown.state.same_news(&state)) {
+            return;
+        }
+        self.shown = Some(Shown { state, since: now });
+        let peer = self.key;
+        shared.events.push_back(Event::PathChanged { peer, state });
+    }
+
+    fn state(&self, shared: &Shared, now: Instant) -> PathState {
+        if let Some(direct) = self.direct
+            && let Some(pair) = self.pairs.get(&direct.remote)
+        {
+            return PathState::Direct {
+                pair: Selected { remote: direct.remote, kind: pair.kind, tier: pair.tier },
+                rtt: pair.rtt.unwrap_or_default(),
+                since: direct.since,
+            };
+        }
+        let trying = self.trial.as_ref().is_some_and(|trial| !trial.quiet);
+        let probing = self.wanted && self.ladder.is_fresh() && !self.pairs.is_empty();
+        let rebuilding = self.lost.is_some_and(|lost| now.saturating_duration_since(lost.at) < RECONNECTING);
+        let blocked = self.pairs.values().any(|pair| pair.is_penalised(now));
+        if trying || ((probing || rebuilding) && !blocked) {
+            return PathState::Connecting;
+        }
+        PathState::Down { reason: self.reason(shared, now) }
+    }
+
+    fn reason(&self, shared: &Shared, now: Instant) -> Reason {
+        let any = |what: fn(&crate::pair::Pair) -> bool| self.pairs.values().any(what);
+        let all_nat = |what: fn(crate::nat::NatClass) -> bool| {
+            !self.pairs.is_empty() && self.pairs.keys().all(|addr| what(shared.nat.of(addr.ip())))
+        };
+        if self.pairs.values().any(|pair| pair.is_penalised(now)) {
+            Reason::DataBlocked
+        } else if self.pairs.is_empty() {
+            Reason::NoCandidates
+        } else if !any(|pair| pair.sent > 0 || pair.withheld > 0) {
+            Reason::NotTriedYet
+        } else if self.lost.is_some() {
+            Reason::PeerDown
+        } else if all_nat(|class| class == crate::nat::NatClass::Blocked) {
+            Reason::UdpBlocked
+        } else if any(|pair| pair.heard > 0) && !any(|pair| pair.pongs > 0) {
+            Reason::HostFirewall
+        } else if all_nat(crate::nat::NatClass::is_hard) {
+            Reason::HardNat
+        } else if !any(|pair| pair.sent > 0) {
+            Reason::Budget
+        } else {
+            Reason::NoAnswer
+        }
+    }
+
+    pub(crate) fn report(&self, shared: &Shared, now: Instant) -> PeerReport {
+        let selected = self.direct.map(|direct| direct.remote);
+        let pairs = self
+            .pairs
+            .iter()
+            .map(|(remote, pair)| PairReport {
+                remote: *remote,
+                kind: pair.kind,
+                tier: pair.tier,
+                sent: pair.sent,
+                answered: pair.pongs,
+                heard: pair.heard,
+                rtt: pair.rtt,
+                outcome: if selected == Some(*remote) {
+                    PairOutcome::Selected
+                } else if pair.is_penalised(now) {
+                    PairOutcome::DataBlocked
+                } else if pair.is_proven(now) {
+                    PairOutcome::Proven
+                } else if pair.sent == 0 {
+                    PairOutcome::NotTried
+                } else {
+                    PairOutcome::NoAnswer
+                },
+            })
+            .collect();
+        PeerReport {
+            state: self.state(shared, now),
+            since: self.shown.map(|shown| shown.since),
+            nominates: self.nominates,
+            wanted: self.wanted,
+            endpoint: self.endpoint.map(|(remote, _)| remote),
+            last_switch: self.last_switch,
+            pairs,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The whole state in plain values, for `status`, `why` and tests.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use wire::PublicKey;
+
+use crate::candidate::{CandidateKind, Tier};
+use crate::event::PathState;
+use crate::nat::NatReport;
+
+/// Everything there is to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What this node's NATs are.
+    pub nat: NatReport,
+    /// Every peer.
+    pub peers: BTreeMap<PublicKey, PeerReport>,
+}
+
+/// How one peer is reached, and what was tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerReport {
+    /// The state, with the reason if it is not direct.
+    pub state: PathState,
+    /// Since when it is shown.
+    pub since: Option<Instant>,
+    /// Whether this node chooses the path of the pair.
+    pub nominates: bool,
+    /// Whether this node wants a path.
+    pub wanted: bool,
+    /// Where WireGuard was pointed.
+    pub endpoint: Option<SocketAddr>,
+    /// When the path in use last became another one.
+    pub last_switch: Option<Instant>,
+    /// The pairs, by address.
+    pub pairs: Vec<PairReport>,
+}
+
+/// What became of one pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PairReport {
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// How it became known.
+    pub kind: CandidateKind,
+    /// The class of the path.
+    pub tier: Tier,
+    /// PINGs sent there.
+    pub sent: u32,
+    /// PONGs received from there.
+    pub answered: u32,
+    /// The peer's PINGs that came from there.
+    pub heard: u32,
+    /// Smoothed round-trip time.
+    pub rtt: Option<Duration>,
+    /// The result so far.
+    pub outcome: PairOutcome,
+}
+
+/// The result of probing a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PairOutcome {
+    /// The path in use.
+    Selected,
+    /// Works, and something better is in use.
+    Proven,
+    /// Carries probes and not WireGuard.
+    DataBlocked,
+    /// Nothing came back.
+    NoAnswer,
+    /// Nothing was sent.
+    NotTried,
+}
+
+impl PairOutcome {
+    /// The name that users see.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Selected => "selected",
+            Self::Proven => "proven",
+            Self::DataBlocked => "data blocked",
+            Self::NoAnswer => "no answer",
+            Self::NotTried => "not tried",
+        }
+    }
+}
