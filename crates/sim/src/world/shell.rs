@@ -1,0 +1,155 @@
+//! What an agent's shell does: it carries out what the engine says, and tells it what the device says.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use path::{Engine, Event, Input, PathState};
+use wire::PublicKey;
+
+use super::World;
+use crate::device::Output;
+use crate::internet::Hop;
+use crate::packet::{Inner, Packet, Payload};
+
+/// Turns of one node at one instant. More means that a timer never advances.
+const MAX_TURNS: usize = 10_000;
+
+impl World {
+    /// Lets a node do everything that it has to do now.
+    pub(super) fn drive(&mut self, node: usize) {
+        let instant = self.instant();
+        for turn in 0.. {
+            assert!(turn < MAX_TURNS, "n{node} spins at {:?}: {:?}", self.now, self.wake_reason(node));
+            let now = self.now;
+            let machine = &mut self.nodes[node];
+            if !machine.powered {
+                return;
+            }
+            machine.device.handle_timeout(&mut self.random, now);
+            if let Some(engine) = &mut machine.engine {
+                if machine.counted + engine.counters_interval() <= now {
+                    machine.counted = now;
+                    engine.handle_input(Input::Counters(machine.device.counters(now)), instant);
+                }
+                engine.handle_timeout(instant);
+                while let Some(event) = self.nodes[node].engine.as_mut().and_then(Engine::poll_event) {
+                    self.handle_event(node, event);
+                }
+                self.device_outputs(node);
+                while let Some(out) = self.nodes[node].engine.as_mut().and_then(Engine::poll_transmit) {
+                    self.send(node, out.remote, out.local, Payload::Plain(out.payload));
+                }
+            } else {
+                self.device_outputs(node);
+            }
+            if self.wake_of(&self.nodes[node]).is_none_or(|at| at > self.now) {
+                return;
+            }
+        }
+    }
+
+    fn wake_reason(&self, node: usize) -> String {
+        let machine = &self.nodes[node];
+        let engine = machine.engine.as_ref().and_then(Engine::poll_timeout);
+        let at = engine.map(|(at, why)| (at.duration_since(self.epoch), why));
+        format!("engine {at:?}, device {:?}", machine.device.poll_timeout())
+    }
+
+    fn handle_event(&mut self, node: usize, event: Event) {
+        let now = self.now;
+        let machine = &mut self.nodes[node];
+        match event {
+            Event::LocalCandidates(candidates, report) => {
+                self.note(&format!("n{node} publishes {candidates:?} {report:?}"));
+                let machine = &mut self.nodes[node];
+                machine.published = Some((candidates, report));
+                machine.publications += 1;
+                self.distribute(node);
+            }
+            Event::SetEndpoint { peer, endpoint, keepalive } => {
+                machine.device.set_endpoint(&peer, Some(endpoint), keepalive);
+                self.note(&format!("n{node} endpoint {} {endpoint}", self.name(&peer)));
+            }
+            Event::ClearEndpoint { peer } => machine.device.set_endpoint(&peer, None, None),
+            Event::StartHandshake { peer } => {
+                machine.device.start_handshake(&peer, &mut self.random, now);
+            }
+            Event::SendEcho { peer, token } => {
+                machine.device.send(&peer, Inner::EchoRequest(token), &mut self.random, now);
+            }
+            Event::PathChanged { peer, state } => {
+                let ledger = machine.ledger.entry(peer).or_default();
+                ledger.state = Some((now, state));
+                ledger.changes += 1;
+                if matches!(state, PathState::Direct { .. }) {
+                    ledger.first_direct.get_or_insert(now);
+                }
+                let text = shown(&state);
+                self.note(&format!("n{node} shows {} {text}", self.name(&peer)));
+            }
+        }
+    }
+
+    fn device_outputs(&mut self, node: usize) {
+        let instant = self.instant();
+        loop {
+            let outputs = self.nodes[node].device.take_outputs();
+            if outputs.is_empty() {
+                return;
+            }
+            for output in outputs {
+                match output {
+                    Output::Transmit(remote, message) => {
+                        self.send(node, remote, None, Payload::WireGuard(message));
+                    }
+                    Output::Received(peer, inner) => self.received(node, peer, inner, instant),
+                }
+            }
+        }
+    }
+
+    /// A packet came out of a node's tunnel.
+    fn received(&mut self, node: usize, peer: PublicKey, inner: Inner, instant: Instant) {
+        let now = self.now;
+        let machine = &mut self.nodes[node];
+        let input = match inner {
+            Inner::Keepalive => return,
+            Inner::Ping(sent) => {
+                return machine.device.send(&peer, Inner::Pong(sent), &mut self.random, now);
+            }
+            Inner::Pong(_) => return machine.ledger.entry(peer).or_default().pong(now),
+            // Only a running agent answers, or hears an answer.
+            Inner::EchoRequest(token) if machine.engine.is_some() => {
+                machine.device.send(&peer, Inner::EchoReply(token), &mut self.random, now);
+                Input::EchoRequest { peer }
+            }
+            Inner::EchoRequest(_) => return,
+            Inner::EchoReply(token) => Input::EchoReply { peer, token },
+        };
+        if let Some(engine) = &mut machine.engine {
+            engine.handle_input(input, instant);
+        }
+    }
+
+    fn send(&mut self, node: usize, remote: SocketAddr, local: Option<IpAddr>, payload: Payload) {
+        let machine = &self.nodes[node];
+        let Some(own) = machine.socket(remote.ip()) else {
+            return;
+        };
+        let src = SocketAddr::new(local.unwrap_or(own.ip()), own.port());
+        let text = format!("n{node} > {remote} {}", self.describe(&payload));
+        self.trace.note(self.now, &text);
+        self.judge_packet(node, remote, &payload);
+        let hop = Hop::new(self.nodes[node].realm, Packet { src, dst: remote, payload });
+        self.travel_soon(hop);
+    }
+}
+
+/// A state without what depends on the clock of the machine that simulates.
+fn shown(state: &PathState) -> String {
+    match state {
+        PathState::Direct { pair, .. } => format!("direct {} {}", pair.remote, pair.kind.as_str()),
+        PathState::Connecting => "connecting".to_owned(),
+        PathState::Down { reason } => format!("down {}", reason.as_str()),
+    }
+}

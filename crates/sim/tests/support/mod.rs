@@ -1,0 +1,55 @@
+//! What the scenarios share.
+#![allow(dead_code)]
+
+use std::time::Duration;
+
+use path::PathState;
+use sim::{Site, Weather, World};
+
+/// The weather of the goals: a round trip of 40 ms and nothing lost.
+pub const RTT_40: Weather = Weather { delay: Duration::from_millis(20), jitter: Duration::ZERO, loss: 0 };
+
+/// Two nodes that start together and whose users ping each other from the first instant.
+pub fn pair(seed: u64, a: Site, b: Site) -> World {
+    let mut world = quiet_pair(seed, a, b);
+    world.set_pinging(0, 1, true);
+    world.set_pinging(1, 0, true);
+    world
+}
+
+/// Two nodes that start together and have nothing to say.
+pub fn quiet_pair(seed: u64, a: Site, b: Site) -> World {
+    let mut world = World::new(seed, RTT_40);
+    let nodes = [world.add_node(a), world.add_node(b)];
+    start(&mut world, &nodes);
+    world
+}
+
+/// Starts agents at once.
+pub fn start(world: &mut World, nodes: &[usize]) {
+    for node in nodes {
+        world.start_after(*node, Duration::ZERO);
+    }
+}
+
+/// When both of two nodes knew each other.
+pub fn known(world: &World) -> Duration {
+    let known = |node: usize, peer: usize| {
+        let ledger = &world.nodes[node].ledger[&world.nodes[peer].key];
+        ledger.known.expect("the node knows its peer")
+    };
+    known(0, 1).max(known(1, 0))
+}
+
+/// One node's view of another.
+pub struct Cell(Option<PathState>);
+
+impl Cell {
+    pub fn is_direct(&self) -> bool {
+        matches!(self.0, Some(PathState::Direct { .. }))
+    }
+}
+
+pub fn cell(world: &World, node: usize, peer: usize) -> Cell {
+    Cell(world.nodes[node].state(&world.nodes[peer].key))
+}
