@@ -1,0 +1,86 @@
+//! One peer: the Noise core, where its packets go, and when it has to be looked at next.
+//!
+//! `gotatun`'s `Tunn` stamps everything with the time of its last `update_timers`, and tells nobody
+//! when the next one is due. So it is polled before it is used, unless that was just done, and
+//! [`Peer::due`] is an instant by which no timer of WireGuard can have been missed by more than
+//! [`ACTIVE`].
+
+mod state;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use gotatun::packet::Packet;
+use parking_lot::{Mutex, MutexGuard};
+use wire::key::PublicKey;
+
+pub(super) use state::{Opened, PeerState};
+
+/// How often a peer with recent data is polled: its timers are 5 to 180 s long.
+const ACTIVE: Duration = Duration::from_secs(1);
+
+/// A peer of the device.
+pub(super) struct Peer {
+    pub(super) key: PublicKey,
+    state: Mutex<PeerState>,
+    /// Milliseconds on the device's clock.
+    due: AtomicU64,
+}
+
+/// What is to be done after a peer's state has changed.
+#[derive(Default)]
+pub(super) struct Outbox {
+    /// Messages for its endpoint.
+    pub(super) packets: Vec<Packet>,
+    /// Receiver indexes that from now on mean this peer.
+    pub(super) indexes: Vec<u32>,
+}
+
+/// Milliseconds since the device was made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock(Instant);
+
+impl Clock {
+    pub(super) fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Rounded up, so that whoever sleeps until then finds the time has come.
+    pub(super) fn millis(&self, at: Instant) -> u64 {
+        let micros = at.saturating_duration_since(self.0).as_micros();
+        u64::try_from(micros.div_ceil(1000)).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn instant(&self, millis: u64) -> Instant {
+        self.0 + Duration::from_millis(millis)
+    }
+}
+
+/// No timer runs.
+pub(super) const NEVER: u64 = u64::MAX;
+
+impl Peer {
+    pub(super) fn new(key: PublicKey, state: PeerState) -> Arc<Self> {
+        Arc::new(Self { key, state: Mutex::new(state), due: AtomicU64::new(NEVER) })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, PeerState> {
+        self.state.lock()
+    }
+
+    pub(super) fn due(&self) -> u64 {
+        self.due.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_due(&self, due: u64) {
+        self.due.store(due, Ordering::SeqCst);
+    }
+}
