@@ -1,0 +1,60 @@
+//! `MeshRelay`: a host with a reachable address that helps others to find each other.
+
+use crate::condition::Condition;
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// Where a relay runs. For now a relay only tells nodes their public address (STUN).
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "warren.dev",
+    version = "v1alpha1",
+    kind = "MeshRelay",
+    plural = "meshrelays",
+    shortname = "mr",
+    category = "warren",
+    status = "MeshRelayStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "A relay. The operator makes one for every Node with the label `warren.dev/relay`; an admin may add others outside the cluster by address.",
+    printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
+    printcolumn(name = "STUN", type_ = "string", json_path = ".status.stun[0]"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshRelaySpec {
+    /// The Node that it runs on; absent for a relay outside the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node_name: Option<String>,
+    /// UID of that Node: only a token bound to it may write this relay's status.
+    #[serde(default, rename = "nodeUID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub node_uid: Option<String>,
+}
+
+/// What the relay says about itself.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshRelayStatus {
+    /// The generation of `spec` that this describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Where it answers STUN, as `address:port`, IPv6 in brackets.
+    #[serde(default)]
+    #[schemars(
+        length(max = 8),
+        inner(length(max = 53), regex(pattern = r"^([0-9.]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$"))
+    )]
+    pub stun: Vec<String>,
+    /// Version of the relay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub version: Option<String>,
+    /// `Ready` and others.
+    #[serde(default)]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}

@@ -1,0 +1,20 @@
+//! Names that operator, agent, relay and chart must agree on.
+
+/// API group of every kind.
+pub const GROUP: &str = "warren.dev";
+/// The one `Mesh` there is.
+pub const MESH: &str = "default";
+/// The slice that holds tombstones instead of entries.
+pub const REMOVED_SLICE: &str = "removed";
+/// Field manager of the operator's server-side applies.
+pub const OPERATOR_MANAGER: &str = "warren-operator";
+/// Field manager of the agents' server-side applies.
+pub const AGENT_MANAGER: &str = "warren-agent";
+/// Field manager of the relays' server-side applies.
+pub const RELAY_MANAGER: &str = "warren-relay";
+/// Nodes with this label run a relay (the chart's DaemonSet selects it) and get a `MeshRelay`.
+pub const RELAY_LABEL: &str = "warren.dev/relay";
+/// The admission policy that lets an agent write only its own status.
+pub const AGENT_POLICY: &str = "warren-agent-writes.warren.dev";
+/// The admission policy that lets a relay write only its own status.
+pub const RELAY_POLICY: &str = "warren-relay-writes.warren.dev";
