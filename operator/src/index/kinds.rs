@@ -1,0 +1,195 @@
+//! The kinds that are watched, and what is kept of each.
+
+use super::{Change, Update, Urgency};
+use crds::{
+    Mesh, MeshNode, MeshNodeSpec, MeshNodeStatus, MeshPeerSlice, MeshPeerSliceSpec, MeshRelay, MeshRelaySpec, MeshSpec,
+    MeshStatus, names::RELAY_LABEL,
+};
+use ipnet::IpNet;
+use k8s_openapi::api::{
+    admissionregistration::v1::{
+        ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingAdmissionPolicyBindingSpec,
+        ValidatingAdmissionPolicySpec,
+    },
+    core::v1::Node,
+};
+use kube::Resource;
+use serde::de::DeserializeOwned;
+use std::{fmt::Debug, net::IpAddr};
+
+/// A kind, as a label of metrics and logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// `Node`.
+    Node,
+    /// `Mesh`.
+    Mesh,
+    /// `MeshNode`.
+    MeshNode,
+    /// `MeshPeerSlice`.
+    MeshPeerSlice,
+    /// `MeshRelay`.
+    MeshRelay,
+    /// `ValidatingAdmissionPolicy`.
+    Policy,
+    /// `ValidatingAdmissionPolicyBinding`.
+    Binding,
+}
+
+impl Kind {
+    /// Its name in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Node => "Node",
+            Self::Mesh => "Mesh",
+            Self::MeshNode => "MeshNode",
+            Self::MeshPeerSlice => "MeshPeerSlice",
+            Self::MeshRelay => "MeshRelay",
+            Self::Policy => "ValidatingAdmissionPolicy",
+            Self::Binding => "ValidatingAdmissionPolicyBinding",
+        }
+    }
+}
+
+/// A kind that is watched.
+pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static {
+    /// Which.
+    const KIND: Kind;
+    /// What is kept of it.
+    type Value: PartialEq + Clone + Urgency + Send + 'static;
+    /// Reduces an object to that.
+    fn reduce(self) -> Self::Value;
+    /// Wraps an update of this kind.
+    fn change(update: Update<Self::Value>) -> Change;
+}
+
+/// What is kept of a Node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeValue {
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The addresses of type InternalIP.
+    pub internal_ips: Vec<IpAddr>,
+    /// Whether a relay runs there.
+    pub relay: bool,
+}
+
+impl Urgency for NodeValue {
+    const DEPARTURE: bool = true;
+}
+
+impl Watched for Node {
+    const KIND: Kind = Kind::Node;
+    type Value = NodeValue;
+
+    fn reduce(self) -> NodeValue {
+        let relay = self.metadata.labels.as_ref().and_then(|labels| labels.get(RELAY_LABEL));
+        let spec = self.spec.unwrap_or_default();
+        // podCIDR is the first of podCIDRs, and all there is on old objects.
+        let pod_cidrs = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
+        let addresses = self.status.and_then(|status| status.addresses).unwrap_or_default();
+        let internal = addresses.iter().filter(|address| address.type_ == "InternalIP");
+        NodeValue {
+            pod_cidrs: pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect(),
+            internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),
+            relay: relay.is_some_and(|value| value != "false"),
+        }
+    }
+
+    fn change(update: Update<NodeValue>) -> Change {
+        Change::Node(update)
+    }
+}
+
+/// What is kept of the Mesh.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MeshValue {
+    /// What the admin wants.
+    pub spec: MeshSpec,
+    /// What the operator said last.
+    pub status: MeshStatus,
+}
+
+impl Urgency for MeshValue {}
+
+impl Watched for Mesh {
+    const KIND: Kind = Kind::Mesh;
+    type Value = MeshValue;
+
+    fn reduce(self) -> MeshValue {
+        MeshValue { spec: self.spec, status: self.status.unwrap_or_default() }
+    }
+
+    fn change(update: Update<MeshValue>) -> Change {
+        Change::Mesh(update)
+    }
+}
+
+/// What is kept of a `MeshNode`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MeshNodeValue {
+    /// What the operator decided.
+    pub spec: MeshNodeSpec,
+    /// The parts of what the node says that decide something: the rest is for people.
+    pub status: MeshNodeStatus,
+}
+
+impl Urgency for MeshNodeValue {
+    const DEPARTURE: bool = true;
+
+    fn must_go(&self) -> bool {
+        self.spec.suspended
+    }
+}
+
+impl Watched for MeshNode {
+    const KIND: Kind = Kind::MeshNode;
+    type Value = MeshNodeValue;
+
+    fn reduce(self) -> MeshNodeValue {
+        let status = self.status.unwrap_or_default();
+        let own = |type_: &str| topology::cluster::ConditionType::parse(type_).is_some();
+        let status = MeshNodeStatus {
+            public_key: status.public_key,
+            key_proof: status.key_proof,
+            listen_port: status.listen_port,
+            round: status.round,
+            candidates: status.candidates,
+            conditions: status.conditions.into_iter().filter(|condition| own(&condition.type_)).collect(),
+            ..MeshNodeStatus::default()
+        };
+        MeshNodeValue { spec: self.spec, status }
+    }
+
+    fn change(update: Update<MeshNodeValue>) -> Change {
+        Change::MeshNode(update)
+    }
+}
+
+macro_rules! spec_only {
+    ($object:ty, $kind:ident, $spec:ty, $change:ident, $reduce:expr) => {
+        impl Urgency for $spec {}
+
+        impl Watched for $object {
+            const KIND: Kind = Kind::$kind;
+            type Value = $spec;
+
+            fn reduce(self) -> $spec {
+                let reduce: fn(Self) -> $spec = $reduce;
+                reduce(self)
+            }
+
+            fn change(update: Update<$spec>) -> Change {
+                Change::$change(update)
+            }
+        }
+    };
+}
+
+spec_only!(MeshPeerSlice, MeshPeerSlice, MeshPeerSliceSpec, Slice, |object| object.spec);
+spec_only!(MeshRelay, MeshRelay, MeshRelaySpec, Relay, |object| object.spec);
+spec_only!(ValidatingAdmissionPolicy, Policy, ValidatingAdmissionPolicySpec, Policy, |object| {
+    object.spec.unwrap_or_default()
+});
+spec_only!(ValidatingAdmissionPolicyBinding, Binding, ValidatingAdmissionPolicyBindingSpec, Binding, |object| object
+    .spec);

@@ -1,0 +1,357 @@
+//! One pass: fetch (from the index), validate, plan, compare, apply, report.
+//!
+//! [`diff`] and [`status`] are plain functions from what is known and what was planned to a list of writes; [`apply`] carries
+//! them out. [`Reconciler`] owns the state that a replica keeps between passes.
+
+pub mod apply;
+pub mod diff;
+pub mod status;
+
+use crate::{
+    backoff::Retries,
+    coalesce::Lane,
+    convert,
+    events::{Notice, Recorder},
+    index::Cluster,
+    metrics::Metrics,
+    proof::{Prover, Seed},
+    protection::{self, Documents, Protection},
+};
+use apply::{Applier, Outcome};
+use crds::MeshSpec;
+use diff::{Phase, Target, Write};
+use kube::api::DynamicObject;
+use status::Report;
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use topology::cluster::{EventReason, Plan};
+
+/// `apiVersion` of our kinds.
+pub const API_VERSION: &str = "warren.dev/v1alpha1";
+/// Writes of one kind in one pass: a pass then ends within a second or two, and a removal never waits longer than that.
+const PHASE_LIMIT: usize = 128;
+/// Pause between writes of `Mesh.status` for numbers alone: every agent watches the Mesh.
+const COUNTS_SPACING: Duration = Duration::from_secs(10);
+
+/// What a replica keeps between passes.
+pub struct Reconciler {
+    /// What it knows.
+    pub cluster: Cluster,
+    documents: Vec<Documents>,
+    defaults: MeshSpec,
+    prover: Prover,
+    retries: Retries<Target>,
+    applier: Applier,
+    recorder: Recorder,
+    metrics: Arc<Metrics>,
+    leading: bool,
+    wrote: bool,
+    counts_written: Option<Instant>,
+    reported_problem: Option<String>,
+}
+
+/// When to come back, if nothing changes until then.
+pub type WakeUp = Option<Instant>;
+
+impl Reconciler {
+    /// A replica that knows nothing yet.
+    pub fn new(
+        documents: Vec<Documents>,
+        defaults: MeshSpec,
+        applier: Applier,
+        recorder: Recorder,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            cluster: Cluster::default(),
+            documents,
+            defaults,
+            prover: Prover::default(),
+            retries: Retries::default(),
+            applier,
+            recorder,
+            metrics,
+            leading: false,
+            wrote: false,
+            counts_written: None,
+            reported_problem: None,
+        }
+    }
+
+    /// Plans, and if this replica leads, writes. Nothing is concluded before every kind was listed.
+    pub async fn pass(&mut self, lane: Lane) -> WakeUp {
+        if !self.cluster.synced() {
+            return None;
+        }
+        let timer = self.metrics.reconcile_duration.start_timer();
+        self.metrics.passes.with_label_values(&[if lane == Lane::Fast { "fast" } else { "slow" }]).inc();
+        self.wrote = false;
+        let protection = self.observe_protection();
+        let wake = match self.mesh_or_create().await {
+            Some(mesh) => self.plan_and_write(lane, mesh, protection).await,
+            None => None,
+        };
+        timer.observe_duration();
+        let now = Instant::now();
+        self.metrics.retrying.set(i64::try_from(self.retries.len()).unwrap_or(i64::MAX));
+        let settles = self.prover.settles_at().filter(|at| *at > now);
+        // What was just made may need more, a new node its conditions: the index has it already, so no watch event will say so.
+        let again = self.wrote.then_some(now);
+        [wake, again, self.retries.next(now), settles].into_iter().flatten().min()
+    }
+
+    fn observe_protection(&mut self) -> Protection {
+        let protection = protection::check(&self.documents, &self.cluster.policies, &self.cluster.bindings);
+        let now = Instant::now();
+        self.prover.observe(protection == Protection::InPlace, now);
+        self.metrics.node_writes_protected.set(i64::from(protection == Protection::InPlace));
+        let leads = self.applier.fence().holds();
+        if !leads || !self.leading {
+            // A new term asks anew: the other replica's challenge has replaced ours in the Mesh meanwhile.
+            self.prover.retire();
+        }
+        self.leading = leads;
+        if leads {
+            self.issue_challenge(now);
+        }
+        protection
+    }
+
+    fn issue_challenge(&mut self, now: Instant) {
+        let older = || {
+            let nodes = self.cluster.mesh_nodes.iter();
+            nodes.filter_map(|(_, node)| node.value.status.key_proof.clone()).collect::<BTreeSet<_>>()
+        };
+        match self.prover.issue(now, seed, older) {
+            Ok(true) => {
+                self.metrics.challenges.inc();
+                tracing::info!("the admission policies are in place; new keys are admitted");
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "no randomness from the system: no new key is admitted"),
+        }
+    }
+
+    async fn mesh_or_create(&mut self) -> Option<topology::mesh::MeshConfig> {
+        let Some(mesh) = self.cluster.mesh() else {
+            self.create_mesh().await;
+            return None;
+        };
+        match convert::mesh_config(&mesh.value.spec) {
+            Ok(config) => Some(config),
+            Err(error) => {
+                self.metrics.plan_errors.with_label_values(&["InvalidMesh"]).inc();
+                let report = status::invalid(mesh, &error.to_string());
+                self.problem(error.to_string());
+                self.write(report.into_iter().collect()).await;
+                None
+            }
+        }
+    }
+
+    async fn create_mesh(&mut self) {
+        let mut random = [0; 5];
+        if let Err(error) = getrandom::fill(&mut random) {
+            tracing::warn!(%error, "no randomness from the system: no address range can be drawn");
+            return;
+        }
+        let mesh = crate::defaults::mesh(self.defaults.clone(), random);
+        self.write(diff::create_mesh(&mesh).into_iter().collect()).await;
+    }
+
+    async fn plan_and_write(&mut self, lane: Lane, mesh: topology::mesh::MeshConfig, protection: Protection) -> WakeUp {
+        let now = Instant::now();
+        let protected = self.prover.protected(now);
+        let view = convert::view(&self.cluster, mesh, &self.prover, protected);
+        let plan = topology::cluster::plan(&view);
+        self.export(&plan);
+        if !self.applier.fence().holds() {
+            return None;
+        }
+        if !plan.is_settled() && !self.is_sound(&view, &plan) {
+            return None;
+        }
+        let phases = diff::phases(&self.cluster, &plan, k8s_openapi::jiff::Timestamp::now());
+        self.forget_unwanted(&phases);
+        let mut failed = BTreeSet::new();
+        let truncated = self.write_phases(lane, phases, &mut failed).await;
+        self.tell(lane, &plan, &failed).await;
+        if lane == Lane::Fast {
+            return None;
+        }
+        if truncated {
+            return Some(Instant::now());
+        }
+        self.write_mesh_status(&plan, protection).await
+    }
+
+    fn is_sound(&mut self, view: &topology::cluster::ClusterView, plan: &Plan) -> bool {
+        let found = topology::check::check(view, plan);
+        let broken: Vec<_> = found.iter().filter(|violation| !violation.is_warning()).collect();
+        if broken.is_empty() {
+            return true;
+        }
+        self.metrics.violations.inc();
+        let listed: Vec<_> = broken.iter().take(5).map(ToString::to_string).collect();
+        self.problem(format!("a plan breaks invariants and is not written: {}", listed.join("; ")));
+        false
+    }
+
+    /// Carries the phases out in their order. Returns whether something was left for the next pass.
+    async fn write_phases(
+        &mut self,
+        lane: Lane,
+        phases: Vec<(Phase, Vec<Write>)>,
+        failed: &mut BTreeSet<String>,
+    ) -> bool {
+        for (phase, mut writes) in phases {
+            if lane == Lane::Fast && phase != Phase::Tombstones {
+                continue;
+            }
+            let now = Instant::now();
+            let all = writes.len();
+            writes.retain(|write| self.retries.ready(&write.target, now));
+            let held_back = writes.len() < all;
+            let truncated = writes.len() > PHASE_LIMIT;
+            writes.truncate(PHASE_LIMIT);
+            let complete = self.write_noting(writes, failed).await && !held_back;
+            if truncated {
+                return true;
+            }
+            if !complete && phase.guards_the_next() {
+                return false;
+            }
+        }
+        false
+    }
+
+    async fn write_noting(&mut self, writes: Vec<Write>, failed: &mut BTreeSet<String>) -> bool {
+        let outcomes = self.write(writes).await;
+        let complete = outcomes.iter().all(|(_, fine)| *fine);
+        failed.extend(outcomes.into_iter().filter(|(_, fine)| !fine).map(|(target, _)| target.name));
+        complete
+    }
+
+    /// Writes, learns from the answers, and says which writes were fine.
+    async fn write(&mut self, mut writes: Vec<Write>) -> Vec<(Target, bool)> {
+        let now = Instant::now();
+        writes.retain(|write| self.retries.ready(&write.target, now));
+        let outcomes = self.applier.apply(writes).await;
+        let now = Instant::now();
+        let mut results = Vec::with_capacity(outcomes.len());
+        for (target, outcome) in outcomes {
+            let fine = outcome.is_fine();
+            if fine {
+                self.wrote = true;
+                self.retries.succeeded(&target);
+            } else if outcome == Outcome::Conflict {
+                self.retries.overtaken(target.clone(), now);
+            } else if outcome != Outcome::NotLeading {
+                self.retries.failed(target.clone(), now);
+            }
+            self.learn(&target, outcome);
+            results.push((target, fine));
+        }
+        results
+    }
+
+    fn learn(&mut self, target: &Target, outcome: Outcome) {
+        match outcome {
+            Outcome::Written(object) => self.take_in(target, *object),
+            Outcome::Gone => diff::forget(&mut self.cluster, target),
+            _ => {}
+        }
+    }
+
+    fn take_in(&mut self, target: &Target, object: DynamicObject) {
+        if let Err(error) = diff::learn(&mut self.cluster, target, object) {
+            tracing::warn!(name = target.name, %error, "cannot read the answer to a write; the watch will bring it");
+        }
+    }
+
+    fn forget_unwanted(&mut self, phases: &[(Phase, Vec<Write>)]) {
+        let wanted: BTreeSet<_> = phases.iter().flat_map(|(_, writes)| writes).map(|write| &write.target).collect();
+        self.retries.retain(|target| wanted.contains(target) || target.is_mesh());
+    }
+
+    async fn write_mesh_status(&mut self, plan: &Plan, protection: Protection) -> WakeUp {
+        let mesh = self.cluster.mesh()?;
+        let report = Report::new(plan, protection, self.prover.challenge());
+        let change = status::compare(mesh, &report);
+        let now = Instant::now();
+        let due = self.counts_written.map_or(now, |last| last + COUNTS_SPACING);
+        match change {
+            status::Difference::None => None,
+            status::Difference::Counts if due > now => Some(due),
+            _ => {
+                let write = status::write(mesh, &report, k8s_openapi::jiff::Timestamp::now());
+                let notice = status::notice(mesh, &report);
+                let outcomes = self.write(vec![write]).await;
+                self.counts_written = Some(now);
+                if outcomes.iter().all(|(_, fine)| *fine)
+                    && let Some(notice) = notice
+                {
+                    self.recorder.tell(&notice).await;
+                }
+                None
+            }
+        }
+    }
+
+    async fn tell(&mut self, lane: Lane, plan: &Plan, failed: &BTreeSet<String>) {
+        for event in &plan.events {
+            let farewell = event.reason == EventReason::PeerRemoved;
+            let written =
+                if farewell { !failed.contains(crds::names::REMOVED_SLICE) } else { !failed.contains(&event.node) };
+            if !written || (lane == Lane::Fast && !farewell) {
+                continue;
+            }
+            let uid = self.cluster.mesh_nodes.get(&event.node).map(|node| node.meta.uid.clone());
+            let notice = Notice {
+                kind: "MeshNode",
+                name: event.node.clone(),
+                uid,
+                reason: event.reason.as_str(),
+                warning: event.reason.is_warning(),
+                message: event.message.clone(),
+            };
+            self.recorder.tell(&notice).await;
+        }
+    }
+
+    fn export(&self, plan: &Plan) {
+        let counts = &plan.counts;
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let states = [
+            ("accepted", counts.accepted),
+            ("pending", counts.pending),
+            ("rejected", counts.rejected),
+            ("suspended", counts.suspended),
+        ];
+        for (state, count) in states {
+            self.metrics.nodes.with_label_values(&[state]).set(number(count));
+        }
+        self.metrics.entries.set(number(counts.entries));
+        self.metrics.slices.set(number(counts.slices));
+        self.metrics.conflicts.set(number(counts.conflicts));
+        self.metrics.candidates_dropped.set(number(counts.candidates_dropped));
+    }
+
+    // Said once, not with every pass.
+    fn problem(&mut self, text: String) {
+        if self.reported_problem.as_ref() != Some(&text) {
+            tracing::error!("{text}");
+            self.reported_problem = Some(text);
+        }
+    }
+}
+
+fn seed() -> Result<Seed, getrandom::Error> {
+    let (mut key, mut challenge) = ([0; 32], [0; 32]);
+    getrandom::fill(&mut key)?;
+    getrandom::fill(&mut challenge)?;
+    Ok(Seed { key, challenge })
+}

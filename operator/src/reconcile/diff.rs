@@ -1,0 +1,246 @@
+//! From a plan to writes: what differs, in the order in which it must be written.
+
+use super::API_VERSION;
+use crate::{
+    convert,
+    index::{Cluster, Kind, Stored},
+};
+use crds::{
+    Mesh, MeshNode, MeshPeerSlice, MeshRelay,
+    names::{MESH, REMOVED_SLICE},
+};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::DynamicObject;
+use serde_json::{Value, json};
+use topology::cluster::{Action, Plan, PlannedNode};
+
+/// What a write is about; objects that fail wait by this.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// The kind.
+    pub kind: Kind,
+    /// The name.
+    pub name: String,
+    /// Whether it is the status subresource.
+    pub status: bool,
+}
+
+impl Target {
+    fn new(kind: Kind, name: &str) -> Self {
+        Self { kind, name: name.to_owned(), status: false }
+    }
+
+    /// The status of an object.
+    pub fn status(kind: Kind, name: &str) -> Self {
+        Self { status: true, ..Self::new(kind, name) }
+    }
+
+    /// Whether it is the Mesh, which is no part of the phases.
+    pub fn is_mesh(&self) -> bool {
+        self.kind == Kind::Mesh
+    }
+}
+
+/// One request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// What it is about.
+    pub target: Target,
+    /// What it does.
+    pub verb: Verb,
+}
+
+/// What a request does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verb {
+    /// Makes an object that must not be there yet.
+    Create(Value),
+    /// Server-side apply; carries the `resourceVersion` that it was planned from, except for a status, which is merged by condition.
+    Apply(Value),
+    /// Merge patch with the `resourceVersion` that it was planned from: for a field that must go whoever wrote it, which
+    /// server-side apply leaves to its owner.
+    Merge(Value),
+    /// Deletes this very object.
+    Delete {
+        /// Its UID.
+        uid: String,
+        /// Its version.
+        version: Option<String>,
+    },
+}
+
+/// The order of writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Objects of nodes and relays that are gone.
+    Retire,
+    /// Nodes and relays.
+    Nodes,
+    /// The slice `removed`.
+    Tombstones,
+    /// The other slices.
+    Slices,
+    /// Slices that are not wanted any more.
+    StaleSlices,
+    /// Conditions.
+    Conditions,
+}
+
+impl Phase {
+    /// Whether the phases after it must wait until it is complete. An address never has two owners, so tombstones go before
+    /// slices; nobody disappears in between, so merged slices go before the deletion of emptied ones.
+    pub fn guards_the_next(self) -> bool {
+        matches!(self, Self::Tombstones | Self::Slices)
+    }
+}
+
+/// Every write that the plan asks for.
+pub fn phases(cluster: &Cluster, plan: &Plan, now: Timestamp) -> Vec<(Phase, Vec<Write>)> {
+    let (relays_to_delete, relays) = relays(cluster);
+    let retire = plan.retire.iter().map(|retire| Write {
+        target: Target::new(Kind::MeshNode, &retire.name),
+        verb: Verb::Delete { uid: retire.uid.0.clone(), version: None },
+    });
+    let nodes = plan.nodes.iter().filter_map(|(name, node)| node_write(cluster, name, node));
+    let slices = plan.slices.iter().filter(|(_, slice)| slice.changed);
+    let slices = slices.map(|(name, slice)| slice_write(cluster, name, convert::slice_spec(&slice.entries)));
+    let stale = plan.stale_slices.iter().filter_map(|name| {
+        let meta = &cluster.slices.get(name)?.meta;
+        let verb = Verb::Delete { uid: meta.uid.clone(), version: Some(meta.version.clone()) };
+        Some(Write { target: Target::new(Kind::MeshPeerSlice, name), verb })
+    });
+    let tombstones =
+        plan.tombstones_changed.then(|| slice_write(cluster, REMOVED_SLICE, convert::tombstone_spec(&plan.tombstones)));
+    let conditions = plan.nodes.iter().filter_map(|(name, node)| condition_write(cluster, name, node, now));
+    vec![
+        (Phase::Retire, retire.chain(relays_to_delete).collect()),
+        (Phase::Nodes, nodes.chain(relays).collect()),
+        (Phase::Tombstones, tombstones.into_iter().collect()),
+        (Phase::Slices, slices.collect()),
+        (Phase::StaleSlices, stale.collect()),
+        (Phase::Conditions, conditions.collect()),
+    ]
+}
+
+/// Makes the Mesh.
+pub fn create_mesh(mesh: &Mesh) -> Option<Write> {
+    let body = serde_json::to_value(mesh).ok()?;
+    Some(Write { target: Target::new(Kind::Mesh, MESH), verb: Verb::Create(body) })
+}
+
+fn node_write(cluster: &Cluster, name: &str, node: &PlannedNode) -> Option<Write> {
+    let spec = convert::mesh_node_spec(&node.spec);
+    let mut body = json!({ "apiVersion": API_VERSION, "kind": "MeshNode", "metadata": { "name": name }, "spec": spec });
+    let target = Target::new(Kind::MeshNode, name);
+    match node.action {
+        Action::Keep => None,
+        Action::Create => {
+            // The garbage collector retires it with its Node, also while no operator runs; a Node that was made again under the
+            // same name has another UID.
+            let owner = json!({ "apiVersion": "v1", "kind": "Node", "name": name, "uid": node.spec.node_uid.0 });
+            body["metadata"]["ownerReferences"] = json!([owner]);
+            Some(Write { target, verb: Verb::Create(body) })
+        }
+        Action::Update => {
+            let stored = cluster.mesh_nodes.get(name)?;
+            body["metadata"]["resourceVersion"] = json!(stored.meta.version);
+            if stored.value.spec.admission.public_key.is_some() && node.spec.admission.public_key.is_none() {
+                body["spec"]["admission"]["publicKey"] = Value::Null;
+                body["spec"]["admission"]["keyShort"] = Value::Null;
+                return Some(Write { target, verb: Verb::Merge(body) });
+            }
+            Some(Write { target, verb: Verb::Apply(body) })
+        }
+    }
+}
+
+fn slice_write(cluster: &Cluster, name: &str, spec: Value) -> Write {
+    let mut body =
+        json!({ "apiVersion": API_VERSION, "kind": "MeshPeerSlice", "metadata": { "name": name }, "spec": spec });
+    let target = Target::new(Kind::MeshPeerSlice, name);
+    match cluster.slices.get(name) {
+        None => Write { target, verb: Verb::Create(body) },
+        Some(stored) => {
+            body["metadata"]["resourceVersion"] = json!(stored.meta.version);
+            Write { target, verb: Verb::Apply(body) }
+        }
+    }
+}
+
+fn condition_write(cluster: &Cluster, name: &str, node: &PlannedNode, now: Timestamp) -> Option<Write> {
+    // Of a node to create they are written once it exists.
+    let stored = cluster.mesh_nodes.get(name).filter(|_| node.conditions_changed && node.action != Action::Create)?;
+    let known = &stored.value.status.conditions;
+    let conditions = convert::conditions(&node.conditions, known, stored.meta.generation, now);
+    let body = json!({
+        "apiVersion": API_VERSION,
+        "kind": "MeshNode",
+        "metadata": { "name": name },
+        "status": { "conditions": conditions },
+    });
+    Some(Write { target: Target::status(Kind::MeshNode, name), verb: Verb::Apply(body) })
+}
+
+/// Relays to delete, and relays to make. A relay without a Node is an admin's and left alone.
+fn relays(cluster: &Cluster) -> (Vec<Write>, Vec<Write>) {
+    let wanted = |name: &str| cluster.nodes.get(name).filter(|node| node.value.relay);
+    let mut retire = Vec::new();
+    for (name, relay) in cluster.relays.iter() {
+        let ours = relay.value.node_name.as_deref() == Some(name.as_str());
+        let current = wanted(name).is_some_and(|node| relay.value.node_uid.as_ref() == Some(&node.meta.uid));
+        // No Node at all is a broken list rather than the end of every relay.
+        if ours && !current && !cluster.nodes.is_empty() {
+            let verb = Verb::Delete { uid: relay.meta.uid.clone(), version: None };
+            retire.push(Write { target: Target::new(Kind::MeshRelay, name), verb });
+        }
+    }
+    let missing = cluster.nodes.iter().filter(|(_, node)| node.value.relay).filter(|(name, node)| {
+        let known = cluster.relays.get(name);
+        known.is_none_or(|relay| {
+            relay.value.node_name.as_deref() == Some(name.as_str())
+                && relay.value.node_uid.as_ref() != Some(&node.meta.uid)
+        })
+    });
+    (retire, missing.map(|(name, node)| relay_create(name, &node.meta.uid)).collect())
+}
+
+fn relay_create(name: &str, uid: &str) -> Write {
+    let owner = json!({ "apiVersion": "v1", "kind": "Node", "name": name, "uid": uid });
+    let body = json!({
+        "apiVersion": API_VERSION,
+        "kind": "MeshRelay",
+        "metadata": { "name": name, "ownerReferences": [owner] },
+        "spec": convert::relay_spec(name, uid),
+    });
+    Write { target: Target::new(Kind::MeshRelay, name), verb: Verb::Create(body) }
+}
+
+/// Takes the answer to a write in.
+pub fn learn(
+    cluster: &mut Cluster,
+    target: &Target,
+    object: DynamicObject,
+) -> Result<(), kube::core::dynamic::ParseDynamicObjectError> {
+    match target.kind {
+        Kind::Mesh => drop(cluster.meshes.learn(Stored::of(object.try_parse::<Mesh>()?))),
+        Kind::MeshNode => drop(cluster.mesh_nodes.learn(Stored::of(object.try_parse::<MeshNode>()?))),
+        Kind::MeshPeerSlice => drop(cluster.slices.learn(Stored::of(object.try_parse::<MeshPeerSlice>()?))),
+        Kind::MeshRelay => drop(cluster.relays.learn(Stored::of(object.try_parse::<MeshRelay>()?))),
+        Kind::Node | Kind::Policy | Kind::Binding => {}
+    }
+    Ok(())
+}
+
+/// Takes it that a deleted object is gone.
+pub fn forget(cluster: &mut Cluster, target: &Target) {
+    match target.kind {
+        Kind::Mesh => cluster.meshes.forget(&target.name),
+        Kind::MeshNode => cluster.mesh_nodes.forget(&target.name),
+        Kind::MeshPeerSlice => cluster.slices.forget(&target.name),
+        Kind::MeshRelay => cluster.relays.forget(&target.name),
+        Kind::Node | Kind::Policy | Kind::Binding => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;

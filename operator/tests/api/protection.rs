@@ -1,0 +1,191 @@
+//! Keys and the admission policies.
+
+use crate::cluster::{Cluster, NAMESPACE};
+use anyhow::{Result, bail, ensure};
+use crds::{ConditionStatus, Mesh, MeshNode};
+use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use wire::key::PrivateKey;
+
+impl Cluster {
+    async fn until_mesh(&self, what: &str, test: impl Fn(&Mesh) -> bool) -> Result<Mesh> {
+        self.until(what, || async { Ok(self.all::<Mesh>().get_opt("default").await?.filter(&test)) }).await
+    }
+
+    async fn until_unprotected(&self) -> Result<String> {
+        let mesh =
+            self.until_mesh("NodeWritesUnprotected to say what is wrong", |mesh| unprotected(mesh).is_some()).await?;
+        Ok(unprotected(&mesh).unwrap_or_default())
+    }
+}
+
+fn unprotected(mesh: &Mesh) -> Option<String> {
+    let conditions = &mesh.status.as_ref()?.conditions;
+    let condition = conditions.iter().find(|condition| condition.type_ == "NodeWritesUnprotected")?;
+    let holds = condition.status == ConditionStatus::True && condition.message.contains("found:");
+    holds.then(|| condition.message.clone())
+}
+
+pub async fn no_key_is_admitted_without_the_policies(cluster: &Cluster) -> Result<()> {
+    let _replica = cluster.operator("a", &[])?;
+    cluster.add_node("n1", 1).await?;
+    let message = cluster.until_unprotected().await?;
+    ensure!(message.contains("is missing"), "expected it to name what is missing, found: {message}");
+    let mesh = cluster.until_mesh("Mesh/default", |_| true).await?;
+    ensure!(mesh.status.is_some_and(|status| status.challenge.is_none()), "no challenge before the policies");
+
+    let key = PrivateKey::from_bytes([1; 32]);
+    cluster.until_node("n1", "made", |_| true).await?;
+    cluster.publish("n1", &key.public_key().to_string(), None).await?;
+    cluster.until_node("n1", "told why", |node| reason(node) == Some("NodeWritesUnprotected")).await?;
+    cluster.install_policies().await?;
+    cluster.publish_key("n1", &key).await?;
+    let node = cluster.until_node("n1", "admitted", |node| reason(node) == Some("KeyAccepted")).await?;
+    ensure!(node.spec.admission.public_key == Some(key.public_key().to_string()));
+    cluster.until_mesh("a Mesh that is Ready", |mesh| unprotected(mesh).is_none()).await?;
+
+    // A proof that somebody else's key answers proves nothing.
+    cluster.add_node("n2", 2).await?;
+    cluster.publish_key("n2", &PrivateKey::from_bytes([2; 32])).await?;
+    let node = cluster.until_node("n2", "admitted", |node| reason(node) == Some("KeyAccepted")).await?;
+    let borrowed = PrivateKey::from_bytes([9; 32]).public_key().to_string();
+    let proof = node.status.and_then(|status| status.key_proof);
+    cluster.publish("n2", &borrowed, proof).await?;
+    let node = cluster.until_node("n2", "refused", |node| reason(node) == Some("ProofInvalid")).await?;
+    let kept = PrivateKey::from_bytes([2; 32]).public_key().to_string();
+    ensure!(node.spec.admission.public_key == Some(kept), "peers keep the admitted key");
+    Ok(())
+}
+
+fn reason(node: &MeshNode) -> Option<&str> {
+    node.spec.admission.reason.as_deref()
+}
+
+pub async fn altered_policies_are_noticed(cluster: &Cluster) -> Result<()> {
+    cluster.install_policies().await?;
+    let _replica = cluster.operator("a", &[])?;
+    cluster.add_node("n1", 1).await?;
+    cluster.publish_key("n1", &PrivateKey::from_bytes([1; 32])).await?;
+    cluster.until_node("n1", "admitted", |node| reason(node) == Some("KeyAccepted")).await?;
+
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": { "name": crds::names::AGENT_POLICY },
+        "spec": { "policyName": crds::names::AGENT_POLICY, "validationActions": ["Warn"] },
+    });
+    cluster.apply(binding).await?;
+    let message = cluster.until_unprotected().await?;
+    ensure!(message.contains("ValidatingAdmissionPolicyBinding warren-agent-writes"), "found: {message}");
+    let mesh = cluster.until_mesh("the challenge to be withdrawn", |mesh| {
+        mesh.status.as_ref().is_some_and(|status| status.challenge.is_none())
+    });
+    mesh.await?;
+    cluster.add_node("n2", 2).await?;
+    cluster.until_node("n2", "made", |_| true).await?;
+    cluster.publish("n2", &PrivateKey::from_bytes([2; 32]).public_key().to_string(), None).await?;
+    cluster.until_node("n2", "told why", |node| reason(node) == Some("NodeWritesUnprotected")).await?;
+    let node = cluster.until_node("n1", "admitted still", |node| reason(node) == Some("KeyAccepted")).await?;
+    ensure!(node.spec.admission.public_key.is_some());
+
+    cluster.install_policies().await?;
+    cluster.publish_key("n2", &PrivateKey::from_bytes([2; 32])).await?;
+    cluster.until_node("n2", "admitted", |node| reason(node) == Some("KeyAccepted")).await?;
+    Ok(())
+}
+
+/// The policies themselves, with tokens as kubelets hand them out.
+pub async fn agents_write_only_their_own_status(cluster: &Cluster) -> Result<()> {
+    cluster.install_policies().await?;
+    let _replica = cluster.operator("a", &[])?;
+    for (number, name) in [(1, "n1"), (2, "n2")] {
+        cluster.add_node(name, number).await?;
+        cluster.until_node(name, "made", |_| true).await?;
+    }
+    cluster.grant_agents().await?;
+    let own = cluster.agent(Some("n1")).await?;
+    let unbound = cluster.agent(None).await?;
+    // A policy acts a moment after it was made.
+    cluster
+        .until("the policy to act", || async {
+            Ok(patch(&unbound, "n1", json!({ "round": 1 })).await.is_err().then_some(()))
+        })
+        .await?;
+    patch(&own, "n1", json!({ "round": 2 })).await?;
+    refused(patch(&own, "n2", json!({ "round": 2 })).await, "bound to node n1, not to n2")?;
+    refused(patch(&unbound, "n1", json!({ "round": 3 })).await, "bound to node (none)")?;
+
+    // What rides along beside the status has no effect.
+    let before = cluster.mesh_node("n1").await?.map(|node| (node.spec, node.metadata.labels));
+    let api: Api<MeshNode> = Api::all(own.clone());
+    let body = json!({
+        "metadata": { "labels": { "mine": "yes" } },
+        "spec": { "meshIPs": ["10.118.9.9"], "suspended": true },
+        "status": { "round": 4 },
+    });
+    api.patch_status("n1", &PatchParams::default(), &Patch::Merge(&body)).await?;
+    let node =
+        cluster.until_node("n1", "in round 4", |node| node.status.as_ref().is_some_and(|s| s.round == 4)).await?;
+    ensure!(before == Some((node.spec, node.metadata.labels)), "spec and labels stand");
+    let spec = json!({ "spec": { "suspended": true } });
+    ensure!(
+        api.patch("n1", &PatchParams::default(), &Patch::Merge(&spec)).await.is_err(),
+        "the spec is not the agent's"
+    );
+    Ok(())
+}
+
+async fn patch(client: &Client, name: &str, status: Value) -> kube::Result<MeshNode> {
+    let api: Api<MeshNode> = Api::all(client.clone());
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(&json!({ "status": status }))).await
+}
+
+fn refused<T>(result: kube::Result<T>, with: &str) -> Result<()> {
+    match result {
+        Ok(_) => bail!("expected a refusal that says {with:?}"),
+        Err(error) if error.to_string().contains(with) => Ok(()),
+        Err(error) => bail!("expected a refusal that says {with:?}, found: {error}"),
+    }
+}
+
+impl Cluster {
+    async fn grant_agents(&self) -> Result<()> {
+        let name = json!({ "name": "warren-agent", "namespace": NAMESPACE });
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let account = serde_json::from_value(json!({ "metadata": name }))?;
+        if let Err(error) = accounts.create(&PostParams::default(), &account).await {
+            ensure!(error.to_string().contains("already exists"), "{error}");
+        }
+        let rules = json!([{ "apiGroups": ["warren.dev"], "resources": ["meshnodes/status"], "verbs": ["patch"] }]);
+        let role = json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": "agent" }, "rules": rules });
+        self.apply(role).await?;
+        self.apply(json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": "agent" },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "agent" },
+            "subjects": [{ "kind": "ServiceAccount", "name": "warren-agent", "namespace": NAMESPACE }],
+        }))
+        .await?;
+        Ok(())
+    }
+
+    /// A client with the token of the agent on `node`, or with one that is bound to no node.
+    async fn agent(&self, node: Option<&str>) -> Result<Client> {
+        let mut spec = json!({ "audiences": [], "expirationSeconds": 3600 });
+        if let Some(name) = node {
+            let uid = self.all::<k8s_openapi::api::core::v1::Node>().get(name).await?.metadata.uid;
+            spec["boundObjectRef"] = json!({ "kind": "Node", "apiVersion": "v1", "name": name, "uid": uid });
+        }
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let request: TokenRequest = serde_json::from_value(json!({ "spec": spec }))?;
+        let answer = accounts.create_token_request("warren-agent", &PostParams::default(), &request).await?;
+        let token = answer.status.and_then(|status| status.token).unwrap_or_default();
+        let text = std::fs::read_to_string(&self.parts.kubeconfig)?.replace(crate::parts::ADMIN_TOKEN, &token);
+        let path = self.parts.dir.join("agent.kubeconfig");
+        std::fs::write(&path, text)?;
+        operator::client::connect(Some(&path)).await
+    }
+}
