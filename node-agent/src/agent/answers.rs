@@ -1,0 +1,206 @@
+//! Answers questions about this node from what the loop knows.
+
+use super::{Agent, plane::Plane};
+use crate::{
+    local::{
+        Answer, Ask, Question,
+        report::{ConditionReport, PathsReport, PeerReport, SCHEMA, StatusReport, TriedReport},
+    },
+    metrics::MAX_PEER_SERIES,
+    paths::{reason_name, state_name},
+    status::{conditions, content},
+};
+use path::PathState;
+use std::time::Instant;
+use wire::key::PublicKey;
+
+/// Refusals that are listed; a slice full of nonsense must not flood a terminal.
+const MAX_REFUSALS: usize = 50;
+
+/// Answers, and forgets: whoever asked may be gone.
+pub(super) async fn answer(agent: &mut Agent, ask: Ask, now: Instant) {
+    let answer = match ask.question {
+        Question::Live => Answer::text(200, "ok\n"),
+        Question::Ready => agent.ready(now),
+        Question::Status => Answer::json(&agent.status_report(now)),
+        Question::Paths(peer) => {
+            agent.read_counters(now).await;
+            agent.paths_answer(peer.as_deref(), now)
+        }
+        Question::Metrics => {
+            agent.read_counters(now).await;
+            agent.export();
+            Answer { content_type: "text/plain; version=0.0.4", ..Answer::text(200, agent.metrics.encode()) }
+        }
+    };
+    let _ = ask.reply.send(answer);
+}
+
+impl Agent {
+    fn ready(&mut self, now: Instant) -> Answer {
+        if let Some((reason, message)) = conditions::not_programmed(&self.facts(now)) {
+            return Answer::text(503, format!("{reason}: {message}\n"));
+        }
+        let own = self.identity.public_key().to_string();
+        let node = self.view.node();
+        let published = node.and_then(|n| n.status.as_ref()).is_some_and(|s| s.public_key.as_ref() == Some(&own));
+        if !published && !node.is_some_and(|n| self.identity.is_admitted(n)) {
+            let why = self.reporter.failure().unwrap_or("waits for the operator to make this node's MeshNode");
+            return Answer::text(503, format!("KeyNotPublished: {why}\n"));
+        }
+        Answer::text(200, "ok\n")
+    }
+
+    fn status_report(&mut self, now: Instant) -> StatusReport {
+        let facts = self.facts(now);
+        let observed = conditions::observe(&facts);
+        let plane = self.plane.as_ref();
+        let local = plane.and_then(Plane::local);
+        let show = |c: &path::Candidate| format!("{} {}", c.kind.as_str(), c.addr);
+        StatusReport {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: self.settings.node_name.clone(),
+            device: plane.map(|_| self.settings.device.clone()),
+            public_key: self.identity.public_key().to_string(),
+            listen_port: plane.map(Plane::listen_port),
+            mtu: self.mtu(),
+            round: self.identity.round(),
+            mesh_ips: self.view.own_spec().unwrap_or_default().mesh_ips.iter().map(ToString::to_string).collect(),
+            candidates: local.map(|(all, _)| all.iter().map(show).collect()).unwrap_or_default(),
+            nat: local.map_or_else(Default::default, |(_, nat)| [nat.v4, nat.v6].map(|c| c.as_str().to_owned())),
+            api_reachable: *self.connection.reachable().borrow(),
+            api_servers: self.api_servers.iter().map(ToString::to_string).collect(),
+            write_error: self.reporter.failure().map(Into::into),
+            conditions: observed.iter().map(condition).collect(),
+            refusals: self.refusals(),
+            peers: self.peer_counts(),
+        }
+    }
+
+    fn refusals(&self) -> Vec<String> {
+        let plan = self.plane.as_ref().map(Plane::plan);
+        let overlaps = plan
+            .iter()
+            .flat_map(|p| &p.underlay_overlaps)
+            .map(|o| format!("{} {}: overlaps this node's own network {} ({:?})", o.peer, o.prefix, o.with, o.kind));
+        let refusals = plan.iter().flat_map(|p| &p.refusals).map(|r| format!("{}: {:?}", r.peer, r.why));
+        overlaps.chain(refusals).take(MAX_REFUSALS).collect()
+    }
+
+    fn peer_counts(&self) -> [u32; 3] {
+        self.paths.rows().values().fold([0; 3], |[direct, connecting, down], row| match row.state {
+            PathState::Direct { .. } => [direct + 1, connecting, down],
+            PathState::Connecting => [direct, connecting + 1, down],
+            PathState::Down { .. } => [direct, connecting, down + 1],
+        })
+    }
+
+    async fn read_counters(&mut self, now: Instant) {
+        if let Some(plane) = &mut self.plane
+            && let Err(e) = plane.read_counters(now).await
+        {
+            tracing::debug!(error = %e, "the counters can't be read");
+        }
+    }
+
+    fn paths_answer(&self, only: Option<&str>, now: Instant) -> Answer {
+        let mut peers = self.peer_reports(now);
+        if let Some(name) = only {
+            peers.retain(|p| p.name == name);
+            if peers.is_empty() {
+                return Answer::text(
+                    404,
+                    format!("expected the name of a peer, found {name}, which is none of this node's\n"),
+                );
+            }
+        }
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        Answer::json(&PathsReport { schema: SCHEMA, peers })
+    }
+
+    fn peer_reports(&self, now: Instant) -> Vec<PeerReport> {
+        let Some(plane) = &self.plane else { return Vec::new() };
+        let snapshot = plane.engine().snapshot();
+        let report = |(key, row): (&PublicKey, &crate::paths::Row)| {
+            let counters = plane.counters().iter().find(|c| c.public_key == *key);
+            let seen = snapshot.peers.get(key);
+            let (tier, rtt) = match row.state {
+                PathState::Direct { pair, rtt, .. } => {
+                    (Some(pair.tier.as_str().to_owned()), Some(rtt.as_secs_f64() * 1e3))
+                }
+                _ => (None, None),
+            };
+            let mesh_ips = plane.plan().peers.get(key).map(|p| p.mesh_ips.iter().map(ToString::to_string).collect());
+            PeerReport {
+                name: row.name.clone(),
+                key: key.short(),
+                mesh_ips: mesh_ips.unwrap_or_default(),
+                state: state_name(&row.state).into(),
+                reason: reason_name(&row.state).into(),
+                since_seconds: now.saturating_duration_since(row.since).as_secs(),
+                endpoint: counters.and_then(|c| c.endpoint).map(|e| e.to_string()),
+                tier,
+                rtt_ms: rtt,
+                rx_bytes: counters.map_or(0, |c| c.rx_bytes),
+                tx_bytes: counters.map_or(0, |c| c.tx_bytes),
+                last_handshake_seconds: counters.and_then(|c| c.last_handshake).map(|ago| ago.as_secs()),
+                tried: seen.map(|s| s.pairs.iter().map(tried).collect()).unwrap_or_default(),
+            }
+        };
+        self.paths.rows().iter().map(report).collect()
+    }
+
+    /// Brings the gauges that are read, not counted, up to date.
+    fn export(&self) {
+        let m = &self.metrics;
+        let nat = self.plane.as_ref().and_then(Plane::local).map_or("Unknown", |(_, nat)| nat.v4.as_str());
+        m.reset();
+        m.node_info.with_label_values(&[nat, content::BACKEND]).set(1);
+        for (state, count) in ["direct", "connecting", "down"].into_iter().zip(self.peer_counts()) {
+            m.peers.with_label_values(&[state]).set(count.into());
+        }
+        let Some(plane) = &self.plane else { return };
+        for (key, row) in self.paths.rows().iter().take(MAX_PEER_SERIES) {
+            let labels = [row.name.as_str(), state_name(&row.state), reason_name(&row.state)];
+            m.peer_path.with_label_values(&labels).set(1);
+            if let PathState::Direct { rtt, .. } = row.state {
+                m.peer_rtt.with_label_values(&[&row.name]).set(rtt.as_secs_f64());
+            }
+            if let Some(c) = plane.counters().iter().find(|c| c.public_key == *key) {
+                m.peer_receive.with_label_values(&[&row.name]).inc_by(c.rx_bytes);
+                m.peer_transmit.with_label_values(&[&row.name]).inc_by(c.tx_bytes);
+                m.set_last_handshake(&row.name, c.last_handshake);
+            }
+        }
+        for ((from, to, reason), count) in self.paths.transitions() {
+            m.path_transitions.with_label_values(&[*from, *to, *reason]).inc_by(*count);
+        }
+        let stats = plane.engine().stats();
+        m.stun_requests.with_label_values(&["sent"]).inc_by(stats.stun_requests);
+        m.stun_requests.with_label_values(&["answered"]).inc_by(stats.stun_responses);
+        for (kind, count) in &stats.refused {
+            m.forbidden_endpoint.with_label_values(&[kind.as_str()]).inc_by(*count);
+        }
+    }
+}
+
+fn tried(pair: &path::PairReport) -> TriedReport {
+    TriedReport {
+        address: pair.remote.to_string(),
+        kind: pair.kind.as_str().into(),
+        outcome: pair.outcome.as_str().into(),
+        sent: pair.sent,
+        answered: pair.answered,
+        heard: pair.heard,
+    }
+}
+
+fn condition(observed: &conditions::Observed) -> ConditionReport {
+    ConditionReport {
+        type_: observed.type_.into(),
+        status: format!("{:?}", observed.status),
+        reason: observed.reason.clone(),
+        message: observed.message.clone(),
+    }
+}

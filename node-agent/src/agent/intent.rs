@@ -1,0 +1,207 @@
+//! What this node should have, computed from what it was told and what it found: plain values, nothing is done here.
+
+use crate::{args::CniMode, cni::CniPlan, host::Survey, net, told::View};
+use ipnet::IpNet;
+use path::{CandidateKind, Forbidden, PeerConfig};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+use topology::{
+    mesh::MeshConfig,
+    node::{NodePlan, PeerPlan, SelfFacts, plan_node},
+    peer,
+    spec::NodeSpec,
+};
+use wire::key::PublicKey;
+
+/// The agent's fixed settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of this node.
+    pub node_name: String,
+    /// Name of the mesh device.
+    pub device: String,
+    /// Whether Warren configures pods.
+    pub cni_mode: CniMode,
+    /// Folder of CNI configurations.
+    pub cni_conf_dir: PathBuf,
+    /// Folder of CNI plugins.
+    pub cni_bin_dir: PathBuf,
+    /// Between looks at what nobody announces.
+    pub housekeeping: Duration,
+}
+
+impl Settings {
+    /// A key file that was deleted comes back within this; a look costs a system call.
+    pub const HOUSEKEEPING: Duration = Duration::from_secs(20);
+}
+
+/// What the device must be; a change of any of it needs another device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceIntent {
+    /// The port the operator assigned.
+    pub listen_port: u16,
+    /// The last port to try when that one is taken.
+    pub last_port: u16,
+    /// The mark of outer packets.
+    pub fwmark: u32,
+    /// The identity of the mesh.
+    pub mesh_id: String,
+}
+
+/// Everything this node should have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intent {
+    /// The device.
+    pub device: DeviceIntent,
+    /// Its MTU.
+    pub mtu: u16,
+    /// The peers.
+    pub plan: NodePlan,
+    /// What may never be an endpoint.
+    pub forbidden: Forbidden,
+    /// Host candidates, with the prefix lengths of their subnets.
+    pub hosts: Vec<IpNet>,
+    /// Whom to ask for our address.
+    pub stun_servers: Vec<SocketAddr>,
+    /// The CNI file.
+    pub cni: Option<CniPlan>,
+}
+
+/// What the computation needs beside what was told.
+pub struct Found<'a> {
+    /// The node's own network.
+    pub survey: &'a Survey,
+    /// The sockets of the API server.
+    pub api_servers: &'a [SocketAddr],
+    /// Our key.
+    pub public_key: PublicKey,
+}
+
+/// The whole intent. `None` until settings and own addresses are known.
+pub fn intent(settings: &Settings, view: &View, found: &Found<'_>) -> Option<Intent> {
+    let mesh = view.mesh_config()?;
+    let spec = view.own_spec().filter(|s| !s.mesh_ips.is_empty())?;
+    let plan = plan_node(&facts(settings, &spec, found), &mesh, view.table());
+    let object = view.mesh()?;
+    let device = DeviceIntent {
+        listen_port: spec.listen_port,
+        last_port: mesh.listen_ports.last.max(spec.listen_port),
+        fwmark: object.spec.fwmark.value,
+        mesh_id: view.mesh_id(),
+    };
+    Some(Intent {
+        device,
+        mtu: object.spec.mtu.unwrap_or_else(|| found.survey.underlay.device_mtu()),
+        forbidden: forbidden(&plan, &mesh, &view.pod_ranges(), found),
+        hosts: hosts(&found.survey.underlay),
+        stun_servers: view.stun_servers(),
+        cni: (settings.cni_mode == CniMode::Managed).then(|| CniPlan {
+            conf_dir: settings.cni_conf_dir.clone(),
+            bin_dir: settings.cni_bin_dir.clone(),
+            pod_cidrs: spec.pod_cidrs.clone(),
+        }),
+        plan,
+    })
+}
+
+/// The host network that goes with an intent, once the device's port is known.
+pub fn net_plan(
+    settings: &Settings,
+    view: &View,
+    found: &Found<'_>,
+    intent: &Intent,
+    listen_port: u16,
+    serves_api: Option<u16>,
+) -> Option<net::NetPlan> {
+    let spec = view.own_spec()?;
+    let mark = &view.mesh()?.spec.fwmark;
+    Some(net::NetPlan {
+        device: settings.device.clone(),
+        mtu: intent.mtu,
+        addresses: intent.plan.own_mesh_ips.clone(),
+        routes: intent.plan.peers.values().flat_map(|peer| routes(view, peer)).collect(),
+        claims: intent.plan.unreachable.iter().copied().chain(view.pod_ranges()).collect(),
+        own_pod_cidrs: intent.plan.own_pod_cidrs.clone(),
+        own_node_cidrs: spec.node_ips.iter().copied().map(IpNet::from).collect(),
+        service_cidrs: view.mesh_config()?.service_cidrs,
+        mark: net::Mark { value: mark.value, mask: mark.mask },
+        listen_port,
+        relay_ports: view.own_relay_ports().into_iter().map(net::PortRange::one).collect(),
+        api_servers: found.api_servers.to_vec(),
+        serves_api,
+        masquerade: net::Masquerade { enabled: intent.cni.is_some(), exclude: Vec::new() },
+        cni: intent.cni.is_some(),
+    })
+}
+
+/// What the path engine must know of a peer.
+pub fn path_peer(public_key: PublicKey, peer: &PeerPlan) -> PeerConfig {
+    PeerConfig {
+        public_key,
+        candidates: peer.candidates.iter().map(candidate).collect(),
+        round: peer.round,
+        listen_port: peer.listen_port,
+        // Every pair is wanted until relays carry what isn't.
+        wanted: true,
+    }
+}
+
+fn facts(settings: &Settings, spec: &NodeSpec, found: &Found<'_>) -> SelfFacts {
+    let underlay = &found.survey.underlay;
+    SelfFacts {
+        name: settings.node_name.clone(),
+        public_key: Some(found.public_key),
+        spec: Some(spec.clone()),
+        own_addresses: found.survey.own_addresses.clone(),
+        connected: underlay.connected.clone(),
+        gateways: underlay.gateways.clone(),
+        resolvers: underlay.resolvers.clone(),
+        api_addresses: found.api_servers.iter().map(SocketAddr::ip).collect(),
+    }
+}
+
+fn forbidden(plan: &NodePlan, mesh: &MeshConfig, pods: &[IpNet], found: &Found<'_>) -> Forbidden {
+    let inside = plan.unreachable.iter().chain(&plan.own_pod_cidrs).chain(pods).copied();
+    let mut networks: Vec<IpNet> = inside.chain(mesh.reserved()).collect();
+    networks.sort();
+    networks.dedup();
+    let mut own_addresses = found.survey.own_addresses.clone();
+    own_addresses.extend(&plan.own_mesh_ips);
+    Forbidden { networks, own_addresses, api_servers: found.api_servers.to_vec() }
+}
+
+fn hosts(underlay: &net::Underlay) -> Vec<IpNet> {
+    let with_prefix = |address: &IpAddr| {
+        let subnet = underlay.connected.iter().filter(|net| net.contains(address)).max_by_key(|net| net.prefix_len());
+        subnet.and_then(|net| IpNet::new(*address, net.prefix_len()).ok()).unwrap_or_else(|| IpNet::from(*address))
+    };
+    underlay.candidates.iter().map(with_prefix).collect()
+}
+
+fn routes(view: &View, peer: &PeerPlan) -> Vec<net::PeerRoute> {
+    let node_ips = view.table().entries().get(&peer.name).map(|e| e.node_ips.as_slice()).unwrap_or_default();
+    let kind = |prefix: &IpNet| {
+        let host = prefix.prefix_len() == prefix.max_prefix_len();
+        if host && peer.mesh_ips.contains(&prefix.addr()) {
+            net::RouteKind::Mesh
+        } else if host && node_ips.contains(&prefix.addr()) {
+            net::RouteKind::Node
+        } else {
+            net::RouteKind::Pod
+        }
+    };
+    peer.routes.iter().map(|p| net::PeerRoute { prefix: *p, kind: kind(p), src: None, mtu: None }).collect()
+}
+
+fn candidate(candidate: &peer::Candidate) -> path::Candidate {
+    let kind = match candidate.kind {
+        peer::CandidateKind::Static => CandidateKind::Static,
+        peer::CandidateKind::PortMapped => CandidateKind::PortMapped,
+        peer::CandidateKind::ServerReflexive => CandidateKind::ServerReflexive,
+        peer::CandidateKind::Host => CandidateKind::Host,
+    };
+    path::Candidate::new(kind, candidate.addr)
+}

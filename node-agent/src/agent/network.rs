@@ -1,0 +1,112 @@
+//! What is known and programmed of the host network.
+
+use crate::{
+    cni::CniPlan,
+    host::{Host, Programmed, Survey},
+    net::NetPlan,
+    status::{bucket::TokenBucket, conditions::Cni},
+};
+use std::time::{Duration, Instant};
+
+/// Repairs at once: a restart of a firewall or a network service comes in a few waves.
+const REPAIR_BURST: u32 = 5;
+/// One more each: whoever removes our routes in a loop must not cost us the processor.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(2);
+/// Between attempts while something could not be done, plugins that are to be installed among it: nobody announces those.
+const FAILURE_RETRY: Duration = Duration::from_secs(10);
+
+/// The host network, as found and as programmed.
+pub struct NetworkState {
+    /// The node's own network.
+    pub survey: Survey,
+    plan: Option<(NetPlan, Option<CniPlan>)>,
+    programmed: Option<Programmed>,
+    error: Option<String>,
+    budget: TokenBucket,
+    /// When to program again although the plan is the same.
+    again_at: Option<Instant>,
+}
+
+impl NetworkState {
+    /// Nothing is known yet.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            survey: Survey::default(),
+            plan: None,
+            programmed: None,
+            error: None,
+            budget: TokenBucket::new(REPAIR_BURST, REPAIR_INTERVAL, now),
+            again_at: None,
+        }
+    }
+
+    /// The last result.
+    pub fn programmed(&self) -> Option<&Programmed> {
+        self.programmed.as_ref()
+    }
+
+    /// Why nothing at all could be done, if so.
+    pub fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    /// The device is gone, and its addresses and routes with it.
+    pub fn forget(&mut self) {
+        self.plan = None;
+        self.programmed = None;
+    }
+
+    /// Somebody changed the host network: look, as soon as the budget allows.
+    pub fn repair(&mut self, now: Instant) {
+        let at = self.budget.take(now).map_or_else(|later| later, |()| now);
+        self.again_at = Some(self.again_at.map_or(at, |old| old.min(at)));
+    }
+
+    fn is_unsettled(&self) -> bool {
+        let unsettled = |p: &Programmed| !p.network.failures.is_empty() || matches!(p.cni, Cni::Failed(..));
+        self.error.is_some() || self.programmed.as_ref().is_some_and(unsettled)
+    }
+
+    /// When [`Self::program`] has something to do although the plan is the same.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.again_at
+    }
+
+    /// Makes it so, if the plan is another one or somebody interfered. Returns the kinds of repairs made.
+    pub async fn program(
+        &mut self,
+        host: &dyn Host,
+        plan: NetPlan,
+        cni: Option<CniPlan>,
+        now: Instant,
+    ) -> Option<Vec<&'static str>> {
+        let wanted = (plan, cni);
+        let same = self.plan.as_ref() == Some(&wanted);
+        if same && self.again_at.is_none_or(|at| at > now) {
+            return None;
+        }
+        self.again_at = None;
+        let result = host.program(&wanted.0, wanted.1.as_ref()).await;
+        self.plan = Some(wanted);
+        match result {
+            Ok(mut programmed) => {
+                self.error = None;
+                let repairs = if same { std::mem::take(&mut programmed.repairs) } else { Vec::new() };
+                self.programmed = Some(programmed);
+                if self.is_unsettled() {
+                    self.again_at = Some(now + FAILURE_RETRY);
+                }
+                Some(repairs)
+            }
+            Err(e) => {
+                let text = format!("{e:#}");
+                if self.error.as_ref() != Some(&text) {
+                    tracing::error!(error = text, "the host network can't be programmed; trying again");
+                }
+                self.error = Some(text);
+                self.again_at = Some(now + FAILURE_RETRY);
+                Some(Vec::new())
+            }
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! The data plane of this node: the device, the path engine that steers it, the echo sockets, and the host network.
+
+use super::{
+    identity::Identity,
+    intent::{DeviceIntent, Intent, path_peer},
+};
+use crate::{
+    host::{
+        Echo, Host,
+        echo::{self, Message},
+    },
+    paths::PathTable,
+};
+use path::{Candidate, Engine, Event, Input, NatReport, PeerCounters};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use topology::node::NodePlan;
+use wgdev::{Datagram, Delta, Device, DeviceConfig, DeviceError, PeerStatus, PeerUpdate};
+use wire::key::PublicKey;
+
+/// Ports tried when the assigned one is taken; more than that are never all somebody else's.
+const PORT_ATTEMPTS: u16 = 16;
+/// Peers changed in one call, so that no call holds the device's lock for long.
+const UPSERT_CHUNK: usize = 64;
+/// Peers removed in one call; a removal is dearer.
+const REMOVE_CHUNK: usize = 16;
+/// Engine events handled in one turn; the rest waits for the next, after other inputs had theirs.
+const EVENT_BUDGET: usize = 1024;
+
+/// An open device with everything that lives and dies with it.
+pub struct Plane {
+    device: Arc<dyn Device>,
+    wanted: DeviceIntent,
+    engine: Engine,
+    echo: Option<Arc<dyn Echo>>,
+    plan: NodePlan,
+    fed: Fed,
+    by_mesh_ip: BTreeMap<IpAddr, PublicKey>,
+    counters_at: Instant,
+    last_counters: Vec<PeerStatus>,
+    local: Option<(Vec<Candidate>, NatReport)>,
+}
+
+/// What the engine was last told, so that it is told changes only.
+#[derive(Default)]
+struct Fed {
+    forbidden: Option<path::Forbidden>,
+    hosts: Option<Vec<ipnet::IpNet>>,
+    stun_servers: Option<Vec<SocketAddr>>,
+}
+
+/// What a turn of the engine brought to light.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Our own candidates or NATs changed.
+    pub local: bool,
+    /// Some path changed.
+    pub paths: bool,
+}
+
+impl Plane {
+    /// Attaches to the device or makes it, on the assigned port or the next free one, and starts the path engine.
+    pub fn open(
+        host: &dyn Host,
+        name: &str,
+        identity: &Identity,
+        intent: &Intent,
+        now: Instant,
+    ) -> Result<Self, DeviceError> {
+        let device = open_device(host, name, identity, intent)?;
+        let echo = host.open_echo(name);
+        let echo = echo.inspect_err(|e| tracing::warn!(error = %e, "no echo socket: paths can't be confirmed")).ok();
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed)
+            .map_err(|e| DeviceError::Io { doing: "draw a seed", source: std::io::Error::other(e.to_string()) })?;
+        let config = path::Config {
+            private_key: identity.private_key(),
+            mesh_id: intent.device.mesh_id.clone(),
+            psk: None,
+            listen_port: device.listen_port(),
+            seed,
+        };
+        Ok(Self {
+            wanted: intent.device.clone(),
+            engine: Engine::new(config, now),
+            echo: echo.map(Arc::from),
+            device,
+            plan: NodePlan::default(),
+            fed: Fed::default(),
+            by_mesh_ip: BTreeMap::new(),
+            counters_at: now,
+            last_counters: Vec::new(),
+            local: None,
+        })
+    }
+
+    /// Whether this device serves that intent, or another must be opened.
+    pub fn serves(&self, intent: &DeviceIntent) -> bool {
+        self.wanted == *intent
+    }
+
+    /// The device, for the loop to receive from.
+    pub fn device(&self) -> Arc<dyn Device> {
+        self.device.clone()
+    }
+
+    /// The echo sockets, for the loop to receive from.
+    pub fn echo(&self) -> Option<Arc<dyn Echo>> {
+        self.echo.clone()
+    }
+
+    /// The UDP port in use.
+    pub fn listen_port(&self) -> u16 {
+        self.device.listen_port()
+    }
+
+    /// The path engine, to look at.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The plan in force.
+    pub fn plan(&self) -> &NodePlan {
+        &self.plan
+    }
+
+    /// The counters as last read.
+    pub fn counters(&self) -> &[PeerStatus] {
+        &self.last_counters
+    }
+
+    /// Our own candidates and NATs, once they are known.
+    pub fn local(&self) -> Option<&(Vec<Candidate>, NatReport)> {
+        self.local.as_ref()
+    }
+
+    /// Brings device and engine to the intent: removals first, then peers that give up a prefix, then the others.
+    pub async fn apply(&mut self, intent: &Intent, now: Instant) -> Result<(), DeviceError> {
+        self.feed_surroundings(intent, now);
+        if self.plan == intent.plan {
+            return Ok(());
+        }
+        let changes = intent.plan.changes_since(&self.plan);
+        let mut failed = None;
+        for keys in changes.remove.chunks(REMOVE_CHUNK) {
+            keep_first(&mut failed, self.device.apply(&Delta { remove: keys.to_vec(), upsert: Vec::new() }).await);
+        }
+        for keys in changes.shrink.chunks(UPSERT_CHUNK).chain(changes.upsert.chunks(UPSERT_CHUNK)) {
+            let upsert = keys.iter().filter_map(|key| self.peer_update(key, &intent.plan)).collect();
+            keep_first(&mut failed, self.device.apply(&Delta { remove: Vec::new(), upsert }).await);
+        }
+        let changed = changes.shrink.iter().chain(&changes.upsert);
+        let upsert = changed.filter_map(|k| Some(path_peer(*k, intent.plan.peers.get(k)?))).collect();
+        self.engine.handle_input(Input::Peers { upsert, remove: changes.remove.clone() }, now);
+        self.by_mesh_ip =
+            intent.plan.peers.iter().flat_map(|(k, p)| p.mesh_ips.iter().map(move |ip| (*ip, *k))).collect();
+        match failed {
+            None => {
+                self.plan = intent.plan.clone();
+                Ok(())
+            }
+            // A refused peer is no reason to try the others again and again; anything else is.
+            Some(DeviceError::Refused(refused)) => {
+                self.plan = intent.plan.clone();
+                Err(DeviceError::Refused(refused))
+            }
+            Some(e) => Err(e),
+        }
+    }
+
+    /// The host's own network is another one.
+    pub fn network_changed(&mut self, now: Instant) {
+        self.engine.handle_input(Input::NetworkChanged, now);
+    }
+
+    /// A datagram arrived on WireGuard's port.
+    pub fn handle_datagram(&mut self, datagram: Datagram, now: Instant) {
+        let Datagram { remote, local, payload } = datagram;
+        self.engine.handle_input(Input::Datagram { from: remote, to: local, payload }, now);
+    }
+
+    /// A datagram arrived on the echo port, through the tunnel; WireGuard has checked that its source is the peer's.
+    pub fn handle_echo(&mut self, from: SocketAddr, payload: &[u8], now: Instant) {
+        let Some(peer) = self.by_mesh_ip.get(&from.ip()).copied() else { return };
+        match Message::decode(payload) {
+            Some(Message::Request(token)) => {
+                self.send_echo(from, Message::Reply(token));
+                self.engine.handle_input(Input::EchoRequest { peer }, now);
+            }
+            Some(Message::Reply(token)) => self.engine.handle_input(Input::EchoReply { peer, token }, now),
+            None => {}
+        }
+    }
+
+    /// Does what is due, in the engine's order: timers, events, then datagrams.
+    pub async fn turn(&mut self, paths: &mut PathTable, now: Instant) -> Result<News, DeviceError> {
+        let mut news = News::default();
+        if self.counters_at <= now && !self.plan.peers.is_empty() {
+            self.read_counters(now).await?;
+        }
+        self.engine.handle_timeout(now);
+        for _ in 0..EVENT_BUDGET {
+            let Some(event) = self.engine.poll_event() else { break };
+            self.carry_out(event, paths, &mut news, now).await?;
+        }
+        while let Some(transmit) = self.engine.poll_transmit() {
+            let path::Transmit { remote, local, payload } = transmit;
+            if let Err(e) = self.device.send(Datagram { remote, local, payload }).await {
+                // An unreachable address is what probing is there to find out.
+                tracing::trace!(%remote, error = %e, "a probe was not sent");
+            }
+        }
+        Ok(news)
+    }
+
+    /// When [`Self::turn`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let counters = (!self.plan.peers.is_empty()).then_some(self.counters_at);
+        let engine = self.engine.poll_timeout().map(|(at, _)| at);
+        [counters, engine].into_iter().flatten().min()
+    }
+
+    /// Reads the device's counters now.
+    pub async fn read_counters(&mut self, now: Instant) -> Result<(), DeviceError> {
+        self.last_counters = self.device.peers().await?;
+        let counters = self.last_counters.iter().map(|p| PeerCounters {
+            public_key: p.public_key,
+            rx_bytes: p.rx_bytes,
+            tx_bytes: p.tx_bytes,
+            last_handshake: p.last_handshake,
+            endpoint: p.endpoint,
+        });
+        self.engine.handle_input(Input::Counters(counters.collect()), now);
+        self.counters_at = now + self.engine.counters_interval();
+        Ok(())
+    }
+
+    fn feed_surroundings(&mut self, intent: &Intent, now: Instant) {
+        // What is forbidden first: nothing may be dialled before that is known.
+        if self.fed.forbidden.as_ref() != Some(&intent.forbidden) {
+            self.engine.handle_input(Input::Forbidden(intent.forbidden.clone()), now);
+            self.fed.forbidden = Some(intent.forbidden.clone());
+        }
+        if self.fed.stun_servers.as_ref() != Some(&intent.stun_servers) {
+            self.engine.handle_input(Input::StunServers(intent.stun_servers.clone()), now);
+            self.fed.stun_servers = Some(intent.stun_servers.clone());
+        }
+        if self.fed.hosts.as_ref() != Some(&intent.hosts) {
+            self.engine.handle_input(Input::HostCandidates(intent.hosts.clone()), now);
+            self.fed.hosts = Some(intent.hosts.clone());
+        }
+    }
+
+    fn peer_update(&self, key: &PublicKey, plan: &NodePlan) -> Option<PeerUpdate> {
+        let allowed_ips = &plan.peers.get(key)?.allowed_ips;
+        let same = self.plan.peers.get(key).is_some_and(|old| old.allowed_ips == *allowed_ips);
+        Some(PeerUpdate { allowed_ips: (!same).then(|| allowed_ips.clone()), ..PeerUpdate::new(*key) })
+    }
+
+    async fn carry_out(
+        &mut self,
+        event: Event,
+        paths: &mut PathTable,
+        news: &mut News,
+        now: Instant,
+    ) -> Result<(), DeviceError> {
+        match event {
+            Event::LocalCandidates(candidates, nat) => {
+                self.local = Some((candidates, nat));
+                news.local = true;
+            }
+            Event::SetEndpoint { peer, endpoint, keepalive } if self.plan.peers.contains_key(&peer) => {
+                let update =
+                    PeerUpdate { endpoint: Some(endpoint), keepalive: Some(keepalive), ..PeerUpdate::new(peer) };
+                self.device.apply(&Delta { upsert: vec![update], remove: Vec::new() }).await?;
+            }
+            Event::ClearEndpoint { peer } if self.plan.peers.contains_key(&peer) => {
+                // WireGuard has no way to forget an endpoint but to forget the peer.
+                let allowed_ips = Some(self.plan.peers[&peer].allowed_ips.clone());
+                let update = PeerUpdate { allowed_ips, ..PeerUpdate::new(peer) };
+                self.device.apply(&Delta { upsert: vec![update], remove: vec![peer] }).await?;
+            }
+            Event::SetEndpoint { .. } | Event::ClearEndpoint { .. } => {}
+            Event::StartHandshake { peer } => match self.device.start_handshake(&peer).await {
+                Ok(()) => self.counters_at = self.counters_at.min(now + Duration::from_millis(250)),
+                Err(e @ (DeviceError::Stopped | DeviceError::Io { .. })) => return Err(e),
+                Err(e) => tracing::debug!(peer = peer.short(), error = %e, "a handshake was not started"),
+            },
+            Event::SendEcho { peer, token } => {
+                let mesh_ip = self.plan.peers.get(&peer).and_then(|p| p.mesh_ips.first());
+                if let Some(ip) = mesh_ip {
+                    self.send_echo(SocketAddr::new(*ip, echo::PORT), Message::Request(token));
+                }
+            }
+            Event::PathChanged { peer, state } => {
+                news.paths = true;
+                if let Some(name) = paths.report(&peer, state, now) {
+                    let (now_is, reason) = (crate::paths::state_name(&state), crate::paths::reason_name(&state));
+                    tracing::info!(
+                        peer = name,
+                        key = peer.short(),
+                        state = now_is,
+                        reason,
+                        "the path to a peer changed"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send_echo(&self, to: SocketAddr, message: Message) {
+        if let Some(Err(e)) = self.echo.as_ref().map(|e| e.send(to, &message.encode())) {
+            tracing::debug!(error = %e, "an echo was not sent");
+        }
+    }
+}
+
+fn open_device(
+    host: &dyn Host,
+    name: &str,
+    identity: &Identity,
+    intent: &Intent,
+) -> Result<Arc<dyn Device>, DeviceError> {
+    let first = intent.device.listen_port;
+    let last = intent.device.last_port.min(first.saturating_add(PORT_ATTEMPTS - 1));
+    let mut port = first;
+    loop {
+        let opened = host.open_device(DeviceConfig {
+            name: name.into(),
+            private_key: identity.private_key(),
+            listen_port: port,
+            fwmark: intent.device.fwmark,
+            mtu: intent.mtu,
+        });
+        match opened {
+            Err(DeviceError::PortTaken { .. }) if port < last => port += 1,
+            Ok(device) => {
+                if port != first {
+                    tracing::warn!(
+                        assigned = first,
+                        used = port,
+                        "the assigned UDP port is taken; using the next free one"
+                    );
+                }
+                return Ok(device);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn keep_first(failed: &mut Option<DeviceError>, result: Result<(), DeviceError>) {
+    // A device that is gone explains everything after it; a refusal may be followed by that.
+    match result {
+        Err(e @ DeviceError::Refused(_)) => {
+            failed.get_or_insert(e);
+        }
+        Err(e) if !matches!(failed, Some(DeviceError::Stopped)) => *failed = Some(e),
+        _ => {}
+    }
+}

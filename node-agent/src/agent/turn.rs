@@ -1,0 +1,342 @@
+//! One turn of the loop: reconcile what is dirty, let the path engine act, report.
+
+use super::{
+    Agent, DEVICE_RETRY, RELIST, RESOLVE,
+    intent::{self, Found, Intent},
+    plane::Plane,
+};
+use crate::{
+    net::Changed,
+    status::{
+        conditions::{Admission, Cni, Facts, Network},
+        content::Content,
+    },
+};
+use crds::mesh_node::Backend;
+use path::{CandidateKind, NatReport};
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+use topology::node::UnderlayKind;
+use wgdev::DeviceError;
+
+/// Nothing at all is due: look anyway after this long.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long a node that peers know waits for its candidates before it writes: STUN settles within this, and the published
+/// candidates serve until then.
+const CANDIDATES_WAIT: Duration = Duration::from_millis(600);
+/// The same for a node that nobody knows yet: one round trip to a STUN server. Key and candidates in one write reach the
+/// peers in one slice; the operator gathers what comes after.
+const FIRST_CANDIDATES_WAIT: Duration = Duration::from_millis(150);
+
+impl Agent {
+    /// Brings everything in line after whatever happened. Breaks when the key file is gone.
+    pub(super) async fn settle(&mut self) -> ControlFlow<()> {
+        let now = Instant::now();
+        if self.housekeeping_at <= now {
+            self.housekeeping_at = now + self.settings.housekeeping;
+            if self.identity.is_gone() {
+                return ControlFlow::Break(());
+            }
+            if self.resolve_at <= now || self.api_servers.is_empty() {
+                self.resolve_at = now + RESOLVE;
+                self.refresh_api_servers().await;
+            }
+        }
+        let due = self.network.poll_timeout().is_some_and(|at| at <= now);
+        let retry = self.device_retry.is_some_and(|(at, _)| at <= now);
+        if self.dirty || due || retry {
+            self.dirty = false;
+            let timer = self.metrics.reconcile_duration.start_timer();
+            if let Some(intent) = self.reconcile(now).await {
+                // Probes and STUN requests are on their way while routes are made.
+                self.engine_turn(now).await;
+                self.program_network(&intent, now).await;
+            }
+            timer.observe_duration();
+        }
+        self.engine_turn(now).await;
+        self.report(now);
+        ControlFlow::Continue(())
+    }
+
+    /// When the loop must wake up by itself.
+    pub(super) fn poll_timeout(&self) -> Instant {
+        let candidates = [
+            Some(self.housekeeping_at),
+            self.report_at,
+            self.network.poll_timeout(),
+            self.device_retry.map(|(at, _)| at),
+            self.paths.poll_timeout(),
+            self.plane.as_ref().and_then(Plane::poll_timeout),
+            self.view.table().poll_list().map(|at| (self.epoch + at).max(self.relist_at.unwrap_or(self.epoch))),
+        ];
+        candidates.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + IDLE)
+    }
+
+    pub(super) async fn survey(&mut self) {
+        let host = self.host.clone();
+        match host.survey(&self.settings.device).await {
+            Ok(survey) => {
+                let moved = self.network.survey.underlay.candidates != survey.underlay.candidates
+                    || self.network.survey.underlay.gateways != survey.underlay.gateways;
+                let first = self.network.survey == Default::default();
+                if self.network.survey != survey {
+                    self.network.survey = survey;
+                    self.dirty = true;
+                }
+                if moved && !first {
+                    self.moved();
+                }
+            }
+            Err(e) => tracing::warn!(error = format!("{e:#}"), "the node's own network can't be read"),
+        }
+    }
+
+    pub(super) async fn network_changed(&mut self, changed: Changed, now: Instant) {
+        if changed.links || changed.routes || changed.lost {
+            self.survey().await;
+        }
+        self.network.repair(now);
+    }
+
+    /// The node stands in another network: old connections lead nowhere, and what was measured is void. The round grows when
+    /// the candidates turn out to be others, so that peers learn both at once.
+    fn moved(&mut self) {
+        tracing::info!("the node's addresses or gateways changed");
+        self.connection.reset();
+        if let Some(plane) = &mut self.plane {
+            plane.network_changed(Instant::now());
+        }
+    }
+
+    async fn refresh_api_servers(&mut self) {
+        let found = self.connection.addresses().await;
+        if !found.is_empty() && found != self.api_servers {
+            self.api_servers = found;
+            self.dirty = true;
+        }
+    }
+
+    /// Brings device and path engine in line with what was told; the intent, if there is one to go on with.
+    async fn reconcile(&mut self, now: Instant) -> Option<Intent> {
+        let found = Found {
+            survey: &self.network.survey,
+            api_servers: &self.api_servers,
+            public_key: self.identity.public_key(),
+        };
+        let intent = intent::intent(&self.settings, &self.view, &found)?;
+        self.ensure_device(&intent, now);
+        let plane = self.plane.as_mut()?;
+        match plane.apply(&intent, now).await {
+            Ok(()) => {}
+            Err(DeviceError::Refused(refused)) => {
+                let error = DeviceError::Refused(refused);
+                tracing::warn!(%error, "some peers are not configured");
+            }
+            Err(e) => {
+                self.device_lost(&e.to_string(), now);
+                return None;
+            }
+        }
+        self.device_error = None;
+        let peers: BTreeMap<_, _> = intent.plan.peers.iter().map(|(k, p)| (*k, p.name.clone())).collect();
+        self.paths.set_peers(&peers, now);
+        Some(intent)
+    }
+
+    fn ensure_device(&mut self, intent: &Intent, now: Instant) {
+        if self.plane.as_ref().is_some_and(|p| p.serves(&intent.device)) {
+            return;
+        }
+        if self.device_retry.is_some_and(|(at, _)| at > now) {
+            return;
+        }
+        // The old one lets go of its port and interface first.
+        self.plane = None;
+        match Plane::open(self.host.as_ref(), &self.settings.device, &self.identity, intent, now) {
+            Ok(plane) => {
+                tracing::info!(device = self.settings.device, port = plane.listen_port(), "the mesh device is open");
+                self.plane = Some(plane);
+                self.device_error = None;
+                self.device_retry = None;
+            }
+            Err(e) => {
+                let text = e.to_string();
+                if self.device_error.as_ref() != Some(&text) {
+                    tracing::error!(error = text, "the mesh device can't be opened; trying again");
+                }
+                self.device_error = Some(text);
+                let pause = self.device_retry.map_or(DEVICE_RETRY.0, |(_, last)| (last * 2).min(DEVICE_RETRY.1));
+                self.device_retry = Some((now + pause, pause));
+            }
+        }
+    }
+
+    async fn program_network(&mut self, intent: &Intent, now: Instant) {
+        let Some(port) = self.plane.as_ref().map(Plane::listen_port) else { return };
+        let found = Found {
+            survey: &self.network.survey,
+            api_servers: &self.api_servers,
+            public_key: self.identity.public_key(),
+        };
+        let served = |a: &&std::net::SocketAddr| self.host.listens_on(a.port());
+        let serves_api = self.api_servers.iter().find(served).map(std::net::SocketAddr::port);
+        let plan = intent::net_plan(&self.settings, &self.view, &found, intent, port, serves_api);
+        let Some(plan) = plan else { return };
+        let host = self.host.clone();
+        if let Some(repairs) = self.network.program(host.as_ref(), plan, intent.cni.clone(), now).await {
+            for kind in repairs {
+                self.metrics.route_repairs.with_label_values(&[kind]).inc();
+            }
+            self.report_at = Some(now);
+        }
+    }
+
+    async fn engine_turn(&mut self, now: Instant) {
+        if self.view.table().poll_list().is_some_and(|at| self.epoch + at <= now)
+            && self.relist_at.is_none_or(|at| at <= now)
+        {
+            // Asked once; the next question may be asked when this one has had time to be answered.
+            self.relist_at = Some(now + RELIST);
+            self.relist_slices.notify_one();
+        }
+        let Some(plane) = &mut self.plane else { return };
+        let before = plane.local().map(|(candidates, _)| candidates.clone());
+        match plane.turn(&mut self.paths, now).await {
+            Ok(news) => {
+                if news.local && before.is_some() && before != plane.local().map(|(c, _)| c.clone()) {
+                    self.identity.next_round();
+                }
+                if news != Default::default() {
+                    self.report_at = Some(now);
+                }
+            }
+            Err(e) => self.device_lost(&e.to_string(), now),
+        }
+    }
+
+    fn report(&mut self, now: Instant) {
+        let due = self.report_at.is_some_and(|at| at <= now) || self.paths.poll_timeout().is_some_and(|at| at <= now);
+        if !due {
+            return;
+        }
+        self.report_at = None;
+        let facts = self.facts(now);
+        if !self.view.node_is_present() {
+            return;
+        }
+        if let Some(wait) = self.waits_for_candidates(now) {
+            self.report_at = Some(wait);
+            return;
+        }
+        let content = self.content();
+        let Some(node) = self.view.node() else { return };
+        self.report_at = self.reporter.poll(&content, &facts, node, now);
+    }
+
+    /// Key and candidates belong in one write, if that costs no more than a moment.
+    fn waits_for_candidates(&mut self, now: Instant) -> Option<Instant> {
+        if self.plane.as_ref().is_some_and(|p| p.local().is_some()) {
+            return None;
+        }
+        let admitted = self.view.node().is_some_and(|n| self.identity.is_admitted(n));
+        let wait = if admitted { CANDIDATES_WAIT } else { FIRST_CANDIDATES_WAIT };
+        let until = *self.publish_from.get_or_insert(now) + wait;
+        (now < until).then_some(until)
+    }
+
+    fn content(&mut self) -> Content {
+        let key_proof = self.identity.proof(self.view.mesh(), self.view.node());
+        let local = self.plane.as_ref().and_then(Plane::local);
+        let (candidates, nat) = local.cloned().unwrap_or((Vec::new(), NatReport::default()));
+        Content {
+            public_key: self.identity.public_key(),
+            key_proof,
+            listen_port: self.plane.as_ref().map(Plane::listen_port),
+            round: self.identity.round(),
+            candidates,
+            nat,
+            backend: self.plane.as_ref().map(|_| Backend::Userspace),
+            generation: self.view.node().and_then(|n| n.metadata.generation),
+        }
+    }
+
+    /// Everything that the conditions are made of.
+    pub(super) fn facts(&mut self, now: Instant) -> Facts {
+        let paths = self.paths.summary(now);
+        let local = self.plane.as_ref().and_then(Plane::local);
+        let of_kind = |kinds: &[CandidateKind]| {
+            local.map_or(0, |(all, _)| all.iter().filter(|c| kinds.contains(&c.kind)).count())
+        };
+        let programmed = self.network.programmed();
+        let unprogrammable =
+            self.network.error().map(|e| Network { unfit: true, failures: vec![e.into()], ..Network::default() });
+        Facts {
+            admission: self.admission(),
+            device: match (&self.plane, &self.device_error) {
+                (Some(_), _) => Some(Ok(self.mtu())),
+                (None, Some(why)) => Some(Err(why.clone())),
+                (None, None) => None,
+            },
+            underlay_mtu: self.network.survey.underlay.mtu,
+            host_candidates: of_kind(&[CandidateKind::Host]),
+            reflexive_candidates: of_kind(&[CandidateKind::ServerReflexive, CandidateKind::PortMapped]),
+            stun_servers: self.view.stun_servers().len(),
+            network: unprogrammable.or_else(|| programmed.map(|p| self.with_overlaps(p.network.clone()))),
+            cni: match programmed {
+                Some(programmed) => programmed.cni.clone(),
+                None if self.settings.cni_mode == crate::args::CniMode::Managed => {
+                    Cni::Waiting("waits for device and routes".into())
+                }
+                None => Cni::NotManaged,
+            },
+            paths,
+            guard: self.view.table().guard(now.duration_since(self.epoch)).map(|g| g.message),
+            not_persisted: self.cache.failure().borrow().clone(),
+        }
+    }
+
+    /// Planning has left out what the node's own network needs before the host network could refuse it.
+    fn with_overlaps(&self, mut network: Network) -> Network {
+        let planned = self.plane.iter().flat_map(|p| &p.plan().underlay_overlaps);
+        // The API server's own address is carried for others and reached by the underlay from here: as it should be.
+        let told = planned.filter(|o| o.kind != UnderlayKind::Api).map(|o| {
+            let (whose, what) = (if o.peer.is_empty() { "the mesh" } else { &o.peer }, underlay_name(o.kind));
+            format!("{} of {whose} is not routed into the mesh: this node has {} as {what}", o.prefix, o.with)
+        });
+        network.overlaps.extend(told);
+        network
+    }
+
+    fn admission(&self) -> Admission {
+        let Some(node) = self.view.node() else { return Admission::default() };
+        let spec = self.view.own_spec().unwrap_or_default();
+        Admission {
+            state: spec.admission.state,
+            own_key: self.identity.is_admitted(node),
+            listed: self.view.is_listed(&self.identity.public_key()),
+            reason: node.spec.admission.reason.clone(),
+            message: spec.admission.message,
+            suspended: spec.suspended,
+            has_addresses: !spec.mesh_ips.is_empty(),
+        }
+    }
+
+    pub(super) fn mtu(&self) -> u16 {
+        let wanted = self.view.mesh().and_then(|m| m.spec.mtu);
+        wanted.unwrap_or_else(|| self.network.survey.underlay.device_mtu())
+    }
+}
+
+fn underlay_name(kind: UnderlayKind) -> &'static str {
+    match kind {
+        UnderlayKind::OwnAddress => "an address of its own",
+        UnderlayKind::Gateway => "its gateway",
+        UnderlayKind::Resolver => "its resolver",
+        UnderlayKind::Api => "the address of the Kubernetes API",
+        UnderlayKind::ConnectedSubnet => "a subnet of its links",
+    }
+}

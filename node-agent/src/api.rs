@@ -1,0 +1,9 @@
+//! The Kubernetes API: several addresses for one cluster, and what the agent watches and writes there.
+
+pub mod connect;
+pub mod endpoints;
+pub mod feed;
+pub mod writer;
+
+pub use connect::Connection;
+pub use feed::{Fed, Told};

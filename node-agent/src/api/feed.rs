@@ -1,0 +1,310 @@
+//! List, then watch, and again: what the API says, object by object, without ever giving up.
+
+use super::Connection;
+use crate::random;
+use crds::{Mesh, MeshNode, MeshPeerSlice, MeshRelay, names};
+use futures::{StreamExt, TryStreamExt};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams, WatchEvent, WatchParams},
+};
+use serde::de::DeserializeOwned;
+use std::{pin::pin, sync::Arc, time::Duration};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::{Instant, sleep, timeout},
+};
+
+/// A list must be answered within this; a cluster of 2,000 nodes sends some MB.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
+/// A watch is asked to end after this and up to so many seconds more: a fixed time would bring all agents back at once.
+const WATCH_SECONDS: std::ops::Range<u32> = 240..294;
+/// API servers send a bookmark about once a minute; a stream that is silent for longer than this is probably dead.
+const WATCH_SILENCE: Duration = Duration::from_secs(100);
+/// First pause after a failure: long enough not to spin, short enough for a start.
+const BACKOFF_FIRST: Duration = Duration::from_millis(250);
+/// Longest pause: the API may be down for hours, and must not be greeted by a herd.
+const BACKOFF_LAST: Duration = Duration::from_secs(20);
+/// A session that lived this long was a good one, so the next failure starts with the first pause.
+const HEALTHY_AFTER: Duration = Duration::from_secs(30);
+
+/// News about the objects of one kind.
+#[derive(Clone, Debug)]
+pub enum Fed<K> {
+    /// All there are, freshly read.
+    Listed(Vec<K>),
+    /// One is new or changed.
+    Applied(K),
+    /// One is gone: its name.
+    Deleted(String),
+}
+
+/// News from the API.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// About `Mesh/default`.
+    Mesh(Fed<Mesh>),
+    /// About our own `MeshNode`.
+    Node(Fed<MeshNode>),
+    /// About slices.
+    Slices(Fed<MeshPeerSlice>),
+    /// About relays.
+    Relays(Fed<MeshRelay>),
+}
+
+/// The sender side: four feeds into one bounded channel.
+pub struct Feeds {
+    connection: Connection,
+    out: mpsc::Sender<Told>,
+    relist_slices: Arc<Notify>,
+}
+
+impl Feeds {
+    /// Feeds that report to `out`.
+    pub fn new(connection: Connection, out: mpsc::Sender<Told>) -> Self {
+        Self { connection, out, relist_slices: Arc::default() }
+    }
+
+    /// Starts watching. The handle makes the slices be listed afresh.
+    pub fn spawn(self, node_name: &str) -> Arc<Notify> {
+        let Self { connection, out, relist_slices } = self;
+        let never = Arc::new(Notify::new());
+        let start = |only: Option<String>, relist: &Arc<Notify>| Feed {
+            connection: connection.clone(),
+            only,
+            relist: relist.clone(),
+            version: None,
+        };
+        tokio::spawn(start(Some(names::MESH.into()), &never).run(sink(&out, Told::Mesh)));
+        tokio::spawn(start(Some(node_name.into()), &never).run(sink(&out, Told::Node)));
+        tokio::spawn(start(None, &relist_slices).run(sink(&out, Told::Slices)));
+        tokio::spawn(start(None, &never).run(sink(&out, Told::Relays)));
+        relist_slices
+    }
+}
+
+struct Sink<K> {
+    out: mpsc::Sender<Told>,
+    wrap: fn(Fed<K>) -> Told,
+}
+
+fn sink<K>(out: &mpsc::Sender<Told>, wrap: fn(Fed<K>) -> Told) -> Sink<K> {
+    Sink { out: out.clone(), wrap }
+}
+
+impl<K> Sink<K> {
+    async fn send(&self, fed: Fed<K>) -> Result<(), End> {
+        self.out.send((self.wrap)(fed)).await.map_err(|_| End::Stopped)
+    }
+}
+
+/// One kind, one loop.
+struct Feed {
+    connection: Connection,
+    only: Option<String>,
+    relist: Arc<Notify>,
+    version: Option<String>,
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+enum End {
+    /// The stream ended as it should: go on from where it was.
+    Over,
+    /// Begin with a list: it was asked for, or the version is too old.
+    Relist,
+    /// The address did not answer, or answered with an error.
+    Failed(String),
+    /// Nobody listens any more.
+    Stopped,
+}
+
+impl Feed {
+    async fn run<K>(mut self, sink: Sink<K>)
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned,
+    {
+        let mut resets = self.connection.resets();
+        let mut pause = BACKOFF_FIRST;
+        loop {
+            let began = Instant::now();
+            let end = self.session(&sink, &mut resets).await;
+            if began.elapsed() > HEALTHY_AFTER {
+                pause = BACKOFF_FIRST;
+            }
+            match end {
+                End::Stopped => return,
+                // A server that ends every watch at once must not be asked in a tight loop.
+                End::Over | End::Relist if began.elapsed() > BACKOFF_FIRST => continue,
+                End::Over | End::Relist => sleep(BACKOFF_FIRST).await,
+                End::Failed(why) => {
+                    tracing::debug!(kind = %K::kind(&()), why, "the API did not answer");
+                    sleep(pause.mul_f64(0.5 + random::unit() / 2.0)).await;
+                    pause = (pause * 2).min(BACKOFF_LAST);
+                }
+            }
+        }
+    }
+
+    async fn session<K>(&mut self, sink: &Sink<K>, resets: &mut watch::Receiver<u64>) -> End
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned,
+    {
+        resets.mark_unchanged();
+        let (number, client) = match self.connection.client() {
+            Ok(made) => made,
+            Err(e) => return End::Failed(e.to_string()),
+        };
+        let api = Api::<DynamicObject>::all_with(client, &ApiResource::erase::<K>(&()));
+        let result = async {
+            let version = match self.version.take() {
+                Some(version) => version,
+                None => self.list(&api, number, sink).await?,
+            };
+            self.watch(&api, number, version, sink, resets).await
+        };
+        match result.await {
+            Ok(end) => end,
+            Err(End::Failed(why)) => {
+                self.connection.failed(number);
+                End::Failed(why)
+            }
+            Err(end) => end,
+        }
+    }
+
+    async fn list<K>(&self, api: &Api<DynamicObject>, number: usize, sink: &Sink<K>) -> Result<String, End>
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned,
+    {
+        let params = ListParams { field_selector: self.field_selector(), ..ListParams::default() };
+        let listed = timeout(LIST_TIMEOUT, api.list(&params)).await;
+        let listed = listed.map_err(|_| End::Failed("no answer to a list".into()))?.map_err(failed)?;
+        self.connection.worked(number);
+        let version = listed.metadata.resource_version.clone().unwrap_or_default();
+        let objects = listed.items.into_iter().filter_map(parse::<K>).collect();
+        sink.send(Fed::Listed(objects)).await?;
+        Ok(version)
+    }
+
+    async fn watch<K>(
+        &mut self,
+        api: &Api<DynamicObject>,
+        number: usize,
+        version: String,
+        sink: &Sink<K>,
+        resets: &mut watch::Receiver<u64>,
+    ) -> Result<End, End>
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned,
+    {
+        let mut params = WatchParams::default().timeout(watch_seconds(random::unit()));
+        params.field_selector = self.field_selector();
+        let opened = timeout(LIST_TIMEOUT, api.watch(&params, &version)).await;
+        self.version = Some(version);
+        let stream = match opened.map_err(|_| End::Failed("no answer to a watch".into()))? {
+            Err(e) if is_expired(&e) => {
+                self.version = None;
+                return Ok(End::Relist);
+            }
+            other => other.map_err(failed)?,
+        };
+        self.connection.worked(number);
+        let mut stream = pin!(stream.into_stream());
+        loop {
+            let event = tokio::select! {
+                event = timeout(WATCH_SILENCE, stream.next()) => event,
+                () = self.relist.notified() => { self.version = None; return Ok(End::Relist) }
+                _ = resets.changed() => return Ok(End::Over),
+            };
+            match event {
+                // Dead, or a server without bookmarks: asking again on another connection tells which.
+                Err(_) => return Ok(End::Over),
+                Ok(None) => return Ok(End::Over),
+                Ok(Some(Err(kube::Error::SerdeError(e)))) => {
+                    tracing::warn!(kind = %K::kind(&()), error = %e, "skipped an event that can't be read");
+                }
+                Ok(Some(Err(e))) => return Err(failed(e)),
+                Ok(Some(Ok(event))) => self.event(event, sink).await?,
+            }
+        }
+    }
+
+    async fn event<K>(&mut self, event: WatchEvent<DynamicObject>, sink: &Sink<K>) -> Result<(), End>
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned,
+    {
+        match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                self.version = object.resource_version().or(self.version.take());
+                match parse::<K>(object) {
+                    Some(object) => sink.send(Fed::Applied(object)).await,
+                    None => Ok(()),
+                }
+            }
+            WatchEvent::Deleted(object) => {
+                self.version = object.resource_version().or(self.version.take());
+                sink.send(Fed::Deleted(object.name_any())).await
+            }
+            WatchEvent::Bookmark(bookmark) => {
+                self.version = Some(bookmark.metadata.resource_version);
+                Ok(())
+            }
+            WatchEvent::Error(status) if status.code == 410 => {
+                self.version = None;
+                Err(End::Relist)
+            }
+            WatchEvent::Error(status) => Err(End::Failed(status.message)),
+        }
+    }
+
+    fn field_selector(&self) -> Option<String> {
+        self.only.as_ref().map(|name| format!("metadata.name={name}"))
+    }
+}
+
+fn parse<K>(mut object: DynamicObject) -> Option<K>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned,
+{
+    let name = object.name_any();
+    object.metadata.managed_fields = None;
+    object
+        .try_parse()
+        .inspect_err(|e| tracing::warn!(kind = %K::kind(&()), name, error = %e, "skipped an object that can't be read"))
+        .ok()
+}
+
+fn failed(error: kube::Error) -> End {
+    End::Failed(error.to_string())
+}
+
+fn is_expired(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 410)
+}
+
+fn watch_seconds(random: f64) -> u32 {
+    let span = f64::from(WATCH_SECONDS.end - WATCH_SECONDS.start);
+    // Truncation is wanted: `random` is below 1, so the end of the range is never reached.
+    WATCH_SECONDS.start + (random * span) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watches_end_at_different_times_within_what_servers_allow() {
+        assert_eq!(watch_seconds(0.0), 240);
+        assert_eq!(watch_seconds(0.999_999), 293);
+    }
+
+    #[test]
+    fn an_object_of_another_shape_is_skipped_alone() {
+        let good = serde_json::json!({"apiVersion": "warren.dev/v1alpha1", "kind": "MeshRelay", "metadata": {"name": "a"}, "spec": {}});
+        let bad = serde_json::json!({"apiVersion": "warren.dev/v1alpha1", "kind": "MeshRelay", "metadata": {"name": "b"}, "spec": 7});
+        let parsed = [good, bad].map(|v| parse::<MeshRelay>(serde_json::from_value(v).unwrap()));
+        assert!(parsed[0].is_some());
+        assert!(parsed[1].is_none());
+    }
+}

@@ -1,0 +1,305 @@
+//! What this node was told last, on disk: the data plane is programmed from it before the API answers, or without it.
+//!
+//! One file an object, each with a header that names the version and a checksum of the rest. A file that doesn't add up is moved
+//! aside and treated as absent; the API will tell it again. Writing is left to a thread of its own, since a slow disk
+//! must not hold up packets, and only the newest content of each file is written.
+
+use crate::files;
+use blake2::{Blake2s256, Digest};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+use tokio::sync::watch;
+
+/// First word of each file; changes when an older agent could misread the rest.
+const MAGIC: &str = "warren-cache-1";
+
+/// Larger files than this are not ours: the largest object is a slice of 64 peers with 16 candidates each, below 200 kB.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// Files kept at most: 2,000 nodes are 32 slices, so this is far above any mesh that works, and below what hurts a disk.
+const MAX_FILES: usize = 1024;
+
+/// Name of a cached object, which is its file name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name(String);
+
+impl Name {
+    /// The one object of a kind.
+    pub fn single(kind: &'static str) -> Self {
+        Self(kind.into())
+    }
+
+    /// One of several objects of a kind. `None` for a name that could leave the folder; the API server lets none through.
+    pub fn of(kind: &'static str, name: &str) -> Option<Self> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+        let fits = !name.is_empty() && name.len() <= 200 && name.chars().all(plain) && !name.starts_with('.');
+        fits.then(|| Self(format!("{kind}@{name}")))
+    }
+}
+
+/// The folder with the cached objects.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    folder: PathBuf,
+    queue: Arc<Queue>,
+    failed: watch::Receiver<Option<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    state: Mutex<Pending>,
+    wake: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    /// `None` removes the file.
+    files: BTreeMap<Name, Option<Vec<u8>>>,
+    busy: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        // Nothing panics while it holds the lock, and a half-made queue is still a queue.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cache {
+    /// Opens the folder, making it if needed, and starts the thread that writes.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        files::private_dir(folder)?;
+        let (report, failed) = watch::channel(None);
+        let queue = Arc::new(Queue::default());
+        let writer = Writer { folder: folder.into(), queue: queue.clone(), report };
+        thread::Builder::new().name("cache".into()).spawn(move || writer.run())?;
+        Ok(Self { folder: folder.into(), queue, failed })
+    }
+
+    /// Why the last write failed, if it did.
+    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.failed.clone()
+    }
+
+    /// Reads an object. A file that can't be trusted is moved aside and counts as absent.
+    pub fn load<T: DeserializeOwned>(&self, name: &Name) -> Option<T> {
+        let path = self.folder.join(&name.0);
+        let content = match read_capped(&path) {
+            Ok(content) => content,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+            Err(e) => {
+                tracing::warn!(file = name.0, error = %e, "a cached object can't be read");
+                return None;
+            }
+        };
+        match decode(&content) {
+            Ok(value) => Some(value),
+            Err(why) => {
+                tracing::warn!(file = name.0, why, "a cached object is corrupt; moved it aside");
+                // If even that fails, the next write replaces it.
+                let _ = files::quarantine(&path);
+                None
+            }
+        }
+    }
+
+    /// The names of all cached objects of a kind, sorted.
+    pub fn names(&self, kind: &str) -> Vec<Name> {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return Vec::new() };
+        let prefix = format!("{kind}@");
+        let ours = |name: &String| name.starts_with(&prefix) && !name.ends_with(".corrupt") && !name.ends_with(".tmp");
+        let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).filter(ours).take(MAX_FILES);
+        let mut names: Vec<Name> = names.map(Name).collect();
+        names.sort();
+        names
+    }
+
+    /// Writes an object soon; a newer write of the same name replaces a waiting one.
+    pub fn store<T: Serialize>(&self, name: &Name, value: &T) {
+        match encode(value) {
+            Ok(content) => self.enqueue(name, Some(content)),
+            Err(e) => tracing::warn!(file = name.0, error = %e, "an object can't be cached"),
+        }
+    }
+
+    /// Removes an object soon.
+    pub fn remove(&self, name: &Name) {
+        self.enqueue(name, None);
+    }
+
+    /// Waits until everything asked for is on disk, or has failed.
+    pub fn flush(&self) {
+        let mut pending = self.queue.lock();
+        while pending.busy || !pending.files.is_empty() {
+            pending = self.queue.wake.wait(pending).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn enqueue(&self, name: &Name, content: Option<Vec<u8>>) {
+        let mut pending = self.queue.lock();
+        if pending.files.len() < MAX_FILES || pending.files.contains_key(name) {
+            pending.files.insert(name.clone(), content);
+            self.queue.wake.notify_all();
+        }
+    }
+}
+
+struct Writer {
+    folder: PathBuf,
+    queue: Arc<Queue>,
+    report: watch::Sender<Option<String>>,
+}
+
+impl Writer {
+    fn run(self) {
+        loop {
+            let (name, content) = self.next();
+            let path = self.folder.join(&name.0);
+            let result = match content {
+                Some(content) if fs::read(&path).is_ok_and(|old| old == content) => Ok(()),
+                Some(content) => files::replace(&path, &content),
+                None => remove_if_there(&path),
+            };
+            let failure = result.err().map(|e| format!("{}: {e}", path.display()));
+            self.report.send_if_modified(|old| std::mem::replace(old, failure.clone()) != failure);
+            self.queue.lock().busy = false;
+            self.queue.wake.notify_all();
+        }
+    }
+
+    fn next(&self) -> (Name, Option<Vec<u8>>) {
+        let mut pending = self.queue.lock();
+        loop {
+            if let Some(work) = pending.files.pop_first() {
+                pending.busy = true;
+                return work;
+            }
+            pending = self.queue.wake.wait(pending).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
+    let body = serde_json::to_vec(value)?;
+    let mut content = format!("{MAGIC} {}\n", checksum(&body)).into_bytes();
+    content.extend_from_slice(&body);
+    Ok(content)
+}
+
+fn decode<T: DeserializeOwned>(content: &[u8]) -> Result<T, &'static str> {
+    let end = content.iter().position(|b| *b == b'\n').ok_or("no header")?;
+    let (header, body) = (&content[..end], &content[end + 1..]);
+    let header = str::from_utf8(header).map_err(|_| "no header")?;
+    let sum = header.strip_prefix(MAGIC).and_then(|h| h.strip_prefix(' ')).ok_or("written by another version")?;
+    if sum != checksum(body) {
+        return Err("the checksum differs");
+    }
+    serde_json::from_slice(body).map_err(|_| "not what it should hold")
+}
+
+fn checksum(body: &[u8]) -> String {
+    Blake2s256::digest(body).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn read_capped(path: &Path) -> io::Result<Vec<u8>> {
+    if fs::metadata(path)?.len() > MAX_FILE_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_FILE_BYTES} bytes")));
+    }
+    fs::read(path)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TempDir;
+
+    fn open() -> (TempDir, Cache) {
+        let dir = TempDir::new("cache");
+        let cache = Cache::open(&dir.path().join("cache")).unwrap();
+        (dir, cache)
+    }
+
+    #[test]
+    fn objects_come_back_as_they_were_also_to_another_process() {
+        let (dir, cache) = open();
+        let (mesh, slice) = (Name::single("mesh"), Name::of("slice", "peers-0").unwrap());
+        cache.store(&mesh, &vec![1u8, 2]);
+        cache.store(&slice, &"first");
+        cache.store(&slice, &"second");
+        cache.flush();
+        let again = Cache::open(&dir.path().join("cache")).unwrap();
+        assert_eq!(again.load::<Vec<u8>>(&mesh).unwrap(), [1, 2]);
+        assert_eq!(again.names("slice"), std::slice::from_ref(&slice));
+        assert_eq!(again.load::<String>(&slice).unwrap(), "second");
+        cache.remove(&slice);
+        cache.flush();
+        assert!(again.load::<String>(&slice).is_none());
+    }
+
+    #[test]
+    fn a_flipped_bit_a_cut_and_another_version_are_absent_and_set_aside() {
+        let (_dir, cache) = open();
+        let name = Name::single("mesh");
+        cache.store(&name, &"a value of some length");
+        cache.flush();
+        let path = cache.folder.join("mesh");
+        let good = fs::read(&path).unwrap();
+        // Inside the text, where it is another value and JSON all the same.
+        let mut flipped = good.clone();
+        let letter = flipped.len() - 5;
+        flipped[letter] ^= 1;
+        let other = [b"warren-cache-2 ", &good[MAGIC.len() + 1..]].concat();
+        for bad in [&flipped[..], &good[..good.len() - 3], &other, b"", b"{}"] {
+            fs::write(&path, bad).unwrap();
+            assert!(cache.load::<String>(&name).is_none(), "{bad:?}");
+            assert!(!path.exists());
+            assert_eq!(fs::read(cache.folder.join("mesh.corrupt")).unwrap(), bad);
+        }
+    }
+
+    #[test]
+    fn a_value_of_another_shape_is_absent() {
+        let (_dir, cache) = open();
+        let name = Name::single("mesh");
+        cache.store(&name, &7u32);
+        cache.flush();
+        assert!(cache.load::<String>(&name).is_none());
+    }
+
+    #[test]
+    fn a_disk_that_refuses_is_reported_and_so_is_its_recovery() {
+        let (_dir, cache) = open();
+        let failure = cache.failure();
+        let folder = cache.folder.clone();
+        fs::remove_dir(&folder).unwrap();
+        fs::write(&folder, "a file where the folder was").unwrap();
+        cache.store(&Name::single("mesh"), &1);
+        cache.flush();
+        assert!(failure.borrow().is_some());
+        fs::remove_file(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        cache.store(&Name::single("mesh"), &2);
+        cache.flush();
+        assert!(failure.borrow().is_none());
+    }
+
+    #[test]
+    fn a_name_cannot_leave_the_folder() {
+        for bad in ["", "..", "../x", "a/b", ".hidden", "A"] {
+            assert!(Name::of("slice", bad).is_none(), "{bad}");
+        }
+    }
+}

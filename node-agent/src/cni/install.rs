@@ -1,0 +1,178 @@
+//! Putting the file in its place and taking it away.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+
+use super::{FILE, NETWORK, PLUGINS, conflist};
+use crate::net::Standing;
+
+/// Written first, then renamed; the name has none of the endings that containerd reads.
+const TEMPORARY: &str = ".05-warren.conflist.tmp";
+
+/// The CIS benchmark asks for 0600 on CNI files; the runtime reads them as root.
+const MODE: u32 = 0o600;
+
+/// No conflist is this long; a foreign file is not read further.
+const MOST_BYTES: u64 = 64 * 1024;
+
+/// What the CNI file needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CniPlan {
+    /// The folder that the container runtime reads.
+    pub conf_dir: PathBuf,
+    /// The folder of the plugins.
+    pub bin_dir: PathBuf,
+    /// This node's podCIDRs.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// The file is in place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// Whether it had to be written.
+    pub written: bool,
+    /// A file of another network that sorts before ours and hence wins.
+    pub shadowed_by: Option<String>,
+}
+
+/// Why the file is not in place, or not taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum CniError {
+    /// The node has no podCIDR yet.
+    #[error(
+        "expected a podCIDR for this node, found none yet: the controller manager assigns it (--allocate-node-cidrs)"
+    )]
+    NoPodCidrs,
+    /// Plugins are not installed.
+    #[error("expected the CNI plugins in {}, found no {}: install containernetworking-plugins or set the chart's cni.binDir", dir.display(), missing.join(", "))]
+    MissingPlugins {
+        /// Their names.
+        missing: Vec<&'static str>,
+        /// Where they were looked for.
+        dir: PathBuf,
+    },
+    /// The folder cannot be written: another owner, read-only, or not there. The condition `CNIDirNotWritable`.
+    #[error("expected to write in {}, found {found}: `chown root {dir}` on the node, or set the chart's cni.confDir", dir.display(), dir = dir.display())]
+    NotWritable {
+        /// The folder.
+        dir: PathBuf,
+        /// Owner and error.
+        found: String,
+    },
+    /// A file of our name describes another network.
+    #[error("expected {} to be absent or Warren's, found another network in it: move it away", path.display())]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Anything else.
+    #[error("could not {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// Puts the file in place, with the MTU of the device; writes nothing if it is there already.
+pub fn publish(plan: &CniPlan, standing: Standing) -> Result<Published, CniError> {
+    if plan.pod_cidrs.is_empty() {
+        return Err(CniError::NoPodCidrs);
+    }
+    let missing: Vec<_> = PLUGINS.into_iter().filter(|name| !is_program(&plan.bin_dir.join(name))).collect();
+    if !missing.is_empty() {
+        return Err(CniError::MissingPlugins { missing, dir: plan.bin_dir.clone() });
+    }
+    let path = plan.conf_dir.join(FILE);
+    let content = conflist(&plan.pod_cidrs, standing.mtu());
+    let written = match read(&path)? {
+        Some(found) if found == content => false,
+        Some(found) if !is_ours(&found) => return Err(CniError::NotOurs { path }),
+        _ => {
+            replace(&plan.conf_dir, &content)?;
+            true
+        }
+    };
+    Ok(Published { written, shadowed_by: shadow(&plan.conf_dir) })
+}
+
+/// Takes the file away if it is ours; answers whether there was one. With `dry_run` only answers.
+pub fn withdraw(conf_dir: &Path, dry_run: bool) -> Result<bool, CniError> {
+    let path = conf_dir.join(FILE);
+    match read(&path)? {
+        None => Ok(false),
+        Some(found) if !is_ours(&found) => Ok(false),
+        Some(_) if dry_run => Ok(true),
+        Some(_) => match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(e) => Err(explain(conf_dir, "remove", path, e)),
+        },
+    }
+}
+
+fn replace(dir: &Path, content: &str) -> Result<(), CniError> {
+    let temporary = dir.join(TEMPORARY);
+    let write = || -> io::Result<()> {
+        // Left over from a crash, perhaps as something else than a file.
+        match fs::remove_file(&temporary) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary)?;
+        file.write_all(content.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, dir.join(FILE))?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|e| explain(dir, "write", dir.join(FILE), e))
+}
+
+fn explain(dir: &Path, action: &'static str, path: PathBuf, source: io::Error) -> CniError {
+    let refused =
+        matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotFound);
+    if !refused {
+        return CniError::Io { action, path, source };
+    }
+    let found = match fs::metadata(dir) {
+        Ok(meta) => format!("owner {}, mode {:o} ({source})", meta.uid(), meta.mode() & 0o7777),
+        Err(e) => e.to_string(),
+    };
+    CniError::NotWritable { dir: dir.to_owned(), found }
+}
+
+fn read(path: &Path) -> Result<Option<String>, CniError> {
+    let io = |source| CniError::Io { action: "read", path: path.to_owned(), source };
+    match fs::metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io(e)),
+        // Not a conflist, so not ours; what it says does not matter.
+        Ok(meta) if !meta.is_file() || meta.len() > MOST_BYTES => return Ok(Some(String::new())),
+        Ok(_) => {}
+    }
+    let bytes = fs::read(path).map_err(io)?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+fn is_ours(content: &str) -> bool {
+    serde_json::from_str::<serde_json::Value>(content).is_ok_and(|value| value["name"] == NETWORK)
+}
+
+fn is_program(path: &Path) -> bool {
+    /// Any of the three execute bits.
+    const EXECUTE: u32 = 0o111;
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.mode() & EXECUTE != 0)
+}
+
+/// The first file that the runtime would read instead of ours.
+fn shadow(dir: &Path) -> Option<String> {
+    let names = fs::read_dir(dir).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let read = |name: &String| [".conf", ".conflist", ".json"].iter().any(|ending| name.ends_with(ending));
+    names.filter(|name| read(name) && name.as_str() < FILE).min()
+}

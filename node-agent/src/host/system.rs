@@ -1,0 +1,153 @@
+//! The real machine.
+
+use super::{Echo, Host, Programmed, Survey, echo::EchoSockets, listening};
+use crate::{
+    cni::{self, CniError, CniPlan},
+    net::{self, Changed, NetPlan, Problem, Report},
+    status::conditions::{Cni, Network},
+};
+use nlink::{Connection, Route};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use tokio::{sync::Mutex, time::sleep};
+use wgdev::{BoxFuture, Device, DeviceConfig, DeviceError, Userspace};
+
+/// Pause before watching anew when the kernel refuses: a repair every few seconds is better than a busy loop.
+const WATCH_RETRY: Duration = Duration::from_secs(5);
+
+/// Kernel and files of this node.
+#[derive(Default)]
+pub struct System {
+    watch: Mutex<Option<net::Watch>>,
+}
+
+impl Host for System {
+    fn survey<'a>(&'a self, device: &'a str) -> BoxFuture<'a, anyhow::Result<Survey>> {
+        Box::pin(async move {
+            let underlay = net::underlay(device).await?;
+            let own_addresses = addresses(device).await?;
+            Ok(Survey { underlay, own_addresses })
+        })
+    }
+
+    fn open_device(&self, config: DeviceConfig) -> Result<Arc<dyn Device>, DeviceError> {
+        Ok(Arc::new(Userspace::open(config)?))
+    }
+
+    fn program<'a>(&'a self, plan: &'a NetPlan, cni: Option<&'a CniPlan>) -> BoxFuture<'a, anyhow::Result<Programmed>> {
+        Box::pin(async move {
+            let report = net::apply(plan).await?;
+            let cni = cni.map_or(Cni::NotManaged, |cni| publish(cni, &report));
+            log(&report);
+            let repairs = report.changes.iter().map(|c| c.kind.as_str()).collect();
+            Ok(Programmed { network: network(&report), cni, repairs })
+        })
+    }
+
+    fn open_echo(&self, device: &str) -> io::Result<Box<dyn Echo>> {
+        Ok(Box::new(EchoSockets::open(device)?))
+    }
+
+    fn changed(&self) -> BoxFuture<'_, Changed> {
+        Box::pin(async {
+            let mut watch = self.watch.lock().await;
+            loop {
+                if watch.is_none() {
+                    match net::watch().await {
+                        Ok(made) => *watch = Some(made),
+                        Err(e) => {
+                            tracing::warn!(error = %e, "can't watch the host network; looking again by the clock");
+                            sleep(WATCH_RETRY).await;
+                            return Changed::ALL;
+                        }
+                    }
+                }
+                match watch.as_mut() {
+                    Some(made) => match made.changed().await {
+                        Some(changed) => return changed,
+                        None => *watch = None,
+                    },
+                    None => continue,
+                }
+                sleep(WATCH_RETRY).await;
+            }
+        })
+    }
+
+    fn listens_on(&self, port: u16) -> bool {
+        listening::listens_on(port)
+    }
+}
+
+async fn addresses(device: &str) -> anyhow::Result<Vec<IpAddr>> {
+    let connection = Connection::<Route>::new()?;
+    let links = connection.get_links().await?;
+    let own = links.iter().find(|l| l.name() == Some(device)).map(|l| l.ifindex());
+    let addresses = connection.get_addresses().await?;
+    let others = addresses.iter().filter(|a| Some(a.ifindex()) != own);
+    let mut found: Vec<IpAddr> = others.filter_map(|a| a.primary_address().copied()).collect();
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+fn publish(plan: &CniPlan, report: &Report) -> Cni {
+    if plan.pod_cidrs.is_empty() {
+        return Cni::Waiting(
+            "waits for the pod range of this node; the controller manager gives it (--allocate-node-cidrs)".into(),
+        );
+    }
+    let Some(standing) = report.standing() else { return Cni::Waiting("waits for device and routes".into()) };
+    match cni::publish(plan, standing) {
+        Ok(published) => match published.shadowed_by {
+            Some(file) => Cni::Failed(
+                "Shadowed",
+                format!(
+                    "expected to be the first CNI configuration, found {file} before it; remove that file or set cni.mode to none"
+                ),
+            ),
+            None => Cni::Ready,
+        },
+        Err(e) => Cni::Failed(reason(&e), e.to_string()),
+    }
+}
+
+fn reason(error: &CniError) -> &'static str {
+    match error {
+        CniError::NoPodCidrs => "NoPodCIDRs",
+        CniError::MissingPlugins { .. } => "PluginsMissing",
+        CniError::NotWritable { .. } => "CNIDirNotWritable",
+        CniError::NotOurs { .. } => "ForeignFile",
+        CniError::Io { .. } => "WriteFailed",
+    }
+}
+
+fn network(report: &Report) -> Network {
+    let mut network = Network { unfit: report.standing().is_none(), ..Network::default() };
+    for failure in &report.failures {
+        network.failures.push(format!("{} {}: {}", failure.kind.as_str(), failure.what, failure.error));
+    }
+    for problem in &report.problems {
+        let list = match problem {
+            Problem::ForwardBlocked { .. } => &mut network.forward_blocked,
+            Problem::RouteConflict { .. } => &mut network.conflicts,
+            Problem::Sysctl { .. } | Problem::Ipv6Off { .. } => &mut network.sysctls,
+        };
+        list.push(problem.to_string());
+    }
+    network.overlaps = report.overlaps.iter().filter(|o| !o.is_expected()).map(ToString::to_string).collect();
+    network
+}
+
+fn log(report: &Report) {
+    for change in &report.changes {
+        tracing::debug!(kind = change.kind.as_str(), what = change.what, "changed the host network");
+    }
+    for failure in &report.failures {
+        tracing::debug!(
+            kind = failure.kind.as_str(),
+            what = failure.what,
+            error = failure.error,
+            "could not change the host network"
+        );
+    }
+}

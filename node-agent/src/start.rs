@@ -1,0 +1,184 @@
+//! From arguments to a running agent.
+
+use crate::{
+    agent::{
+        Agent, Inputs, Outcome, Parts, Settings,
+        identity::{Identity, Opening},
+    },
+    api::{Connection, endpoints::Remembered, feed::Feeds},
+    args::RunArgs,
+    cache::{Cache, Name},
+    files,
+    host::{Host, System},
+    key::KeyFile,
+    local::{self, Ask, server},
+    metrics::Metrics,
+    process,
+    told::View,
+};
+use anyhow::{Context, bail};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, mpsc, watch},
+    time::sleep,
+};
+
+/// News of the API that may wait for the loop.
+const TOLD_QUEUE: usize = 64;
+/// Between attempts to get a key when disk or kernel refuse.
+const KEY_RETRY: Duration = Duration::from_secs(5);
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let RunArgs {
+        kubeconfig,
+        api_servers,
+        node_name,
+        state_dir,
+        socket,
+        cni_mode,
+        cni_conf_dir,
+        cni_bin_dir,
+        metrics_listen,
+        log_format: _,
+        log: _,
+        device,
+    } = args;
+    let Some(node_name) = node_name.filter(|n| !n.is_empty()) else {
+        bail!("expected the name of this node, found none: give --node-name or set NODE_NAME");
+    };
+    files::private_dir(&state_dir).with_context(|| format!("make the state folder {}", state_dir.display()))?;
+    let _lock = process::lock(&state_dir.join("lock"))?;
+    let cache = Cache::open(&state_dir.join("cache")).context("open the cache in the state folder")?;
+    let remembered = cache.load::<Remembered>(&Name::single("api")).unwrap_or_default();
+    let connection = Connection::new(kubeconfig.as_deref(), &api_servers, remembered).await?;
+
+    let (told_in, told) = mpsc::channel(TOLD_QUEUE);
+    let relist_slices = Feeds::new(connection.clone(), told_in).spawn(&node_name);
+    let (asks_in, asks) = mpsc::channel::<Ask>(local::QUEUE);
+    server::serve_socket(&socket, asks_in.clone())?;
+    if let Some(listen) = metrics_listen.0 {
+        server::serve_metrics(listen, asks_in).await;
+    }
+    remember_endpoints(connection.clone(), cache.clone());
+
+    let shell = Shell {
+        settings: Settings {
+            node_name,
+            device,
+            cni_mode,
+            cni_conf_dir,
+            cni_bin_dir,
+            housekeeping: Settings::HOUSEKEEPING,
+        },
+        host: Arc::new(System::default()),
+        connection,
+        relist_slices,
+        cache,
+        key_file: KeyFile::new(&state_dir),
+        metrics: Metrics::new().context("register the metrics")?,
+    };
+    shell.run(Inputs { told, asks, stop: stop_signal()? }).await;
+    Ok(())
+}
+
+/// What outlives a change of key.
+pub struct Shell {
+    /// Fixed settings.
+    pub settings: Settings,
+    /// The machine.
+    pub host: Arc<dyn Host>,
+    /// The API.
+    pub connection: Connection,
+    /// Makes the slices be listed afresh.
+    pub relist_slices: Arc<Notify>,
+    /// The disk cache.
+    pub cache: Cache,
+    /// Where the key is.
+    pub key_file: KeyFile,
+    /// The metrics.
+    pub metrics: Metrics,
+}
+
+impl Shell {
+    /// Runs agents, each with its key, until told to stop.
+    pub async fn run(self, mut inputs: Inputs) {
+        let epoch = Instant::now();
+        let mut view = Box::new(View::restore(self.cache.clone(), &self.settings.node_name));
+        loop {
+            let mut stop = inputs.stop.clone();
+            let identity = tokio::select! {
+                identity = self.identity() => identity,
+                _ = stop.wait_for(|stop| *stop) => return,
+            };
+            tracing::info!(key = identity.public_key().short(), round = identity.round(), "the agent starts");
+            let parts = Parts {
+                settings: self.settings.clone(),
+                host: self.host.clone(),
+                connection: self.connection.clone(),
+                relist_slices: self.relist_slices.clone(),
+                cache: self.cache.clone(),
+                identity,
+                view,
+                epoch,
+                metrics: self.metrics.clone(),
+            };
+            match Agent::new(parts, Instant::now()).run(&mut inputs).await {
+                Outcome::Stopped => return,
+                // The feeds tell changes only, so what they told the old agent goes to the new one.
+                Outcome::KeyGone(told) => view = told,
+            }
+        }
+    }
+
+    async fn identity(&self) -> Box<Identity> {
+        let mut reachable = self.connection.reachable();
+        loop {
+            let answers = *reachable.borrow_and_update() == Some(true);
+            match Identity::open(self.key_file.clone(), self.cache.clone(), answers) {
+                Ok(Opening::Open(identity)) => return identity,
+                Ok(Opening::NeedsApi(why)) => {
+                    tracing::error!(
+                        why,
+                        "the key file is corrupt; a new key waits until the Kubernetes API can be told: restore the file or wait"
+                    );
+                    // The sender lives as long as the connection, which we hold.
+                    let _ = reachable.wait_for(|r| *r == Some(true)).await;
+                }
+                Err(e) => {
+                    tracing::error!(error = %e, "there is no key yet; trying again");
+                    sleep(KEY_RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+fn remember_endpoints(connection: Connection, cache: Cache) {
+    let mut remembered = connection.remembered();
+    tokio::spawn(async move {
+        while remembered.changed().await.is_ok() {
+            let value = remembered.borrow_and_update().clone();
+            cache.store(&Name::single("api"), &value);
+        }
+    });
+}
+
+fn stop_signal() -> anyhow::Result<watch::Receiver<bool>> {
+    let (stop, stopped) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; device, routes and firewall stay");
+        stop.send_replace(true);
+    });
+    Ok(stopped)
+}

@@ -1,0 +1,202 @@
+//! The whole `MeshNode.status` from what is known, and what of a difference is urgent.
+
+use super::{
+    conditions::{self, Facts},
+    pacer::Change,
+};
+use crds::{
+    Condition, MeshNodeStatus,
+    mesh_node::{self, Backend, Nat, PathCounts},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use path::{Candidate, CandidateKind, NatClass, NatReport};
+use topology::peer::MAX_CANDIDATES;
+use wire::key::PublicKey;
+
+/// Which WireGuard runs, as metrics call it.
+pub const BACKEND: &str = "userspace";
+/// The condition that only people read.
+const PATHS_HEALTHY: &str = "PathsHealthy";
+
+/// What a status says beside its conditions.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// Our key.
+    pub public_key: PublicKey,
+    /// The proof that it is ours.
+    pub key_proof: Option<String>,
+    /// The port that WireGuard has.
+    pub listen_port: Option<u16>,
+    /// Counts starts and changes of address.
+    pub round: u32,
+    /// Where we may be reached.
+    pub candidates: Vec<Candidate>,
+    /// What NATs we stand behind.
+    pub nat: NatReport,
+    /// Which WireGuard runs.
+    pub backend: Option<Backend>,
+    /// Generation of the spec that is programmed.
+    pub generation: Option<i64>,
+}
+
+/// The status to have in the API. `before` is what is there now: unchanged conditions keep their time.
+pub fn status(content: &Content, facts: &Facts, before: &[Condition], now: &Time) -> MeshNodeStatus {
+    let observed = conditions::observe(facts);
+    MeshNodeStatus {
+        observed_generation: content.generation,
+        public_key: Some(content.public_key.to_string()),
+        key_proof: content.key_proof.clone(),
+        listen_port: content.listen_port,
+        round: content.round,
+        candidates: candidates(&content.candidates),
+        nat: Nat { ipv4: nat_class(content.nat.v4), ipv6: nat_class(content.nat.v6) },
+        backend: content.backend,
+        mtu: facts.device.as_ref().and_then(|d| d.as_ref().ok()).copied(),
+        version: Some(env!("CARGO_PKG_VERSION").into()),
+        paths: PathCounts {
+            direct: facts.paths.direct,
+            relayed: 0,
+            down: facts.paths.down,
+            summary: Some(format!("{}d/0r/{}x", facts.paths.direct, facts.paths.down)),
+        },
+        conditions: conditions::with_history(observed, before, content.generation, now),
+    }
+}
+
+/// How urgent it is to replace `old` by `new`.
+pub fn change(old: Option<&MeshNodeStatus>, new: &MeshNodeStatus) -> Change {
+    let Some(old) = old else { return Change::Prompt };
+    let awaited = |s: &MeshNodeStatus| MeshNodeStatus {
+        observed_generation: None,
+        paths: PathCounts::default(),
+        conditions: Vec::new(),
+        ..s.clone()
+    };
+    if awaited(old) != awaited(new) {
+        return Change::Prompt;
+    }
+    let about_paths = |c: &&Condition| c.type_ == PATHS_HEALTHY;
+    let others = |c: &&Condition| c.type_ != PATHS_HEALTHY;
+    if old.observed_generation != new.observed_generation || !same_conditions(old, new, others) {
+        return Change::Conditions;
+    }
+    if old.paths != new.paths || !same_conditions(old, new, about_paths) { Change::Paths } else { Change::None }
+}
+
+fn same_conditions(a: &MeshNodeStatus, b: &MeshNodeStatus, which: fn(&&Condition) -> bool) -> bool {
+    let sorted = |s: &MeshNodeStatus| -> Vec<Condition> {
+        let mut chosen: Vec<Condition> = s.conditions.iter().filter(which).cloned().collect();
+        chosen.sort_by(|a, b| a.type_.cmp(&b.type_));
+        chosen
+    };
+    let (a, b) = (sorted(a), sorted(b));
+    a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.same_as(b))
+}
+
+/// Sorted and without duplicates, so that the same set is the same text.
+fn candidates(found: &[Candidate]) -> Vec<mesh_node::Candidate> {
+    let mut listed: Vec<(CandidateKind, mesh_node::Candidate)> =
+        found.iter().filter_map(|c| Some((c.kind, published(c)?))).collect();
+    // What works through a NAT first: it is what the column of endpoints shows.
+    listed.sort_by(|(ka, a), (kb, b)| (rank(*ka), a).cmp(&(rank(*kb), b)));
+    listed.dedup_by(|a, b| a.1 == b.1);
+    listed.truncate(MAX_CANDIDATES);
+    listed.into_iter().map(|(_, c)| c).collect()
+}
+
+fn rank(kind: CandidateKind) -> u8 {
+    match kind {
+        CandidateKind::Static => 0,
+        CandidateKind::PortMapped => 1,
+        CandidateKind::ServerReflexive => 2,
+        CandidateKind::Host | CandidateKind::PeerReflexive => 3,
+    }
+}
+
+fn published(candidate: &Candidate) -> Option<mesh_node::Candidate> {
+    let kind = match candidate.kind {
+        CandidateKind::Host => mesh_node::CandidateKind::Host,
+        CandidateKind::ServerReflexive => mesh_node::CandidateKind::ServerReflexive,
+        CandidateKind::PortMapped => mesh_node::CandidateKind::PortMapped,
+        CandidateKind::Static => mesh_node::CandidateKind::Static,
+        CandidateKind::PeerReflexive => return None,
+    };
+    Some(mesh_node::Candidate { address: candidate.addr.to_string(), kind })
+}
+
+fn nat_class(class: NatClass) -> Option<mesh_node::NatClass> {
+    match class {
+        NatClass::Unknown => None,
+        NatClass::Open => Some(mesh_node::NatClass::Open),
+        NatClass::EndpointIndependent => Some(mesh_node::NatClass::EndpointIndependent),
+        // Whether ports count up or are drawn isn't measured, so neither is claimed.
+        NatClass::AddressDependent | NatClass::AddressAndPortDependent => Some(mesh_node::NatClass::AddressDependent),
+        NatClass::Blocked => Some(mesh_node::NatClass::Blocked),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths::Summary;
+    use path::Reason;
+
+    fn content() -> Content {
+        let host = |a: &str| Candidate::new(CandidateKind::Host, a.parse().unwrap());
+        Content {
+            public_key: PublicKey::from_bytes([9; 32]),
+            key_proof: None,
+            listen_port: Some(21820),
+            round: 3,
+            candidates: vec![
+                host("192.0.2.7:21820"),
+                host("10.0.0.7:21820"),
+                Candidate::new(CandidateKind::ServerReflexive, "198.51.100.7:4242".parse().unwrap()),
+                host("192.0.2.7:21820"),
+            ],
+            nat: NatReport { v4: NatClass::EndpointIndependent, v6: NatClass::Unknown },
+            backend: Some(Backend::Userspace),
+            generation: Some(2),
+        }
+    }
+
+    fn make(content: &Content, facts: &Facts, second: i64) -> MeshNodeStatus {
+        status(content, facts, &[], &Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap()))
+    }
+
+    #[test]
+    fn candidates_are_sorted_and_unique_and_reflexive_ones_come_first() {
+        let shown: Vec<String> =
+            make(&content(), &Facts::default(), 1).candidates.into_iter().map(|c| c.address).collect();
+        assert_eq!(shown, ["198.51.100.7:4242", "10.0.0.7:21820", "192.0.2.7:21820"]);
+    }
+
+    #[test]
+    fn the_order_in_which_candidates_were_found_is_no_change() {
+        let old = make(&content(), &Facts::default(), 1);
+        let mut other = content();
+        other.candidates.reverse();
+        assert_eq!(change(Some(&old), &make(&other, &Facts::default(), 2)), Change::None);
+    }
+
+    #[test]
+    fn what_operator_and_peers_wait_for_is_prompt_and_paths_come_last() {
+        let old = make(&content(), &Facts::default(), 1);
+        assert_eq!(change(None, &old), Change::Prompt);
+        let paths = Summary { direct: 1, down: 1, unconnected: vec![("b".into(), Reason::NoAnswer)] };
+        let mut facts = Facts { paths, ..Facts::default() };
+        assert_eq!(change(Some(&old), &make(&content(), &facts, 2)), Change::Paths);
+        let mut other = content();
+        other.round += 1;
+        assert_eq!(change(Some(&old), &make(&other, &facts, 2)), Change::Prompt);
+        facts.guard = Some("held".into());
+        assert_eq!(change(Some(&old), &make(&content(), &facts, 2)), Change::Conditions);
+    }
+
+    #[test]
+    fn peer_reflexive_addresses_are_never_published() {
+        let mut only = content();
+        only.candidates = vec![Candidate::new(CandidateKind::PeerReflexive, "192.0.2.1:1".parse().unwrap())];
+        assert!(make(&only, &Facts::default(), 1).candidates.is_empty());
+    }
+}

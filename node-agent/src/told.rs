@@ -1,0 +1,385 @@
+//! What the control plane told this node: kept in memory, mirrored to the disk cache, merged into one peer table.
+
+pub mod convert;
+
+use crate::{
+    api::{Fed, Told},
+    cache::{Cache, Name},
+};
+use crds::{Mesh, MeshNode, MeshPeerSlice, MeshRelay, names};
+use ipnet::IpNet;
+use kube::ResourceExt;
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
+use topology::{
+    mesh::MeshConfig,
+    node::PeerTable,
+    peer::{Entry, Tombstone},
+    spec::NodeSpec,
+};
+use wire::key::PublicKey;
+
+/// Slices held at most: 64 peers each, so far more than a mesh of 8,192 peers needs.
+const MAX_SLICES: usize = 256;
+/// Relays held at most; each adds a STUN server.
+const MAX_RELAYS: usize = 64;
+/// STUN servers used at most: two or three tell all there is to tell.
+const MAX_STUN_SERVERS: usize = 16;
+
+/// Which parts changed in meaning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// `Mesh/default`.
+    pub mesh: bool,
+    /// Our MeshNode: spec or status.
+    pub node: bool,
+    /// Peers.
+    pub peers: bool,
+    /// Relays.
+    pub relays: bool,
+}
+
+impl Changed {
+    /// Whether anything changed.
+    pub fn any(self) -> bool {
+        self != Self::default()
+    }
+}
+
+/// Everything the node was told.
+pub struct View {
+    own_name: String,
+    cache: Cache,
+    mesh: Option<Mesh>,
+    node: Option<MeshNode>,
+    /// Whether the API has our object; the spec outlives it.
+    node_present: bool,
+    slices: BTreeSet<String>,
+    relays: BTreeMap<String, MeshRelay>,
+    table: PeerTable,
+}
+
+impl View {
+    /// What was told last, from disk.
+    pub fn restore(cache: Cache, own_name: &str) -> Self {
+        let mut entries = Vec::new();
+        let mut tombstones = Vec::new();
+        let mut slices = BTreeSet::new();
+        for file in cache.names("slice") {
+            if let Some(slice) = cache.load::<MeshPeerSlice>(&file) {
+                entries.extend(convert::entries(&slice));
+                tombstones.extend(convert::tombstones(&slice));
+                slices.insert(slice.name_any());
+            }
+        }
+        Self {
+            own_name: own_name.into(),
+            mesh: cache.load(&Name::single("mesh")),
+            node: cache.load::<MeshNode>(&Name::single("node")).filter(|n| n.name_any() == own_name),
+            node_present: false,
+            relays: cache.load(&Name::single("relays")).unwrap_or_default(),
+            table: PeerTable::restore(own_name, entries, tombstones),
+            slices,
+            cache,
+        }
+    }
+
+    /// Takes news in; `now` is the time since this process started.
+    pub fn handle(&mut self, told: Told, now: Duration) -> Changed {
+        let mut changed = Changed::default();
+        match told {
+            Told::Mesh(fed) => {
+                changed.mesh = single(&mut self.mesh, fed, names::MESH);
+                if changed.mesh {
+                    self.keep("mesh", &self.mesh);
+                }
+            }
+            Told::Node(fed) => {
+                // An object that is gone while the control plane is being restored must not take the node down: its spec stays.
+                let before = self.node.clone();
+                self.node_present = match &fed {
+                    Fed::Listed(nodes) => nodes.iter().any(|n| n.name_any() == self.own_name),
+                    Fed::Applied(_) => true,
+                    Fed::Deleted(_) => false,
+                };
+                changed.node = !self.is_stale(&fed) && single(&mut self.node, fed, &self.own_name);
+                let spec = |n: &Option<MeshNode>| n.as_ref().map(|n| (n.uid(), n.spec.clone()));
+                if spec(&before) != spec(&self.node) {
+                    self.keep("node", &self.node);
+                }
+            }
+            Told::Relays(fed) => {
+                changed.relays = relays(&mut self.relays, fed);
+                if changed.relays {
+                    self.keep("relays", &self.relays);
+                }
+            }
+            Told::Slices(fed) => changed.peers = self.slices(fed, now),
+        }
+        changed
+    }
+
+    /// The settings of the mesh, validated.
+    pub fn mesh(&self) -> Option<&Mesh> {
+        self.mesh.as_ref()
+    }
+
+    /// The same as topology sees it; `None` when absent or unreadable.
+    pub fn mesh_config(&self) -> Option<MeshConfig> {
+        self.mesh.as_ref().and_then(convert::mesh_config)
+    }
+
+    /// The ranges that pod CIDRs come from, as far as an admin named them.
+    pub fn pod_ranges(&self) -> Vec<IpNet> {
+        self.mesh.as_ref().map(|mesh| convert::nets(&mesh.spec.pod_cidrs)).unwrap_or_default()
+    }
+
+    /// Whether the directory names this node with that key.
+    pub fn is_listed(&self, key: &PublicKey) -> bool {
+        self.table.entries().get(&self.own_name).is_some_and(|entry| entry.public_key == *key)
+    }
+
+    /// Our own object as last seen.
+    pub fn node(&self) -> Option<&MeshNode> {
+        self.node.as_ref()
+    }
+
+    /// Whether the API has our object now.
+    pub fn node_is_present(&self) -> bool {
+        self.node_present
+    }
+
+    /// A write of ours was answered with this object.
+    pub fn node_written(&mut self, node: MeshNode) {
+        self.node = Some(node);
+    }
+
+    /// Our own spec as topology sees it.
+    pub fn own_spec(&self) -> Option<NodeSpec> {
+        self.node.as_ref().map(convert::node_spec)
+    }
+
+    /// The merged peers.
+    pub fn table(&self) -> &PeerTable {
+        &self.table
+    }
+
+    /// Those who tell this node its address: relays first, then what the mesh names. A relay on this node sees no NAT.
+    pub fn stun_servers(&self) -> Vec<SocketAddr> {
+        let others = self.relays.values().filter(|r| r.spec.node_name.as_deref() != Some(&self.own_name));
+        let of_relays = others.filter_map(|r| r.status.as_ref()).flat_map(|s| &s.stun);
+        let of_mesh = self.mesh.iter().flat_map(|m| &m.spec.stun.servers);
+        let mut servers: Vec<SocketAddr> = Vec::new();
+        for server in of_relays.chain(of_mesh).filter_map(|s| s.parse().ok()) {
+            if !servers.contains(&server) && servers.len() < MAX_STUN_SERVERS {
+                servers.push(server);
+            }
+        }
+        servers
+    }
+
+    /// UDP ports of a relay on this node.
+    pub fn own_relay_ports(&self) -> Vec<u16> {
+        let own = self.relays.values().filter(|r| r.spec.node_name.as_deref() == Some(&self.own_name));
+        let stun = own.filter_map(|r| r.status.as_ref()).flat_map(|s| &s.stun);
+        let mut ports: Vec<u16> = stun.filter_map(|s| s.parse::<SocketAddr>().ok()).map(|a| a.port()).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+
+    /// The identity of the mesh, part of every pair key: two meshes never accept each other's probes.
+    pub fn mesh_id(&self) -> String {
+        self.mesh.as_ref().and_then(ResourceExt::uid).unwrap_or_default()
+    }
+
+    /// Whether this is an echo of what our own write has replaced already.
+    fn is_stale(&self, fed: &Fed<MeshNode>) -> bool {
+        let (Some(known), Fed::Applied(told)) = (&self.node, fed) else { return false };
+        let version = |n: &MeshNode| n.resource_version().and_then(|v| v.parse::<u64>().ok());
+        known.uid() == told.uid() && version(told) < version(known)
+    }
+
+    fn slices(&mut self, fed: Fed<MeshPeerSlice>, now: Duration) -> bool {
+        let delta = match &fed {
+            Fed::Listed(all) => {
+                let tombstones: Vec<Tombstone> = all.iter().flat_map(convert::tombstones).collect();
+                let peers = all.iter().filter(|s| s.name_any() != names::REMOVED_SLICE).take(MAX_SLICES);
+                let lists: BTreeMap<String, Vec<Entry>> = peers.map(|s| (s.name_any(), convert::entries(s))).collect();
+                self.table.handle_list(lists, tombstones, now)
+            }
+            Fed::Applied(slice) if slice.name_any() == names::REMOVED_SLICE => {
+                self.table.handle_tombstones(convert::tombstones(slice), now)
+            }
+            Fed::Applied(slice) => self.table.handle_slice(&slice.name_any(), convert::entries(slice), now),
+            Fed::Deleted(name) => self.table.handle_slice_deleted(name, now),
+        };
+        // While the guard holds peers back, the disk keeps them too: a restart must not do what the guard prevented.
+        // What settles it is a full list, and that is persisted whole.
+        if self.table.guard(now).is_none() {
+            self.persist(fed);
+        }
+        !delta.upsert.is_empty() || !delta.remove.is_empty()
+    }
+
+    fn persist(&mut self, fed: Fed<MeshPeerSlice>) {
+        match fed {
+            Fed::Listed(all) => {
+                let listed: BTreeSet<String> = all.iter().map(ResourceExt::name_any).collect();
+                let gone: Vec<String> = self.slices.difference(&listed).cloned().collect();
+                gone.iter().for_each(|name| self.forget_slice(name));
+                all.iter().for_each(|slice| self.keep_slice(slice));
+            }
+            Fed::Applied(slice) => self.keep_slice(&slice),
+            Fed::Deleted(name) => self.forget_slice(&name),
+        }
+    }
+
+    fn keep_slice(&mut self, slice: &MeshPeerSlice) {
+        let name = slice.name_any();
+        if self.slices.len() >= MAX_SLICES && !self.slices.contains(&name) {
+            return;
+        }
+        if let Some(file) = Name::of("slice", &name) {
+            self.cache.store(&file, slice);
+            self.slices.insert(name);
+        }
+    }
+
+    fn forget_slice(&mut self, name: &str) {
+        self.slices.remove(name);
+        if let Some(file) = Name::of("slice", name) {
+            self.cache.remove(&file);
+        }
+    }
+
+    fn keep<T: Serialize>(&self, kind: &'static str, value: &T) {
+        self.cache.store(&Name::single(kind), value);
+    }
+}
+
+/// An object of which there is one. Its deletion keeps the last known content: settings don't stop being true.
+fn single<K: PartialEq + ResourceExt>(slot: &mut Option<K>, fed: Fed<K>, name: &str) -> bool {
+    let new = match fed {
+        Fed::Listed(all) => all.into_iter().find(|o| o.name_any() == name),
+        Fed::Applied(one) => Some(one),
+        Fed::Deleted(_) => None,
+    };
+    match new {
+        Some(new) if slot.as_ref() != Some(&new) => {
+            *slot = Some(new);
+            true
+        }
+        _ => false,
+    }
+}
+
+fn relays(known: &mut BTreeMap<String, MeshRelay>, fed: Fed<MeshRelay>) -> bool {
+    let before = known.clone();
+    match fed {
+        Fed::Listed(all) => *known = all.into_iter().take(MAX_RELAYS).map(|r| (r.name_any(), r)).collect(),
+        Fed::Applied(relay) if known.len() < MAX_RELAYS || known.contains_key(&relay.name_any()) => {
+            known.insert(relay.name_any(), relay);
+        }
+        Fed::Applied(_) => {}
+        Fed::Deleted(name) => {
+            known.remove(&name);
+        }
+    }
+    *known != before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TempDir;
+    use crds::{MeshRelaySpec, MeshRelayStatus, MeshSpec};
+
+    fn open() -> (TempDir, Cache) {
+        let dir = TempDir::new("told");
+        let cache = Cache::open(&dir.path().join("cache")).unwrap();
+        (dir, cache)
+    }
+
+    fn relay(name: &str, stun: &[&str]) -> MeshRelay {
+        let mut relay = MeshRelay::new(name, MeshRelaySpec::default());
+        relay.status =
+            Some(MeshRelayStatus { stun: stun.iter().map(|s| s.to_string()).collect(), ..Default::default() });
+        relay
+    }
+
+    #[test]
+    fn what_was_told_is_there_after_a_restart() {
+        let (_dir, cache) = open();
+        let mut view = View::restore(cache.clone(), "a");
+        let now = Duration::ZERO;
+        assert!(view.handle(Told::Mesh(Fed::Listed(vec![Mesh::new("default", MeshSpec::default())])), now).mesh);
+        assert!(view.handle(Told::Node(Fed::Listed(vec![MeshNode::new("a", Default::default())])), now).node);
+        assert!(view.handle(Told::Relays(Fed::Applied(relay("r", &["192.0.2.1:3478"]))), now).relays);
+        cache.flush();
+        let again = View::restore(cache.clone(), "a");
+        assert_eq!(again.mesh(), view.mesh());
+        assert_eq!(again.node(), view.node());
+        assert_eq!(again.stun_servers(), ["192.0.2.1:3478".parse().unwrap()]);
+        assert!(View::restore(cache, "b").node().is_none(), "another node's spec");
+    }
+
+    #[test]
+    fn a_deleted_or_missing_mesh_or_node_keeps_what_is_known() {
+        let (_dir, cache) = open();
+        let mut view = View::restore(cache, "a");
+        let now = Duration::ZERO;
+        view.handle(Told::Mesh(Fed::Applied(Mesh::new("default", MeshSpec::default()))), now);
+        view.handle(Told::Node(Fed::Applied(MeshNode::new("a", Default::default()))), now);
+        for told in [
+            Told::Mesh(Fed::Listed(Vec::new())),
+            Told::Mesh(Fed::Deleted("default".into())),
+            Told::Node(Fed::Listed(Vec::new())),
+            Told::Node(Fed::Deleted("a".into())),
+        ] {
+            assert!(!view.handle(told, now).any());
+        }
+        assert!(view.mesh().is_some() && view.node().is_some());
+    }
+
+    #[test]
+    fn what_the_guard_holds_back_is_held_on_disk_too() {
+        let (_dir, cache) = open();
+        let mut view = View::restore(cache.clone(), "a");
+        let entry = |n: u8| crds::PeerEntry {
+            name: format!("n{n}"),
+            uid: format!("u{n}"),
+            public_key: wire::key::PublicKey::from_bytes([n; 32]).to_string(),
+            generation: 1,
+            ..Default::default()
+        };
+        let slice = |numbers: std::ops::Range<u8>| {
+            let spec = crds::MeshPeerSliceSpec { entries: numbers.map(entry).collect(), ..Default::default() };
+            MeshPeerSlice::new("peers-0", spec)
+        };
+        assert!(view.handle(Told::Slices(Fed::Listed(vec![slice(1..4)])), Duration::ZERO).peers);
+        view.handle(Told::Slices(Fed::Applied(slice(0..0))), Duration::from_secs(1));
+        assert!(view.table().guard(Duration::from_secs(1)).is_some());
+        cache.flush();
+        assert_eq!(View::restore(cache, "a").table().entries().len(), 3);
+    }
+
+    #[test]
+    fn stun_servers_are_unique_capped_and_relays_come_first() {
+        let (_dir, cache) = open();
+        let mut view = View::restore(cache, "a");
+        let mut mesh = Mesh::new("default", MeshSpec::default());
+        mesh.spec.stun.servers = vec!["192.0.2.9:3478".into(), "192.0.2.1:3478".into(), "nonsense".into()];
+        view.handle(Told::Mesh(Fed::Applied(mesh)), Duration::ZERO);
+        view.handle(Told::Relays(Fed::Listed(vec![relay("r", &["192.0.2.1:3478"])])), Duration::ZERO);
+        let shown: Vec<String> = view.stun_servers().iter().map(SocketAddr::to_string).collect();
+        assert_eq!(shown, ["192.0.2.1:3478", "192.0.2.9:3478"]);
+        let many = (0..100).map(|n| relay(&format!("r{n}"), &[&format!("198.51.100.{n}:3478")])).collect();
+        view.handle(Told::Relays(Fed::Listed(many)), Duration::ZERO);
+        assert_eq!(view.stun_servers().len(), MAX_STUN_SERVERS);
+    }
+}

@@ -1,0 +1,488 @@
+//! The whole loop, with a fake API server on loopback, a device in memory and a machine that only takes notes.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
+
+mod support;
+
+use ipnet::IpNet;
+use kube::Config;
+use node_agent::{
+    agent::{Inputs, Settings},
+    api::{Connection, endpoints::Remembered, feed::Feeds},
+    args::CniMode,
+    cache::Cache,
+    cni::CniPlan,
+    host::{Echo, Host, Programmed, Survey},
+    key::KeyFile,
+    local::{self, Answer, Ask, Question},
+    metrics::Metrics,
+    net::{Changed, NetPlan, Underlay},
+    start::Shell,
+    status::conditions::{Cni, Network},
+};
+use serde_json::{Value, json};
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+use support::{fake_api::FakeApi, operator};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use wgdev::{BoxFuture, Device, DeviceConfig, DeviceError, Fake};
+use wire::key::{PrivateKey, PublicKey};
+
+/// Far more than any step takes; only a broken agent gets there.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A machine in memory.
+struct Machine {
+    survey: Mutex<Survey>,
+    devices: Mutex<Vec<Arc<Fake>>>,
+    plans: watch::Sender<Vec<NetPlan>>,
+    taken_ports: Vec<u16>,
+    broken: Mutex<Option<String>>,
+    changed: tokio::sync::Mutex<mpsc::Receiver<Changed>>,
+}
+
+impl Machine {
+    fn new() -> (Arc<Self>, mpsc::Sender<Changed>) {
+        Self::with(Vec::new())
+    }
+
+    fn with(taken_ports: Vec<u16>) -> (Arc<Self>, mpsc::Sender<Changed>) {
+        let (change, changed) = mpsc::channel(4);
+        let machine = Self {
+            survey: Mutex::new(survey("192.0.2.10")),
+            devices: Mutex::default(),
+            plans: watch::Sender::new(Vec::new()),
+            taken_ports,
+            broken: Mutex::default(),
+            changed: tokio::sync::Mutex::new(changed),
+        };
+        (Arc::new(machine), change)
+    }
+
+    fn device(&self) -> Arc<Fake> {
+        self.devices.lock().unwrap().last().unwrap().clone()
+    }
+
+    async fn plan_where(&self, wanted: impl FnMut(&Vec<NetPlan>) -> bool) -> NetPlan {
+        let mut plans = self.plans.subscribe();
+        let plans = tokio::time::timeout(DEADLINE, plans.wait_for(wanted)).await.unwrap().unwrap();
+        plans.last().unwrap().clone()
+    }
+}
+
+fn survey(address: &str) -> Survey {
+    let address: IpAddr = address.parse().unwrap();
+    let underlay = Underlay {
+        candidates: vec![address],
+        connected: vec!["192.0.2.0/24".parse().unwrap()],
+        gateways: vec!["192.0.2.1".parse().unwrap()],
+        mtu: Some(1500),
+        ..Underlay::default()
+    };
+    Survey { underlay, own_addresses: vec![address] }
+}
+
+struct NoEcho;
+
+impl Echo for NoEcho {
+    fn send(&self, _: SocketAddr, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn recv(&self) -> BoxFuture<'_, io::Result<(SocketAddr, Vec<u8>)>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+impl Host for Machine {
+    fn survey<'a>(&'a self, _: &'a str) -> BoxFuture<'a, anyhow::Result<Survey>> {
+        Box::pin(async { Ok(self.survey.lock().unwrap().clone()) })
+    }
+
+    fn open_device(&self, config: DeviceConfig) -> Result<Arc<dyn Device>, DeviceError> {
+        if self.taken_ports.contains(&config.listen_port) {
+            return Err(DeviceError::PortTaken { port: config.listen_port });
+        }
+        let device = Arc::new(Fake::new(config));
+        self.devices.lock().unwrap().push(device.clone());
+        Ok(device)
+    }
+
+    fn program<'a>(&'a self, plan: &'a NetPlan, cni: Option<&'a CniPlan>) -> BoxFuture<'a, anyhow::Result<Programmed>> {
+        Box::pin(async move {
+            self.plans.send_modify(|plans| plans.push(plan.clone()));
+            if let Some(why) = self.broken.lock().unwrap().clone() {
+                anyhow::bail!(why);
+            }
+            let cni = if cni.is_some() { Cni::Ready } else { Cni::NotManaged };
+            Ok(Programmed { network: Network::default(), cni, repairs: vec!["route"] })
+        })
+    }
+
+    fn open_echo(&self, _: &str) -> io::Result<Box<dyn Echo>> {
+        Ok(Box::new(NoEcho))
+    }
+
+    fn changed(&self) -> BoxFuture<'_, Changed> {
+        Box::pin(async {
+            match self.changed.lock().await.recv().await {
+                Some(changed) => changed,
+                None => std::future::pending().await,
+            }
+        })
+    }
+
+    fn listens_on(&self, _: u16) -> bool {
+        false
+    }
+}
+
+/// One agent with its surroundings.
+struct Lab {
+    api: FakeApi,
+    machine: Arc<Machine>,
+    change: mpsc::Sender<Changed>,
+    asks: mpsc::Sender<Ask>,
+    stop: watch::Sender<bool>,
+    agent: JoinHandle<()>,
+}
+
+impl Lab {
+    async fn start(
+        dir: &Path,
+        api: &FakeApi,
+        address: SocketAddr,
+        machine: (Arc<Machine>, mpsc::Sender<Changed>),
+    ) -> Self {
+        Self::start_with(dir, api, address, machine, CniMode::None).await
+    }
+
+    async fn start_with(
+        dir: &Path,
+        api: &FakeApi,
+        address: SocketAddr,
+        (machine, change): (Arc<Machine>, mpsc::Sender<Changed>),
+        cni_mode: CniMode,
+    ) -> Self {
+        let config = Config::new(format!("http://{address}").parse().unwrap());
+        let connection = Connection::with_config(config, &[], Remembered::default());
+        let (told_in, told) = mpsc::channel(64);
+        let relist_slices = Feeds::new(connection.clone(), told_in).spawn("a");
+        let (asks, asks_out) = mpsc::channel(local::QUEUE);
+        let (stop, stopped) = watch::channel(false);
+        let shell = Shell {
+            settings: Settings {
+                node_name: "a".into(),
+                device: "warren0".into(),
+                cni_mode,
+                cni_conf_dir: PathBuf::from("/nowhere"),
+                cni_bin_dir: PathBuf::from("/nowhere"),
+                housekeeping: Duration::from_millis(50),
+            },
+            host: machine.clone(),
+            connection,
+            relist_slices,
+            cache: Cache::open(&dir.join("cache")).unwrap(),
+            key_file: KeyFile::new(dir),
+            metrics: Metrics::new().unwrap(),
+        };
+        let inputs = Inputs { told, asks: asks_out, stop: stopped };
+        let agent = tokio::spawn(shell.run(inputs));
+        Self { api: api.clone(), machine, change, asks, stop, agent }
+    }
+
+    async fn stop(self) -> Arc<Machine> {
+        self.stop.send_replace(true);
+        self.agent.await.unwrap();
+        self.machine
+    }
+
+    async fn ask(&self, question: Question) -> Answer {
+        local::ask(&self.asks, question).await
+    }
+
+    /// Waits for a state of our MeshNode.
+    async fn node_where(&self, mut wanted: impl FnMut(&Value) -> bool) -> Value {
+        let look = |api: &FakeApi| api.get("meshnodes", "a").filter(|n| wanted(n));
+        let found = tokio::time::timeout(DEADLINE, self.api.wait_for(look)).await;
+        found.unwrap_or_else(|_| panic!("not reached: {:#}", self.api.get("meshnodes", "a").unwrap_or_default()))
+    }
+}
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+struct TempDir(PathBuf);
+
+impl TempDir {
+    fn new() -> Self {
+        let name = format!("warren-loop-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+async fn cluster() -> (FakeApi, SocketAddr, TempDir) {
+    let (api, address, _) = FakeApi::serve("127.0.0.1:0".parse().unwrap()).await;
+    operator::create_mesh(&api, json!({}));
+    (api, address, TempDir::new())
+}
+
+fn peer(name: &str, number: u8) -> (PublicKey, Value) {
+    let key = PrivateKey::from_bytes([number; 32]).public_key();
+    let entry = json!({
+        "name": name, "uid": format!("node-{name}"), "publicKey": key.to_string(), "generation": 1,
+        "meshIPs": [format!("10.118.0.{number}")], "podCIDRs": [format!("10.244.{number}.0/24")],
+        "listenPort": 21820, "round": 1,
+        "candidates": [{"address": format!("198.51.100.{number}:21820"), "kind": "Host"}],
+    });
+    (key, entry)
+}
+
+fn put_slice(api: &FakeApi, name: &str, entries: &[Value]) {
+    api.put(
+        "meshpeerslices",
+        json!({"metadata": {"name": name}, "spec": {"count": entries.len(), "entries": entries}}),
+    );
+}
+
+fn ready(node: &Value) -> bool {
+    operator::condition(node, "Ready").is_some_and(|(status, _)| status == "True")
+}
+
+#[tokio::test]
+async fn a_new_node_publishes_key_proof_and_candidates_and_becomes_ready_alone() {
+    let (api, address, dir) = cluster().await;
+    let operators = PrivateKey::from_bytes([3; 32]);
+    let mut mesh = api.get("meshes", "default").unwrap();
+    mesh["status"] = json!({"proofKey": operators.public_key().to_string(), "challenge": "c1"});
+    api.put("meshes", mesh);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    assert_eq!(lab.ask(Question::Ready).await.status, 503);
+    operator::create_node(&api, "a", 1);
+
+    let node = lab.node_where(|n| n["status"]["publicKey"].is_string()).await;
+    let key: PublicKey = node["status"]["publicKey"].as_str().unwrap().parse().unwrap();
+    let proof = node["status"]["keyProof"].as_str().unwrap().parse().unwrap();
+    let shared = operators.diffie_hellman(&key).unwrap();
+    assert!(wire::proof::verify_key_proof(&shared, b"c1", "node-a", &key, &proof));
+
+    let node =
+        lab.node_where(|n| n["status"]["candidates"] == json!([{"address": "192.0.2.10:21821", "kind": "Host"}])).await;
+    assert_eq!(node["status"]["listenPort"], 21821);
+    assert_eq!(node["status"]["round"], 1);
+    assert!(operator::admit(&api, "a"));
+    let node =
+        lab.node_where(|n| operator::condition(n, "Ready").is_some_and(|(_, why)| why == "NotInDirectory")).await;
+    assert!(!ready(&node), "no peer knows it yet");
+    operator::publish(&api, "peers-a", &["a"], 1);
+    lab.node_where(ready).await;
+    assert_eq!(lab.ask(Question::Ready).await.status, 200);
+    let plan = lab.machine.plan_where(|p| !p.is_empty()).await;
+    assert_eq!(plan.addresses, ["10.118.0.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!((plan.mtu, plan.listen_port), (1420, 21821));
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_settled_node_writes_nothing() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    lab.node_where(|n| n["status"]["candidates"].as_array().is_some_and(|c| !c.is_empty())).await;
+    operator::admit(&api, "a");
+    operator::publish(&api, "peers-a", &["a"], 1);
+    lab.node_where(ready).await;
+    let written = api.patches().len();
+    assert!(written <= 3, "{written} writes for one start");
+    // Whatever does not change the node: the same objects once more, and the same machine.
+    for _ in 0..5 {
+        api.put("meshes", api.get("meshes", "default").unwrap());
+        api.put("meshnodes", api.get("meshnodes", "a").unwrap());
+        lab.change.send(Changed::ALL).await.unwrap();
+        lab.ask(Question::Status).await;
+    }
+    assert_eq!(api.patches().len(), written);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn peers_are_configured_from_slices_and_removed_by_tombstones_only() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let (b, entry_b) = peer("b", 2);
+    let (c, entry_c) = peer("c", 3);
+    let (d, entry_d) = peer("d", 4);
+    put_slice(&api, "peers-0", &[entry_b.clone(), entry_c.clone(), entry_d.clone()]);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    let plan = lab.machine.plan_where(|p| p.last().is_some_and(|p| p.routes.len() == 6)).await;
+    assert!(plan.claims.contains(&net("10.118.0.0/16")));
+    let device = lab.machine.device();
+    let keys = |peers: Vec<wgdev::PeerStatus>| peers.into_iter().map(|p| p.public_key).collect::<Vec<_>>();
+    let mut all = [b, c, d];
+    all.sort();
+    assert_eq!(keys(device.peers().await.unwrap()), all);
+    let of_b = device.peers().await.unwrap().into_iter().find(|p| p.public_key == b).unwrap();
+    assert_eq!(of_b.allowed_ips, [net("10.118.0.2/32"), net("10.244.2.0/24")]);
+
+    // A list that has become empty, by whatever accident.
+    put_slice(&api, "peers-0", &[]);
+    let status = loop {
+        let status = lab.ask(Question::Status).await;
+        if status.body.contains("MassRemovalGuard") {
+            break status;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(status.body.contains("Holding"));
+    assert_eq!(keys(device.peers().await.unwrap()), all);
+
+    // What the operator says it removed goes at once.
+    put_slice(&api, "peers-0", &[entry_c, entry_d]);
+    let tombstone = json!({"name": "b", "uid": "node-b", "publicKey": b.to_string(), "generation": 1});
+    api.put(
+        "meshpeerslices",
+        json!({"metadata": {"name": "removed"}, "spec": {"count": 1, "tombstones": [tombstone]}}),
+    );
+    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.routes.len() == 4)).await;
+    assert!(!keys(device.peers().await.unwrap()).contains(&b));
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn after_a_restart_everything_stands_before_the_api_answers() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let (b, entry_b) = peer("b", 2);
+    put_slice(&api, "peers-0", &[entry_b]);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    lab.node_where(|n| n["status"]["publicKey"].is_string()).await;
+    operator::admit(&api, "a");
+    operator::publish(&api, "peers-a", &["a"], 1);
+    lab.node_where(ready).await;
+    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.routes.len() == 2)).await;
+    let round = api.get("meshnodes", "a").unwrap()["status"]["round"].as_u64().unwrap();
+    lab.stop().await;
+
+    api.set_up(false);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.routes.len() == 2)).await;
+    assert_eq!(lab.machine.device().peers().await.unwrap()[0].public_key, b);
+    assert_eq!(lab.ask(Question::Ready).await.status, 200, "a programmed node is ready while the API is away");
+    api.set_up(true);
+    lab.node_where(|n| n["status"]["round"].as_u64() == Some(round + 1)).await;
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_taken_port_gives_way_to_the_next_which_is_published() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let lab = Lab::start(&dir.0, &api, address, Machine::with(vec![21821, 21822])).await;
+    let node = lab.node_where(|n| n["status"]["listenPort"].is_number()).await;
+    assert_eq!(node["status"]["listenPort"], 21823);
+    assert_eq!(lab.machine.plan_where(|p| !p.is_empty()).await.listen_port, 21823);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_change_of_address_is_a_new_round_with_the_new_candidate() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    let before = lab.node_where(|n| n["status"]["candidates"].as_array().is_some_and(|c| !c.is_empty())).await;
+    *lab.machine.survey.lock().unwrap() = survey("192.0.2.77");
+    lab.change.send(Changed { links: true, ..Changed::default() }).await.unwrap();
+    let after = lab.node_where(|n| n["status"]["candidates"][0]["address"] == "192.0.2.77:21821").await;
+    assert!(after["status"]["round"].as_u64() > before["status"]["round"].as_u64());
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_network_that_refuses_is_a_condition_and_not_ready() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let machine = Machine::new();
+    *machine.0.broken.lock().unwrap() = Some("no CAP_NET_ADMIN".into());
+    let lab = Lab::start_with(&dir.0, &api, address, machine, CniMode::Managed).await;
+    let node = lab.node_where(|n| operator::condition(n, "RoutesProgrammed").is_some_and(|c| c.0 == "False")).await;
+    assert_eq!(operator::condition(&node, "Ready").unwrap().1, "RoutesFailed");
+    assert_eq!(operator::condition(&node, "CNIReady").unwrap().1, "Waiting");
+    assert_eq!(lab.ask(Question::Ready).await.status, 503);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_deleted_and_made_again_under_its_name_gets_its_status_back() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    let first = lab.node_where(|n| n["status"]["publicKey"].is_string()).await;
+    api.delete("meshnodes", "a");
+    operator::create_node(&api, "a", 9);
+    let again = lab.node_where(|n| n["status"]["publicKey"].is_string()).await;
+    assert_ne!(first["metadata"]["uid"], again["metadata"]["uid"]);
+    assert_eq!(
+        lab.machine
+            .plan_where(|p| p.last().is_some_and(|p| p.addresses == ["10.118.0.9".parse::<IpAddr>().unwrap()]))
+            .await
+            .listen_port,
+        21829
+    );
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_file_deleted_while_running_is_a_new_key_on_the_same_device() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    put_slice(&api, "peers-0", &[peer("b", 2).1]);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    let first = lab.node_where(|n| n["status"]["publicKey"].is_string()).await["status"]["publicKey"].clone();
+    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.routes.len() == 2)).await;
+    fs::remove_file(dir.0.join("private.key")).unwrap();
+    lab.node_where(|n| n["status"]["publicKey"] != first).await;
+    assert_eq!(lab.machine.devices.lock().unwrap().len(), 2);
+    let peers = lab.machine.device().peers().await.unwrap();
+    assert_eq!(peers.len(), 1, "the peers are those of before, though nothing was told again");
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_and_paths_name_the_peers() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    put_slice(&api, "peers-0", &[peer("b", 2).1]);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.routes.len() == 2)).await;
+    let paths: Value = serde_json::from_str(&lab.ask(Question::Paths(None)).await.body).unwrap();
+    assert_eq!(paths["peers"][0]["name"], "b");
+    assert_ne!(paths["peers"][0]["state"], "direct");
+    assert_ne!(paths["peers"][0]["reason"], "");
+    assert_eq!(lab.ask(Question::Paths(Some("nobody".into()))).await.status, 404);
+    let metrics = lab.ask(Question::Metrics).await.body;
+    for line in
+        ["warren_peers{state=\"direct\"} 0", "warren_peer_path{path=", "# TYPE warren_route_repairs_total counter"]
+    {
+        assert!(metrics.contains(line), "{line} is missing in {metrics}");
+    }
+    lab.stop().await;
+}
