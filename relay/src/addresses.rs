@@ -1,0 +1,150 @@
+//! Where others can reach this relay.
+//!
+//! Unless told, the relay takes the addresses of the interfaces that have a default route: those of the mesh, of pods and
+//! of container bridges have none. Everything is read from `/proc/net`, which needs no privilege.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use anyhow::Context;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::args::Advertised;
+
+mod proc;
+
+/// Most addresses that are published: what the schema of MeshRelay admits.
+pub const MAX_PUBLISHED: usize = 8;
+
+/// The addresses this host has on interfaces with a default route.
+///
+/// # Errors
+/// When the kernel's tables cannot be read.
+pub fn of_host() -> anyhow::Result<Vec<IpAddr>> {
+    let read = |path: &str| std::fs::read_to_string(path);
+    // Without IPv6 its two files do not exist.
+    let devices_v4 = proc::default_devices_v4(&read("/proc/net/route").context("cannot read /proc/net/route")?);
+    let devices_v6 = proc::default_devices_v6(&read("/proc/net/ipv6_route").unwrap_or_default());
+    let mut found: BTreeSet<IpAddr> = addresses_v4(&devices_v4)?;
+    found.extend(proc::addresses_v6(&read("/proc/net/if_inet6").unwrap_or_default(), &devices_v6));
+    Ok(found.into_iter().collect())
+}
+
+/// What to publish: what was given, else what the host has, for each address listened on; public ones first.
+#[must_use]
+pub fn to_publish(given: &[Advertised], of_host: &[IpAddr], listening: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = if given.is_empty() {
+        listening.iter().flat_map(|&listen| reachable_at(listen, of_host)).collect()
+    } else {
+        given.iter().filter_map(|given| with_port(*given, listening)).collect()
+    };
+    addresses.sort_by_key(|address| (!is_public(address.ip()), address.is_ipv6(), *address));
+    addresses.dedup();
+    addresses.truncate(MAX_PUBLISHED);
+    addresses
+}
+
+/// Whether others anywhere on the internet could send to it, as far as an address can tell.
+#[must_use]
+pub fn is_public(ip: IpAddr) -> bool {
+    // RFC 1918, RFC 6598 (carrier NAT), RFC 3927, RFC 1122; RFC 4193, RFC 4291.
+    const PRIVATE: [IpNet; 9] = [
+        v4([10, 0, 0, 0], 8),
+        v4([172, 16, 0, 0], 12),
+        v4([192, 168, 0, 0], 16),
+        v4([100, 64, 0, 0], 10),
+        v4([169, 254, 0, 0], 16),
+        v4([127, 0, 0, 0], 8),
+        v6(0xfc00, 7),
+        v6(0xfe80, 10),
+        IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+    ];
+    !PRIVATE.iter().any(|net| net.contains(&ip))
+}
+
+const fn v4(octets: [u8; 4], prefix_len: u8) -> IpNet {
+    let [a, b, c, d] = octets;
+    IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(a, b, c, d), prefix_len))
+}
+
+const fn v6(first: u16, prefix_len: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), prefix_len))
+}
+
+fn reachable_at(listen: SocketAddr, of_host: &[IpAddr]) -> Vec<SocketAddr> {
+    if listen.ip().is_unspecified() {
+        let same_family = of_host.iter().filter(|ip| ip.is_ipv4() == listen.is_ipv4());
+        same_family.map(|&ip| SocketAddr::new(ip, listen.port())).collect()
+    } else if listen.ip().is_loopback() {
+        Vec::new()
+    } else {
+        vec![listen]
+    }
+}
+
+/// The given port, else the one listened on in the same family, else the one of the other.
+fn with_port(given: Advertised, listening: &[SocketAddr]) -> Option<SocketAddr> {
+    let same_family = listening.iter().find(|listen| listen.is_ipv4() == given.ip.is_ipv4());
+    let port = given.port.or(same_family.or(listening.first()).map(SocketAddr::port))?;
+    Some(SocketAddr::new(given.ip, port))
+}
+
+fn addresses_v4(devices: &BTreeSet<String>) -> anyhow::Result<BTreeSet<IpAddr>> {
+    let interfaces = nix::ifaddrs::getifaddrs().context("cannot list the addresses of this host")?;
+    Ok(interfaces
+        .filter(|interface| devices.contains(&interface.interface_name))
+        .filter_map(|interface| interface.address?.as_sockaddr_in().map(|address| address.ip()))
+        .filter(|ip| !ip.is_loopback() && !ip.is_link_local())
+        .map(IpAddr::V4)
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: [&str; 2] = ["0.0.0.0:3478", "[::]:3478"];
+
+    fn publish(given: &[&str], of_host: &[&str], listening: &[&str]) -> Vec<String> {
+        let given: Vec<Advertised> = given
+            .iter()
+            .map(|text| match text.parse::<SocketAddr>() {
+                Ok(address) => Advertised { ip: address.ip(), port: Some(address.port()) },
+                Err(_) => Advertised { ip: text.parse().unwrap(), port: None },
+            })
+            .collect();
+        let of_host: Vec<IpAddr> = of_host.iter().map(|text| text.parse().unwrap()).collect();
+        let listening: Vec<SocketAddr> = listening.iter().map(|text| text.parse().unwrap()).collect();
+        to_publish(&given, &of_host, &listening).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn public_addresses_come_first() {
+        let host = ["10.0.0.7", "2001:db8::7", "fd00::7", "203.0.113.7"];
+        let expected = ["203.0.113.7:3478", "[2001:db8::7]:3478", "10.0.0.7:3478", "[fd00::7]:3478"];
+        assert_eq!(publish(&[], &host, &BOTH), expected);
+    }
+
+    #[test]
+    fn what_is_given_replaces_what_is_found() {
+        let host = ["10.0.0.7", "fd00::7"];
+        assert_eq!(publish(&["203.0.113.7"], &host, &BOTH), ["203.0.113.7:3478"]);
+        assert_eq!(publish(&["203.0.113.7:443"], &host, &BOTH), ["203.0.113.7:443"]);
+        assert_eq!(publish(&["2001:db8::7"], &host, &["0.0.0.0:99"]), ["[2001:db8::7]:99"]);
+    }
+
+    #[test]
+    fn only_families_and_addresses_that_are_served() {
+        let host = ["10.0.0.7", "10.0.0.8", "2001:db8::7"];
+        assert_eq!(publish(&[], &host, &["0.0.0.0:1"]), ["10.0.0.7:1", "10.0.0.8:1"]);
+        assert_eq!(publish(&[], &host, &["10.0.0.8:1"]), ["10.0.0.8:1"]);
+        assert!(publish(&[], &host, &["127.0.0.1:1", "[::1]:1"]).is_empty());
+    }
+
+    #[test]
+    fn the_list_is_capped_at_what_the_schema_admits() {
+        let host: Vec<String> = (1..40).map(|last| format!("10.0.0.{last}")).collect();
+        let host: Vec<&str> = host.iter().map(String::as_str).collect();
+        assert_eq!(publish(&[], &host, &BOTH).len(), MAX_PUBLISHED);
+    }
+}

@@ -1,0 +1,102 @@
+//! The command line. Every flag is also an environment variable.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// The relay of a Warren mesh.
+///
+/// It tells nodes behind NATs which public address they have (STUN, RFC 8489). Run it on a host that others reach on UDP
+/// port 3478. It needs no privilege. In a cluster it publishes its address in the status of its MeshRelay; without
+/// one it serves all the same, and its address goes into `Mesh.spec.stun.servers`.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "warren-relay", version)]
+pub struct Args {
+    /// Address and UDP port to answer STUN on. Repeat it, or separate by commas, for several.
+    #[arg(
+        long,
+        env = "WARREN_LISTEN",
+        value_name = "ADDR:PORT",
+        value_delimiter = ',',
+        default_values = ["0.0.0.0:3478", "[::]:3478"]
+    )]
+    pub listen: Vec<SocketAddr>,
+
+    /// Address at which others reach this relay, with a port if it is not the one listened on. Needed behind 1:1 NAT
+    /// or port forwarding; else the addresses of the interfaces with a default route are published. May be repeated.
+    #[arg(long, env = "WARREN_ADVERTISE", value_name = "ADDR[:PORT]", value_delimiter = ',', value_parser = advertised)]
+    pub advertise: Vec<Advertised>,
+
+    /// Name of the MeshRelay whose status this relay writes; the node's name by default.
+    #[arg(long, env = "WARREN_RELAY_NAME", value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Name of the Node this relay runs on. A MeshRelay of another Node is left alone.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+
+    /// Kubeconfig to reach the Kubernetes API with, outside a cluster.
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Whether to publish with the pod's service account. `auto` does where a pod's environment is found.
+    #[arg(long, env = "WARREN_IN_CLUSTER", value_enum, default_value_t = InCluster::Auto, conflicts_with = "kubeconfig")]
+    pub in_cluster: InCluster,
+
+    /// TCP address for Prometheus metrics (/metrics) and health (/healthz, /readyz).
+    #[arg(long, env = "WARREN_METRICS_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:21813")]
+    pub metrics_listen: SocketAddr,
+
+    /// A second TCP address for health alone, for probes that cannot reach the first.
+    #[arg(long, env = "WARREN_HEALTH_LISTEN", value_name = "ADDR:PORT")]
+    pub health_listen: Option<SocketAddr>,
+
+    /// Form of the log on standard error.
+    #[arg(long, env = "WARREN_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// What to log: error, warn, info, debug, trace, or a filter such as `info,relay=debug`. Addresses of clients are
+    /// logged at debug and trace only.
+    #[arg(long, env = "WARREN_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+}
+
+/// Whether to use the pod's service account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum InCluster {
+    /// Where KUBERNETES_SERVICE_HOST is set.
+    Auto,
+    /// Always; fail without one.
+    Always,
+    /// Never: serve STUN and publish nothing, unless there is a kubeconfig.
+    Never,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// JSON objects for programs.
+    Json,
+}
+
+/// An address of `--advertise`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Advertised {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port, where it differs from the one listened on.
+    pub port: Option<u16>,
+}
+
+fn advertised(text: &str) -> Result<Advertised, String> {
+    let with_port = || text.parse().ok().map(|address: SocketAddr| (address.ip(), Some(address.port())));
+    let without = || text.trim_matches(['[', ']']).parse().ok().map(|ip: IpAddr| (ip, None));
+    let (ip, port) = with_port().or_else(without).ok_or("expected an IP address, or [IPv6]:port or IPv4:port")?;
+    if ip.is_unspecified() || ip.is_multicast() || port == Some(0) {
+        return Err("expected an address that others can send to, found one that nobody has".to_owned());
+    }
+    Ok(Advertised { ip, port })
+}

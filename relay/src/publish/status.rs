@@ -1,0 +1,209 @@
+//! Which status to write, if any. Pure: object, addresses and time in, plan out.
+
+use std::net::SocketAddr;
+
+use crds::{Condition, ConditionStatus, MeshRelay, MeshRelayStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Resource;
+
+use super::Identity;
+use crate::addresses::is_public;
+
+/// What to do about an object.
+#[derive(Debug, PartialEq)]
+pub(super) enum Plan {
+    /// The object says what it should.
+    Nothing,
+    /// It belongs to another node.
+    Foreign {
+        /// The node it names.
+        node_name: String,
+    },
+    /// Write this status.
+    Write(MeshRelayStatus),
+}
+
+pub(super) fn plan(relay: &MeshRelay, identity: &Identity, addresses: &[SocketAddr], now: Time) -> Plan {
+    if let (Some(theirs), Some(ours)) = (&relay.spec.node_name, &identity.node_name)
+        && theirs != ours
+    {
+        return Plan::Foreign { node_name: theirs.clone() };
+    }
+    let current = relay.status.clone().unwrap_or_default();
+    let desired = desired(relay, &current, addresses, now);
+    if says_the_same(&current, &desired) { Plan::Nothing } else { Plan::Write(desired) }
+}
+
+/// Whether the watch delivers a state from before the last write, which would be taken for a change by somebody else.
+pub(super) fn is_older(new: &MeshRelay, seen: &MeshRelay) -> bool {
+    // Kubernetes makes resource versions of one object comparable as numbers; whatever is none is taken as new.
+    let version = |relay: &MeshRelay| relay.metadata.resource_version.as_ref()?.parse::<u64>().ok();
+    let same_object = new.metadata.uid == seen.metadata.uid;
+    same_object && version(new).zip(version(seen)).is_some_and(|(new, seen)| new < seen)
+}
+
+/// The body of a server-side apply: every field that this relay owns.
+pub(super) fn patch(name: &str, status: &MeshRelayStatus) -> serde_json::Value {
+    serde_json::json!({
+        "apiVersion": MeshRelay::api_version(&()),
+        "kind": MeshRelay::kind(&()),
+        "metadata": { "name": name },
+        "status": status,
+    })
+}
+
+fn desired(relay: &MeshRelay, current: &MeshRelayStatus, addresses: &[SocketAddr], now: Time) -> MeshRelayStatus {
+    let generation = relay.metadata.generation;
+    let conditions = [ready(addresses), public_address(addresses)].map(|(type_, status, reason, message)| {
+        let before = current.conditions.iter().find(|before| before.type_ == type_ && before.status == status);
+        Condition {
+            type_: type_.to_owned(),
+            status,
+            reason: reason.to_owned(),
+            message,
+            observed_generation: generation,
+            last_transition_time: before.map_or_else(|| now.clone(), |before| before.last_transition_time.clone()),
+        }
+    });
+    MeshRelayStatus {
+        observed_generation: generation,
+        stun: addresses.iter().map(ToString::to_string).collect(),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        conditions: conditions.to_vec(),
+    }
+}
+
+type Observation = (&'static str, ConditionStatus, &'static str, String);
+
+fn ready(addresses: &[SocketAddr]) -> Observation {
+    if addresses.is_empty() {
+        let message = "Expected an address that others can send to, found no interface with a default route; \
+            give the relay its address by --advertise.";
+        ("Ready", ConditionStatus::False, "NoAddress", message.to_owned())
+    } else {
+        let message = format!("Answers STUN at {} address(es).", addresses.len());
+        ("Ready", ConditionStatus::True, "Serving", message)
+    }
+}
+
+fn public_address(addresses: &[SocketAddr]) -> Observation {
+    if addresses.iter().any(|address| is_public(address.ip())) {
+        let message = "At least one address is not from a private range.";
+        ("PublicAddress", ConditionStatus::True, "GlobalAddress", message.to_owned())
+    } else {
+        let message = "Expected an address from a public range, found none: nodes in other networks cannot ask this relay. \
+            If its port is forwarded, give the outer address by --advertise.";
+        ("PublicAddress", ConditionStatus::False, "PrivateOnly", message.to_owned())
+    }
+}
+
+/// Whether a write would tell a reader anything new.
+fn says_the_same(current: &MeshRelayStatus, desired: &MeshRelayStatus) -> bool {
+    let MeshRelayStatus { observed_generation, stun, version, conditions } = desired;
+    current.observed_generation == *observed_generation
+        && current.stun == *stun
+        && current.version == *version
+        // Conditions of others in the map list are theirs.
+        && conditions.iter().all(|want| current.conditions.iter().any(|have| have.same_as(want)))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity { name: "relay".into(), node_name: Some("node".into()) }
+    }
+
+    fn relay(generation: i64, status: Option<MeshRelayStatus>) -> MeshRelay {
+        let mut relay = MeshRelay::default();
+        relay.metadata.generation = Some(generation);
+        relay.spec.node_name = Some("node".into());
+        relay.status = status;
+        relay
+    }
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    fn written(relay: &MeshRelay, texts: &[&str], second: i64) -> MeshRelayStatus {
+        match plan(relay, &identity(), &addresses(texts), at(second)) {
+            Plan::Write(status) => status,
+            other => panic!("expected a write, found {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_new_object_is_written_once() {
+        let status = written(&relay(1, None), &["203.0.113.7:3478"], 10);
+        assert_eq!(status.stun, ["203.0.113.7:3478"]);
+        assert_eq!(
+            plan(&relay(1, Some(status)), &identity(), &addresses(&["203.0.113.7:3478"]), at(99)),
+            Plan::Nothing
+        );
+    }
+
+    #[test]
+    fn a_change_is_written_and_keeps_the_times_of_what_stayed() {
+        let before = written(&relay(1, None), &["203.0.113.7:3478"], 10);
+        let after = written(&relay(1, Some(before.clone())), &["10.0.0.7:3478"], 20);
+        let times = |status: &MeshRelayStatus| {
+            status.conditions.iter().map(|condition| condition.last_transition_time.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(times(&before), [at(10), at(10)]);
+        assert_eq!(times(&after), [at(10), at(20)]);
+        assert_eq!(written(&relay(2, Some(before)), &["203.0.113.7:3478"], 30).observed_generation, Some(2));
+    }
+
+    #[test]
+    fn conditions_say_what_is_wrong() {
+        let summary = |texts: &[&str]| {
+            let status = written(&relay(1, None), texts, 10);
+            status.conditions.iter().map(|condition| (condition.status, condition.reason.clone())).collect::<Vec<_>>()
+        };
+        let (yes, no) = (ConditionStatus::True, ConditionStatus::False);
+        assert_eq!(summary(&["203.0.113.7:1"]), [(yes, "Serving".into()), (yes, "GlobalAddress".into())]);
+        assert_eq!(summary(&["192.168.1.7:1"]), [(yes, "Serving".into()), (no, "PrivateOnly".into())]);
+        assert_eq!(summary(&[]), [(no, "NoAddress".into()), (no, "PrivateOnly".into())]);
+    }
+
+    #[test]
+    fn the_object_of_another_node_is_left_alone() {
+        let mut theirs = relay(1, None);
+        theirs.spec.node_name = Some("other".into());
+        let plan = plan(&theirs, &identity(), &addresses(&["203.0.113.7:1"]), at(1));
+        assert_eq!(plan, Plan::Foreign { node_name: "other".into() });
+    }
+
+    #[test]
+    fn a_late_event_is_older() {
+        let version = |uid: &str, version: &str| {
+            let mut relay = relay(1, None);
+            relay.metadata.uid = Some(uid.into());
+            relay.metadata.resource_version = Some(version.into());
+            relay
+        };
+        assert!(is_older(&version("a", "9"), &version("a", "10")));
+        assert!(!is_older(&version("a", "10"), &version("a", "10")));
+        assert!(!is_older(&version("a", "11"), &version("a", "10")));
+        assert!(!is_older(&version("b", "9"), &version("a", "10")), "another object of the same name");
+        assert!(!is_older(&version("a", "x"), &version("a", "10")));
+    }
+
+    #[test]
+    fn a_condition_of_somebody_else_is_no_reason_to_write() {
+        let mut status = written(&relay(1, None), &["203.0.113.7:3478"], 10);
+        let mut foreign = status.conditions[0].clone();
+        foreign.type_ = "Reachable".into();
+        status.conditions.push(foreign);
+        let again = plan(&relay(1, Some(status)), &identity(), &addresses(&["203.0.113.7:3478"]), at(99));
+        assert_eq!(again, Plan::Nothing);
+    }
+}
