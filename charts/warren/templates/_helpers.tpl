@@ -1,0 +1,48 @@
+{{- define "warren.labels" -}}
+app.kubernetes.io/name: warren
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* warren.image (list . "agent") */}}
+{{- define "warren.image" -}}
+{{- $root := index . 0 -}}
+{{ $root.Values.image.repository }}/{{ index . 1 }}:{{ $root.Values.image.tag | default $root.Chart.AppVersion }}
+{{- end -}}
+
+{{/* The API address as in-cluster clients expect it, where it is not the `kubernetes` Service. */}}
+{{- define "warren.apiEnv" -}}
+{{- if .Values.k8sServiceHost }}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ index (splitList "," .Values.k8sServiceHost) 0 | quote }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ .Values.k8sServicePort | quote }}
+{{- end }}
+{{- end -}}
+
+{{- define "warren.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* What every container without any privilege has in common. */}}
+{{- define "warren.unprivileged" -}}
+runAsUser: 65532
+runAsGroup: 65532
+runAsNonRoot: true
+readOnlyRootFilesystem: true
+allowPrivilegeEscalation: false
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{/* Annotations of an object that exists only while `helm test` runs; the argument is its place in the order. */}}
+{{- define "warren.testHook" -}}
+helm.sh/hook: test
+helm.sh/hook-weight: {{ . | quote }}
+{{- /* The last one stays after a success, so that `helm test --logs` can show the matrix. */}}
+helm.sh/hook-delete-policy: before-hook-creation{{ if lt (int .) 0 }},hook-succeeded{{ end }}
+{{- end -}}
