@@ -1,0 +1,90 @@
+//! The lab of the benchmark: the demo's sites with 40 ms between them, Warren installed by Helm, and ways to look at an agent
+//! that cost next to nothing.
+
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::bench::{LAB, usage};
+use crate::images::{Set, binary};
+use crate::lab::Lab;
+use crate::net::topology;
+use crate::process::Process;
+use crate::progress::Progress;
+use crate::scenario::Scenario;
+use crate::{teardown, wait, warren};
+
+/// One way, in milliseconds: 40 ms of round trip between any two sites.
+const DELAY: u64 = 20;
+/// An agent answers within a millisecond; one that is starting may not.
+const ANSWER: Duration = Duration::from_secs(1);
+/// The agent's own name for its process.
+pub const AGENT: &str = "warren-agent";
+
+/// Brings the lab up, measures, and takes it down whatever came of it.
+pub fn with_lab<T>(progress: &Progress, measure: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
+    let scenario = Scenario { delay_ms: DELAY, ..Scenario::demo(LAB) };
+    let result = Lab::up(scenario, &binary("warren-lab"), Set::All, progress).and_then(|lab| {
+        progress.step("helm install warren --wait", || warren::install(&lab))?;
+        progress.step("every node and MeshNode is Ready", || warren::wait_ready(&lab))?;
+        progress.step("every pair is direct", || wait_all_direct(&lab))?;
+        measure(&lab)
+    });
+    progress.step("lab down", || teardown::down(LAB))?;
+    let left = teardown::leftovers(LAB)?;
+    anyhow::ensure!(left.is_empty(), "left behind: {}", left.join(", "));
+    result
+}
+
+fn wait_all_direct(lab: &Lab) -> Result<()> {
+    wait::until("every pair of nodes to be direct", warren::CONVERGED, || {
+        let nodes = lab.running();
+        let pairs = nodes.iter().flat_map(|from| nodes.iter().map(move |to| (&from.name, &to.name)));
+        let lacking: Vec<String> = pairs
+            .filter(|(from, to)| from != to && !is_direct(lab, from, to))
+            .map(|(from, to)| format!("{from} to {to}"))
+            .collect();
+        if lacking.is_empty() { Ok(()) } else { Err(lacking.join(", ")) }
+    })
+}
+
+/// Whether the agent of `node` says that it reaches `peer` directly; no when it says nothing.
+#[must_use]
+pub fn is_direct(lab: &Lab, node: &str, peer: &str) -> bool {
+    let Ok(report) = ask(lab, node, "/v1/paths") else { return false };
+    let peers = report["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    peers.iter().any(|entry| entry["name"] == peer && entry["state"] == "direct")
+}
+
+/// Asks a node's agent by its socket, from outside the node.
+fn ask(lab: &Lab, node: &str, path: &str) -> Result<Value> {
+    let init = Process::recorded(lab.state(), node).with_context(|| format!("node {node} is not running"))?;
+    let mut stream = UnixStream::connect(format!("/proc/{}/root/run/warren/agent.sock", init.pid))
+        .with_context(|| format!("reaching the agent of {node}"))?;
+    stream.set_read_timeout(Some(ANSWER)).context("setting a timeout")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .context("asking the agent")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("reading the agent's answer")?;
+    // Whatever frames the body, the object is one piece of it.
+    let (begin, end) = answer.find('{').zip(answer.rfind('}')).context("an answer with an object")?;
+    serde_json::from_str(&answer[begin..=end]).context("reading the agent's answer")
+}
+
+/// The process of the node's agent, if one runs.
+#[must_use]
+pub fn agent(lab: &Lab, node: &str) -> Option<i32> {
+    usage::running(AGENT, &topology::node(LAB, &lab.node(node).ok()?.name)).into_iter().max()
+}
+
+/// The first IPv4 mesh address of a node.
+pub fn mesh_address(lab: &Lab, node: &str) -> Result<Ipv4Addr> {
+    let object = lab.kubectl_json(&["get", "meshnode", node])?;
+    let all = object["spec"]["meshIPs"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let first = all.iter().find_map(|address| address.as_str()?.split('/').next()?.parse().ok());
+    first.with_context(|| format!("meshnode {node} has no IPv4 mesh address"))
+}

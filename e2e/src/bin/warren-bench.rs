@@ -1,0 +1,85 @@
+//! `warren-bench`: measures what was built and prints Markdown tables; `make bench` runs all of it.
+
+use std::fs::{self, File};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, ValueEnum};
+use e2e::bench::{self, LAB, connect, idle, pair};
+use e2e::images::binary;
+use e2e::progress::Progress;
+use e2e::{interrupt, state};
+use nix::fcntl::{Flock, FlockArg};
+
+/// Measures Warren on this machine and prints Markdown tables with the goals beside the figures.
+#[derive(Debug, Parser)]
+#[command(name = "warren-bench", version)]
+struct Args {
+    /// What to measure; parts that need the lab share one.
+    #[arg(required = true)]
+    parts: Vec<Part>,
+    /// How often each figure that varies is measured.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
+    rounds: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Everything.
+    All,
+    /// One TCP stream through Warren's device, a bare gotatun and wireguard-go.
+    Throughput,
+    /// Restarted agents and a stopped control plane, in the lab.
+    Connect,
+    /// Memory, CPU, packets and API writes of an idle mesh, in the lab.
+    Idle,
+}
+
+fn main() -> ExitCode {
+    let Args { parts, rounds } = Args::parse();
+    match run(&parts, rounds.into()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("warren-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(parts: &[Part], rounds: usize) -> Result<()> {
+    let _lock = lock()?;
+    interrupt::take_down_on_interrupt(LAB, &binary("warren-lab"))?;
+    let progress = Progress::new();
+    let wanted = |one: Part| parts.contains(&Part::All) || parts.contains(&one);
+    if wanted(Part::Throughput) {
+        pair::check_machine()?;
+        let rows = pair::measure(rounds, &progress)?;
+        println!("{}", bench::table("One TCP stream through a pair on one machine", &rows));
+    }
+    let (connect, idle) = (wanted(Part::Connect), wanted(Part::Idle));
+    if !connect && !idle {
+        return Ok(());
+    }
+    bench::cluster::with_lab(&progress, |lab| {
+        // Idle first: later every agent has been restarted, and the API server was away.
+        if idle {
+            println!("{}", bench::table("An idle mesh of five nodes", &idle::measure(lab, &progress)?));
+        }
+        if connect {
+            let rows = connect::measure(lab, rounds, &progress)?;
+            println!("{}", bench::table("Restarts, with 40 ms of round trip", &rows));
+        }
+        Ok(())
+    })
+}
+
+/// Two at once would measure each other.
+fn lock() -> Result<Flock<File>> {
+    let root = state::cache()?.join("locks");
+    fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
+    let file = File::create(root.join("warren-bench")).context("creating the lock")?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err(_) => bail!("another warren-bench runs on this machine: wait for its end"),
+    }
+}

@@ -1,0 +1,65 @@
+//! `make demo`: the whole way from nothing to pods that reach each other, told as it happens.
+
+pub mod picture;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::images::Set;
+use crate::lab::Lab;
+use crate::progress::Progress;
+use crate::scenario::Scenario;
+use crate::{interrupt, warren, workload};
+
+/// A ping across the demo takes milliseconds; a path that is still being found answers within seconds.
+const PING: Duration = Duration::from_secs(5);
+
+/// Brings the demo up and shows it.
+pub fn run(scenario: Scenario, exe: &Path, progress: &Progress) -> Result<()> {
+    interrupt::take_down_on_interrupt(&scenario.name, exe)?;
+    let lab = Lab::up(scenario, exe, Set::All, progress)?;
+    progress.step("helm install warren --wait", || warren::install(&lab))?;
+    progress.step("every node and MeshNode is Ready", || warren::wait_ready(&lab))?;
+    let pods = progress.step("a pod on every node", || workload::deploy(&lab))?;
+    let matrix = progress.step("every pod reaches every pod", || {
+        crate::wait::until("every pod to reach every other", warren::CONVERGED, || {
+            let matrix = workload::matrix(&lab, &pods, PING);
+            let failures = workload::failures(&matrix);
+            if failures.is_empty() { Ok(matrix) } else { Err(failures.join("; ")) }
+        })
+    })?;
+    let report = progress.step("nothing in clear on the internet", || lab.sniffer().verdict())?;
+    println!("\n{}", picture::topology(lab.scenario()));
+    println!("{}", lab.kubectl(&["get", "nodes", "-o", "wide"])?);
+    println!("{}", lab.kubectl(&["get", "meshnodes"])?);
+    println!("Ping from pod to pod, in milliseconds (row to column):\n\n{}", picture::matrix(lab.scenario(), &matrix));
+    println!("{} packets on the internet were looked at: none showed a pod or mesh address.\n", report.packets);
+    println!("{}", next_steps(&lab));
+    if pods.is_empty() {
+        bail!("there is no pod: nothing was shown");
+    }
+    Ok(())
+}
+
+fn next_steps(lab: &Lab) -> String {
+    let make = |target: &str| match lab.scenario().name.as_str() {
+        "demo" => format!("make {target}"),
+        name => format!("WARREN_LAB={name} make {target}"),
+    };
+    format!(
+        "Try next:
+  eval \"$({env})\"                     kubectl and helm, in this shell
+  kubectl get meshnodes -o wide
+  kubectl -n warren-system exec ds/warren-agent -- /warren-agent paths
+  helm test warren -n warren-system --logs
+  {lab} exec home-a -- ip route show table 21820
+
+Stop:
+  {down}",
+        env = make("-s demo-env"),
+        down = make("demo-down"),
+        lab = lab.exe().display(),
+    )
+}

@@ -1,0 +1,87 @@
+//! Draws a lab and its ping matrix as text. Pure.
+
+use crate::scenario::{Node, Scenario, Site};
+use crate::workload::Matrix;
+
+/// Longest reason printed in a cell's footnote.
+const REASON: usize = 160;
+
+/// The internet in the middle, a line per site.
+#[must_use]
+pub fn topology(scenario: &Scenario) -> String {
+    let mut lines = vec!["                 THE INTERNET".to_owned(), "                      │".to_owned()];
+    for (index, node) in scenario.nodes.iter().enumerate() {
+        let last = index + 1 == scenario.nodes.len();
+        let role = if index == 0 { "control plane and node" } else { "node" };
+        lines.push(format!("                      {}── {}", if last { "└" } else { "├" }, site(node)));
+        let stem = if last { " " } else { "│" };
+        lines.push(format!("                      {stem}        └─ [{}]  {}  {role}", node.name, node.v4));
+        lines.push(format!("                      {stem}"));
+    }
+    lines.pop();
+    let delay = match scenario.delay_ms {
+        0 => String::new(),
+        delay => format!("\n   every packet between two sites takes {delay} ms more, each way"),
+    };
+    lines.join("\n") + &delay + "\n"
+}
+
+fn site(node: &Node) -> String {
+    match &node.site {
+        Site::Public => format!("{}  a public address", node.v4.addr()),
+        Site::Home { wan, shift, .. } => {
+            format!("{}  home router: NAT, WireGuard's port moves by {shift}, nothing unasked comes in", wan.addr())
+        }
+        Site::Firewall { wan, .. } => format!("{}  stateful firewall, no NAT, nothing unasked comes in", wan.addr()),
+        Site::OneToOne { wan, .. } => format!("{}  1:1 NAT", wan.addr()),
+    }
+}
+
+/// Rows reach columns.
+#[must_use]
+pub fn matrix(scenario: &Scenario, matrix: &Matrix) -> String {
+    let names: Vec<&str> =
+        scenario.nodes.iter().map(|node| node.name.as_str()).filter(|name| matrix.contains_key(*name)).collect();
+    let width = names.iter().map(|name| name.len()).max().unwrap_or(0).max(7) + 2;
+    let mut text = format!("{:width$}", "");
+    for name in &names {
+        text += &format!("{name:>width$}");
+    }
+    let mut notes = String::new();
+    for from in &names {
+        text += &format!("\n{from:<width$}");
+        for to in &names {
+            let cell = match matrix.get(*from).and_then(|row| row.get(*to)) {
+                None => "-".to_owned(),
+                Some(Ok(ms)) => format!("{ms:.1}"),
+                Some(Err(reason)) => {
+                    notes += &format!("\n  {from} to {to}: {}", reason.chars().take(REASON).collect::<String>());
+                    "FAIL".to_owned()
+                }
+            };
+            text += &format!("{cell:>width$}");
+        }
+    }
+    text + &notes + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_node_is_in_the_picture() {
+        let scenario = Scenario::demo("t");
+        let picture = topology(&scenario);
+        assert!(scenario.nodes.iter().all(|node| picture.contains(&format!("[{}]", node.name))), "{picture}");
+    }
+
+    #[test]
+    fn a_failed_cell_has_a_footnote() {
+        let mut cells = Matrix::new();
+        cells.entry("cp".into()).or_default().insert("fw".into(), Err("timed out".into()));
+        cells.entry("fw".into()).or_default().insert("cp".into(), Ok(10.34));
+        let text = matrix(&Scenario::demo("t"), &cells);
+        assert!(text.contains("FAIL") && text.contains("10.3") && text.contains("cp to fw: timed out"), "{text}");
+    }
+}

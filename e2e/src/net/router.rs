@@ -1,0 +1,102 @@
+//! What a site's router does, as nftables rulesets. Interfaces are always `lan` and `wan`.
+
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+
+use crate::scenario::{LISTEN_PORTS, Site};
+
+/// What every home router and firewall does: nothing unasked comes in, to itself or through it. A NAT without it can be
+/// poisoned: a stranger's packet that arrives first takes the mapping's tuple.
+const FW: &str = r#"
+table inet fw {
+  chain input {
+    type filter hook input priority 0; policy accept;
+    iifname "wan" ct state established,related accept
+    iifname "wan" icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+    iifname "wan" drop
+  }
+  chain forward {
+    type filter hook forward priority 0; policy accept;
+    iifname "wan" ct state established,related accept
+    iifname "wan" drop
+  }
+}
+"#;
+
+/// The ruleset of the router before a node of that inner address.
+#[must_use]
+pub fn ruleset(site: &Site, inner: Ipv4Addr) -> String {
+    match site {
+        Site::Public => String::new(),
+        Site::Home { wan, shift, .. } => home(wan.addr(), *shift),
+        Site::Firewall { .. } => FW.to_owned(),
+        Site::OneToOne { wan, .. } => one_to_one(wan.addr(), inner),
+    }
+}
+
+/// Endpoint-independent mapping, address- and port-dependent filtering. WireGuard's ports move by a fixed distance, all
+/// other UDP to a range of its own, so the mapped port never equals the listen port. The kernel keeps an inner port's mapping
+/// for every destination while one lives, which is what makes the range endpoint-independent.
+/// The empty prerouting chain must exist, or replies of some mappings are not translated back.
+fn home(wan: Ipv4Addr, shift: u16) -> String {
+    let (low, high) = (LISTEN_PORTS.start(), LISTEN_PORTS.end());
+    let map = LISTEN_PORTS.fold(String::new(), |mut map, port| {
+        let comma = if map.is_empty() { "" } else { ", " };
+        let _ = write!(map, "{comma}{port} : {}", port.wrapping_add(shift));
+        map
+    });
+    format!(
+        r#"
+table ip nat {{
+  chain pre {{
+    type nat hook prerouting priority dstnat;
+  }}
+  chain post {{
+    type nat hook postrouting priority srcnat;
+    oifname "wan" udp sport {low}-{high} snat to {wan} : udp sport map {{ {map} }}
+    oifname "wan" meta l4proto udp snat to {wan} : 40000-49999
+    oifname "wan" snat to {wan}
+  }}
+}}
+{FW}"#
+    )
+}
+
+/// What clouds do: the instance has a private address, the world sees another, ports stay, everything comes in.
+fn one_to_one(wan: Ipv4Addr, inner: Ipv4Addr) -> String {
+    format!(
+        r#"
+table ip nat {{
+  chain pre {{
+    type nat hook prerouting priority dstnat;
+    ip daddr {wan} dnat to {inner}
+  }}
+  chain post {{
+    type nat hook postrouting priority srcnat;
+    oifname "wan" ip saddr {inner} snat to {wan}
+    oifname "lan" ip saddr {inner} snat to {wan}
+  }}
+}}
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::Scenario;
+
+    #[test]
+    fn every_site_that_filters_has_the_firewall() {
+        for node in Scenario::demo("t").nodes.iter().filter(|node| node.has_router()) {
+            let rules = ruleset(&node.site, node.v4.addr());
+            assert!(rules.contains("iifname \"wan\" drop"), "{}: {rules}", node.name);
+        }
+    }
+
+    #[test]
+    fn a_home_moves_every_listen_port_by_the_same_distance() {
+        let rules = home(Ipv4Addr::new(198, 51, 100, 10), 10_000);
+        assert!(rules.contains("{ 21820 : 31820, 21821 : 31821,") && rules.contains("22843 : 32843 }"));
+    }
+}

@@ -1,0 +1,146 @@
+//! Everything that breaks comes back without help, and what need not notice does not.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::control_plane::{self, Component};
+use e2e::cluster::node;
+use e2e::images::Set;
+use e2e::lab::Lab;
+use e2e::net::topology;
+use e2e::scenario::Scenario;
+use e2e::secrets::key_file;
+use e2e::workload::{self, Pod};
+use e2e::{checks, harness, wait, warren};
+use serde_json::Value;
+
+/// How long the control plane is gone.
+const CONTROL_PLANE_GONE: u64 = 120;
+/// How long a stream runs over a restart.
+const RESTART: u64 = 15;
+const SOON: Duration = Duration::from_secs(120);
+const TRY: Duration = Duration::from_secs(3);
+
+fn main() -> ExitCode {
+    harness::main(
+        Scenario::demo("t-recover"),
+        Set::All,
+        &[
+            ("helm_install_returns_and_every_node_is_ready", checks::install),
+            ("every_pod_reaches_every_pod", checks::pod_to_pod),
+            ("an_agent_restarts_under_traffic", an_agent_restarts_under_traffic),
+            ("no_packet_is_lost_while_the_control_plane_is_gone", nothing_is_lost_without_a_control_plane),
+            ("a_home_gets_another_address_and_mapping", a_home_gets_another_address),
+            ("a_node_reboots", a_node_reboots),
+            ("a_node_loses_its_key", a_node_loses_its_key),
+            ("a_node_is_deleted_and_joins_again", a_node_is_deleted_and_joins_again),
+        ],
+    )
+}
+
+fn an_agent_restarts_under_traffic(lab: &Lab) -> Result<()> {
+    let pods = workload::pods(lab)?;
+    let (from, to) = (on(&pods, "pub")?, on(&pods, "home-a")?);
+    let result =
+        during(lab, from, to, RESTART, || lab.exec("home-a", "pkill", &["-9", "-x", "warren-agent"]).map(drop))?;
+    eprintln!("           agent killed: {result}");
+    ensure!(result["received"].as_u64() > Some(0), "nothing came back: {result}");
+    reach(lab, "after an agent's restart")
+}
+
+/// Both at once: the API server stops answering, and no operator runs.
+fn nothing_is_lost_without_a_control_plane(lab: &Lab) -> Result<()> {
+    let pods = workload::pods(lab)?;
+    let (from, to) = (on(&pods, "home-b")?, on(&pods, "fw")?);
+    let signal = |signal: &str| {
+        for node in lab.running() {
+            // Only two of the nodes run an operator.
+            let _ = lab.exec(&node.name, "pkill", &[signal, "-x", "warren-operator"]);
+        }
+    };
+    let result = during(lab, from, to, CONTROL_PLANE_GONE, || {
+        control_plane::freeze(lab, Component::ApiServer)?;
+        signal("-STOP");
+        Ok(())
+    });
+    signal("-CONT");
+    control_plane::thaw(lab, Component::ApiServer)?;
+    control_plane::wait_ready(lab)?;
+    let result = result?;
+    eprintln!("           control plane gone: {result}");
+    ensure!(result["sent"] == result["received"], "packets were lost: {result}");
+    reach(lab, "after the control plane came back")
+}
+
+fn a_home_gets_another_address(lab: &Lab) -> Result<()> {
+    let wan = "198.51.100.11/28".parse().context("an address")?;
+    topology::change_home(lab.scenario(), "home-a", wan, 9_000)?;
+    reach(lab, "after the change of address")
+}
+
+fn a_node_reboots(lab: &Lab) -> Result<()> {
+    node::reboot(lab, lab.node("home-b")?)?;
+    reach(lab, "after the reboot")
+}
+
+fn a_node_loses_its_key(lab: &Lab) -> Result<()> {
+    let path = key_file(lab, "fw");
+    let old = lab.kubectl_json(&["get", "meshnode", "fw"])?["spec"]["admission"]["publicKey"].clone();
+    std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+    lab.exec("fw", "pkill", &["-9", "-x", "warren-agent"])?;
+    wait::until("another key to be admitted for fw", SOON, || {
+        let object = lab.kubectl_json(&["get", "meshnode", "fw"]).map_err(|error| format!("{error:#}"))?;
+        let now = &object["spec"]["admission"]["publicKey"];
+        if now.is_string() && *now != old { Ok(()) } else { Err(format!("{now}, before {old}")) }
+    })?;
+    reach(lab, "with the new key")
+}
+
+fn a_node_is_deleted_and_joins_again(lab: &Lab) -> Result<()> {
+    let spec = lab.node("home-a")?;
+    node::power_cut(lab, spec)?;
+    lab.kubectl(&["delete", "node", "home-a", "--timeout=60s"])?;
+    // As a drain does: the node comes back with another pod range, and a pod keeps its address for life.
+    let of_node = "--field-selector=spec.nodeName=home-a";
+    lab.kubectl(&["delete", "pods", "-A", of_node, "--force", "--grace-period=0"])?;
+    wait::until("the MeshNode of home-a to go", SOON, || match lab.kubectl(&["get", "meshnode", "home-a"]) {
+        Err(error) if format!("{error:#}").contains("NotFound") => Ok(()),
+        Err(error) => Err(format!("{error:#}")),
+        Ok(_) => Err("it is still there".into()),
+    })?;
+    topology::detach(lab.scenario(), spec)?;
+    topology::attach(lab.scenario(), spec)?;
+    node::boot(lab, spec)?;
+    node::wait_registered(lab, spec)?;
+    warren::wait_ready(lab)?;
+    // kubelet starts pods before the agent has replaced the CNI file of the node's former range; those have no way.
+    lab.kubectl(&["delete", "pods", "-n", workload::NAMESPACE, of_node, "--force", "--grace-period=0"])?;
+    reach(lab, "after joining again")
+}
+
+/// Every pod reaches every pod again; prints how long that took.
+fn reach(lab: &Lab, when: &str) -> Result<()> {
+    let begin = Instant::now();
+    wait::until(&format!("every pod to reach every other {when}"), SOON, || {
+        let pods = workload::pods(lab).map_err(|error| format!("{error:#}"))?;
+        let failures = workload::failures(&workload::matrix(lab, &pods, TRY));
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+    })?;
+    eprintln!("           whole again {when}: {:.1} s", begin.elapsed().as_secs_f32());
+    warren::wait_ready(lab)
+}
+
+/// A stream between two pods while something happens to the lab.
+fn during(lab: &Lab, from: &Pod, to: &Pod, seconds: u64, fault: impl FnOnce() -> Result<()>) -> Result<Value> {
+    std::thread::scope(|scope| {
+        let stream = scope.spawn(|| from.check(lab, &["stream", &to.socket().to_string(), &seconds.to_string()]));
+        fault()?;
+        let text = stream.join().map_err(|_| anyhow::anyhow!("the stream panicked"))??;
+        serde_json::from_str(&text).with_context(|| format!("reading {text:?}"))
+    })
+}
+
+fn on<'a>(pods: &'a [Pod], node: &str) -> Result<&'a Pod> {
+    pods.iter().find(|pod| pod.node == node).with_context(|| format!("no pod on {node}"))
+}
