@@ -12,13 +12,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ $root.Values.image.repository }}/{{ index . 1 }}:{{ $root.Values.image.tag | default $root.Chart.AppVersion }}
 {{- end -}}
 
-{{/* The API address as in-cluster clients expect it, where it is not the `kubernetes` Service. */}}
+{{/* `k8sServiceHost` as a JSON list, whether it is one address, several or none. */}}
+{{- define "warren.apiHosts" -}}
+{{- $hosts := .Values.k8sServiceHost | default list -}}
+{{- if kindIs "string" $hosts }}{{ $hosts = list $hosts }}{{ end -}}
+{{- toJson $hosts -}}
+{{- end -}}
+
+{{/* The API address as in-cluster clients expect it, where it is not the `kubernetes` Service: they know one only. */}}
 {{- define "warren.apiEnv" -}}
-{{- if .Values.k8sServiceHost }}
+{{- with first (include "warren.apiHosts" . | fromJsonArray) }}
 - name: KUBERNETES_SERVICE_HOST
-  value: {{ index (splitList "," .Values.k8sServiceHost) 0 | quote }}
+  value: {{ . | quote }}
 - name: KUBERNETES_SERVICE_PORT
-  value: {{ .Values.k8sServicePort | quote }}
+  value: {{ $.Values.k8sServicePort | quote }}
 {{- end }}
 {{- end -}}
 
