@@ -29,6 +29,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end -}}
 
+{{/* Where kubelet, which stands in the host's network as the pod does, finds what listens at this address. */}}
+{{- define "warren.probeAddress" -}}
+{{- $port := regexFind "[0-9]+$" . -}}
+{{- $host := . | trimSuffix (printf ":%s" $port) | trimPrefix "[" | trimSuffix "]" -}}
+host: {{ get (dict "0.0.0.0" "127.0.0.1" "::" "::1") $host | default $host | quote }}
+port: {{ $port }}
+{{- end -}}
+
 {{- define "warren.pullSecrets" -}}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets: {{ toYaml . | nindent 2 }}
