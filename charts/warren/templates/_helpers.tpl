@@ -3,7 +3,13 @@ app.kubernetes.io/name: warren
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* Labels of pods: nothing that changes with the chart, or its upgrade would restart every pod for nothing. */}}
+{{- define "warren.podLabels" -}}
+app.kubernetes.io/name: warren
+app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{/* warren.image (list . "agent") */}}
