@@ -64,6 +64,6 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "warren.testHook" -}}
 helm.sh/hook: test
 helm.sh/hook-weight: {{ . | quote }}
-{{- /* The last one stays after a success, so that `helm test --logs` can show the matrix. */}}
-helm.sh/hook-delete-policy: before-hook-creation{{ if lt (int .) 0 }},hook-succeeded{{ end }}
+{{- /* The last one stays, whatever came of it, so that `helm test --logs` can show the matrix. */}}
+helm.sh/hook-delete-policy: before-hook-creation{{ if lt (int .) 0 }},hook-succeeded,hook-failed{{ end }}
 {{- end -}}
