@@ -22,6 +22,7 @@
 
 #![allow(clippy::duplicated_attributes, reason = "a kind has one `printcolumn(..)` for each column")]
 
+pub mod bounds;
 pub mod condition;
 pub mod mesh;
 pub mod mesh_node;

@@ -16,6 +16,9 @@ pub const MAX_TOMBSTONES: usize = 256;
 /// A node advertises at most this many candidates; probing is quadratic in them.
 pub const MAX_CANDIDATES: usize = 16;
 
+/// The highest generation: the largest integer that the API stores, because every JSON parser holds it exactly.
+pub const MAX_GENERATION: u64 = (1 << 53) - 1;
+
 /// The identity of a node: the UID of its Kubernetes Node object, which a re-created node of the same name does not share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Uid(pub String);

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use topology::PublicKey;
 use topology::cluster::{ClusterView, ProofVerdict, SliceFacts, StatusFacts, plan};
 use topology::mesh::{AdmissionMode, NodeAddresses, PortRange};
-use topology::peer::{Tombstone, Uid};
+use topology::peer::{MAX_GENERATION, Tombstone, Uid};
 use topology::spec::{AdmissionState, NodeKind};
 use world::*;
 
@@ -80,7 +80,7 @@ fn garbage() -> impl Strategy<Value = Garbage> {
         (node(), vec(any::<u8>(), 0..24)).prop_map(|(n, v)| Garbage::Candidates(n, v)),
         (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Garbage::CopySlice(a, b)),
         any::<u8>().prop_map(Garbage::DropSlice),
-        (node(), 0..16u16, prop_oneof![0..5u64, Just(u64::MAX), Just(i64::MAX as u64)])
+        (node(), 0..16u16, prop_oneof![0..5u64, Just(u64::MAX), Just(MAX_GENERATION)])
             .prop_map(|(n, k, g)| Garbage::EditEntry(n, k, g)),
         (node(), prop_oneof![0..9u64, Just(u64::MAX)]).prop_map(|(n, g)| Garbage::Tombstones(n, g)),
         any::<u8>().prop_map(Garbage::Mesh),

@@ -154,3 +154,8 @@ fn a_condition_keeps_its_time_until_its_status_changes() {
     let other = conditions(&[planned(true)], &[stored], Some(2), now).remove(0);
     assert_eq!(other.last_transition_time.0, now);
 }
+
+#[test]
+fn a_generation_never_outgrows_the_schema() {
+    assert_eq!(topology::peer::MAX_GENERATION, crds::bounds::MAX_INTEGER);
+}

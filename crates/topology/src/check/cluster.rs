@@ -10,7 +10,7 @@ use crate::check::{Rule, Violation};
 use crate::cluster::pack::slice_number;
 use crate::cluster::{ClusterView, Plan};
 use crate::mesh::MeshConfig;
-use crate::peer::{Entry, MAX_CANDIDATES, MAX_SLICE_ENTRIES, MAX_TOMBSTONES, Tombstone};
+use crate::peer::{Entry, MAX_CANDIDATES, MAX_GENERATION, MAX_SLICE_ENTRIES, MAX_TOMBSTONES, Tombstone};
 use crate::prefix::{self, PrefixMap};
 use crate::spec::AdmissionState;
 
@@ -186,7 +186,7 @@ impl Checker<'_> {
     }
 
     fn generations(&mut self) {
-        let limit = i64::MAX as u64;
+        let limit = MAX_GENERATION;
         let planned: BTreeMap<&str, &Entry> = self.plan.entries().map(|entry| (&*entry.name, entry)).collect();
         let regressed = self.stored_entries().filter_map(|known| {
             let entry = planned.get(&*known.name)?;

@@ -5,14 +5,11 @@ use crate::cluster::condition::{ConditionType, Reason};
 use crate::cluster::prefixes::Owners;
 use crate::cluster::subject::{Subject, name_some};
 use crate::mesh::MeshConfig;
-use crate::peer::{Candidate, Entry, Tombstone};
+use crate::peer::{Candidate, Entry, MAX_GENERATION, Tombstone};
 
 /// Up to this many nodes, slices carry volatile candidates and punch rounds: 64 nodes that each change an address once
 /// an hour cost each watcher one event a minute.
 pub const FRESH_CANDIDATES_MAX_NODES: usize = 64;
-
-/// The highest generation: what fits a signed 64-bit field of the API.
-const MAX_GENERATION: u64 = i64::MAX as u64;
 
 /// The entries of all accepted nodes, and how many candidates were left out of them.
 pub(super) fn compile(
