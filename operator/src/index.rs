@@ -2,7 +2,8 @@
 //!
 //! The copy leaves out what planning does not look at, so that a kubelet's heartbeat or an edited label is no change at all.
 //! What this replica wrote itself is taken in from the API server's answer, before the watch repeats it; a watch event that
-//! is older than that answer is ignored. An object that cannot be decoded keeps its last readable version.
+//! is older than that answer is ignored. An object that cannot be decoded keeps its last readable version; one that never
+//! could is known to be there, so that nothing is concluded from its absence, and is left as it is.
 
 pub mod kinds;
 
@@ -12,7 +13,7 @@ use crds::{MeshPeerSliceSpec, MeshRelaySpec};
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicyBindingSpec, ValidatingAdmissionPolicySpec,
 };
-use kube::{Resource, api::ObjectMeta};
+use kube::api::{DynamicObject, ObjectMeta};
 use std::collections::BTreeMap;
 
 /// The parts of an object's metadata that matter.
@@ -53,8 +54,12 @@ pub struct Stored<T> {
 
 impl<T> Stored<T> {
     /// The reduced copy of an object.
-    pub fn of<K: Watched<Value = T> + Resource>(object: K) -> Self {
-        Self { meta: object.meta().into(), value: object.reduce() }
+    pub fn read<K: Watched<Value = T>>(object: DynamicObject) -> Result<Self, Unreadable> {
+        let meta = Meta::from(&object.metadata);
+        match K::decode(object) {
+            Ok(value) => Ok(Self { meta, value }),
+            Err(error) => Err(Unreadable { meta, error }),
+        }
     }
 
     // Versions are compared only within one API server; one that does not read as a number is never taken for older.
@@ -67,6 +72,16 @@ impl<T> Stored<T> {
     }
 }
 
+/// An object that is there and could not be decoded.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("cannot read {}: {error}", meta.name)]
+pub struct Unreadable {
+    /// Who it is.
+    pub meta: Meta,
+    /// Why.
+    pub error: String,
+}
+
 /// What a watch says.
 #[derive(Clone, Debug)]
 pub enum Update<T> {
@@ -75,7 +90,7 @@ pub enum Update<T> {
     /// One object of the list.
     Listed(Stored<T>),
     /// One object of the list, or a changed one, that could not be decoded.
-    Unreadable(String),
+    Unreadable(Meta),
     /// The list is complete.
     ListEnds,
     /// It was made or changed.
@@ -110,13 +125,27 @@ pub trait Urgency {
 #[derive(Clone, Debug)]
 pub struct Collection<T> {
     live: BTreeMap<String, Stored<T>>,
-    listing: Option<BTreeMap<String, Stored<T>>>,
+    /// Never decoded: not in `live`.
+    unreadable: BTreeMap<String, Meta>,
+    listing: Option<Listing<T>>,
     synced: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Listing<T> {
+    objects: BTreeMap<String, Stored<T>>,
+    unreadable: BTreeMap<String, Meta>,
+}
+
+impl<T> Default for Listing<T> {
+    fn default() -> Self {
+        Self { objects: BTreeMap::new(), unreadable: BTreeMap::new() }
+    }
 }
 
 impl<T> Default for Collection<T> {
     fn default() -> Self {
-        Self { live: BTreeMap::new(), listing: None, synced: false }
+        Self { live: BTreeMap::new(), unreadable: BTreeMap::new(), listing: None, synced: false }
     }
 }
 
@@ -129,6 +158,11 @@ impl<T> Collection<T> {
     /// Every object, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Stored<T>)> {
         self.live.iter()
+    }
+
+    /// The objects that are there and could never be decoded.
+    pub fn unreadable(&self) -> impl Iterator<Item = &Meta> {
+        self.unreadable.values()
     }
 
     /// How many there are.
@@ -149,6 +183,7 @@ impl<T> Collection<T> {
     /// Takes it that the object is gone.
     pub fn forget(&mut self, name: &str) {
         self.live.remove(name);
+        self.unreadable.remove(name);
     }
 }
 
@@ -157,34 +192,46 @@ impl<T: PartialEq + Clone + Urgency> Collection<T> {
     pub fn absorb(&mut self, update: Update<T>) -> Effect {
         match update {
             Update::ListBegins => {
-                self.listing = Some(BTreeMap::new());
+                self.listing = Some(Listing::default());
                 Effect::Nothing
             }
             Update::Listed(object) => {
-                self.listing.get_or_insert_default().insert(object.meta.name.clone(), object);
+                self.listing.get_or_insert_default().objects.insert(object.meta.name.clone(), object);
                 Effect::Nothing
             }
-            Update::Unreadable(name) => {
-                if let (Some(listing), Some(known)) = (&mut self.listing, self.live.get(&name)) {
-                    listing.insert(name, known.clone());
-                }
-                Effect::Nothing
-            }
+            Update::Unreadable(meta) => self.set_aside(meta),
             Update::ListEnds => self.replace(),
             Update::Applied(object) => self.learn(object),
             Update::Deleted(name, uid) => {
                 // One that was made again under the same name is known already when its predecessor's end is told.
-                if self.live.get(&name).is_none_or(|known| known.meta.uid != uid) {
+                let known = self.live.get(&name).map(|known| &known.meta).or_else(|| self.unreadable.get(&name));
+                if known.is_none_or(|known| known.uid != uid) {
                     return Effect::Nothing;
                 }
-                self.live.remove(&name);
+                self.forget(&name);
                 departure::<T>()
             }
         }
     }
 
+    fn set_aside(&mut self, meta: Meta) -> Effect {
+        let known = self.live.get(&meta.name).filter(|known| known.meta.uid == meta.uid);
+        match (&mut self.listing, known) {
+            (Some(listing), Some(known)) => drop(listing.objects.insert(meta.name, known.clone())),
+            (Some(listing), None) => drop(listing.unreadable.insert(meta.name.clone(), meta)),
+            (None, Some(_)) => {}
+            (None, None) => {
+                let gone = self.live.remove(&meta.name).is_some();
+                self.unreadable.insert(meta.name.clone(), meta);
+                return if gone { departure::<T>() } else { Effect::Changed };
+            }
+        }
+        Effect::Nothing
+    }
+
     /// Takes one object in, unless it is older than what is known.
     pub fn learn(&mut self, object: Stored<T>) -> Effect {
+        self.unreadable.remove(&object.meta.name);
         let Some(known) = self.live.get_mut(&object.meta.name) else {
             let effect = if object.value.must_go() { Effect::Removed } else { Effect::Changed };
             self.live.insert(object.meta.name.clone(), object);
@@ -204,11 +251,12 @@ impl<T: PartialEq + Clone + Urgency> Collection<T> {
     }
 
     fn replace(&mut self) -> Effect {
-        let listing = self.listing.take().unwrap_or_default();
+        let Listing { objects, unreadable } = self.listing.take().unwrap_or_default();
         let first = !std::mem::replace(&mut self.synced, true);
-        let gone = self.live.keys().any(|name| !listing.contains_key(name));
-        self.live.retain(|name, _| listing.contains_key(name));
-        let effects = listing.into_values().map(|object| self.learn(object)).max();
+        let gone = self.live.keys().any(|name| !objects.contains_key(name));
+        self.live.retain(|name, _| objects.contains_key(name));
+        self.unreadable = unreadable;
+        let effects = objects.into_values().map(|object| self.learn(object)).max();
         let effect = effects.unwrap_or(Effect::Nothing);
         match (first, gone) {
             (_, true) => effect.max(departure::<T>()),

@@ -2,7 +2,7 @@
 
 use crate::{
     backoff::WatchBackoff,
-    index::{Change, Kind, Stored, Update, Watched},
+    index::{Change, Kind, Meta, Stored, Unreadable, Update, Watched},
     metrics::Metrics,
     protection::Documents,
 };
@@ -17,7 +17,8 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    core::DeserializeGuard,
+    api::DynamicObject,
+    core::ApiResource,
     runtime::{
         WatchStreamExt,
         watcher::{self, Event},
@@ -52,12 +53,13 @@ fn concerns(documents: &[Documents], change: &Change) -> bool {
     match change {
         Change::Policy(Update::Listed(object) | Update::Applied(object)) => named(&object.meta.name),
         Change::Binding(Update::Listed(object) | Update::Applied(object)) => named(&object.meta.name),
+        Change::Policy(Update::Unreadable(meta)) | Change::Binding(Update::Unreadable(meta)) => named(&meta.name),
         _ => true,
     }
 }
 
 fn watch<K: Watched>(client: &Client, metrics: &Arc<Metrics>) -> BoxStream<'static, Change> {
-    let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<K>(&()));
     let config = watcher::Config { page_size: Some(PAGE_SIZE), ..watcher::Config::default().timeout(lifetime()) };
     let metrics = metrics.clone();
     let mut failing = false;
@@ -71,7 +73,7 @@ fn watch<K: Watched>(client: &Client, metrics: &Arc<Metrics>) -> BoxStream<'stat
             } else {
                 failing = false;
             }
-            std::future::ready(result.ok().map(|event| K::change(update(event, &metrics))))
+            std::future::ready(result.ok().map(|event| K::change(update::<K>(event, &metrics))))
         })
         .boxed()
 }
@@ -80,27 +82,22 @@ fn lifetime() -> u32 {
     WATCH_SECONDS.start + getrandom::u32().unwrap_or(0) % (WATCH_SECONDS.end - WATCH_SECONDS.start)
 }
 
-fn update<K: Watched>(event: Event<DeserializeGuard<K>>, metrics: &Metrics) -> Update<K::Value> {
+fn update<K: Watched>(event: Event<DynamicObject>, metrics: &Metrics) -> Update<K::Value> {
     match event {
         Event::Init => Update::ListBegins,
         Event::InitDone => Update::ListEnds,
-        Event::InitApply(object) => read(object, metrics).map_or_else(Update::Unreadable, Update::Listed),
-        Event::Apply(object) => read(object, metrics).map_or_else(Update::Unreadable, Update::Applied),
+        Event::InitApply(object) => read::<K>(object, metrics).map_or_else(Update::Unreadable, Update::Listed),
+        Event::Apply(object) => read::<K>(object, metrics).map_or_else(Update::Unreadable, Update::Applied),
         Event::Delete(object) => Update::Deleted(object.name_any(), object.uid().unwrap_or_default()),
     }
 }
 
-fn read<K: Watched>(object: DeserializeGuard<K>, metrics: &Metrics) -> Result<Stored<K::Value>, String> {
-    object.0.map(Stored::of).map_err(|invalid| {
-        metrics.unreadable_objects.with_label_values(&[K::KIND.as_str()]).inc();
-        let name = invalid.metadata.name.clone().unwrap_or_default();
-        tracing::warn!(
-            kind = K::KIND.as_str(),
-            name,
-            error = invalid.error,
-            "cannot read an object; its last readable version counts"
-        );
-        name
+fn read<K: Watched>(object: DynamicObject, metrics: &Metrics) -> Result<Stored<K::Value>, Meta> {
+    Stored::read::<K>(object).map_err(|Unreadable { meta, error }| {
+        let (kind, name) = (K::KIND.as_str(), &meta.name);
+        metrics.unreadable_objects.with_label_values(&[kind]).inc();
+        tracing::warn!(kind, name, error, "cannot read an object; its last readable version counts, if there was one");
+        meta
     })
 }
 

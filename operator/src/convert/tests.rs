@@ -159,3 +159,42 @@ fn a_condition_keeps_its_time_until_its_status_changes() {
 fn a_generation_never_outgrows_the_schema() {
     assert_eq!(topology::peer::MAX_GENERATION, crds::bounds::MAX_INTEGER);
 }
+
+#[test]
+fn a_mesh_node_that_cannot_be_read_keeps_what_peers_were_told_and_is_not_made_again() {
+    // This Mesh has no IPv6 range and carries no node addresses.
+    let told = Entry { mesh_ips: vec!["10.118.0.1".parse().unwrap()], node_ips: vec![], ..entry() };
+    let spec: MeshPeerSliceSpec = serde_json::from_value(slice_spec(&[told])).unwrap();
+    let mut cluster = Cluster::default();
+    cluster.absorb(Change::Slice(Update::Applied(stored("peers-0001", spec))));
+    let node = |name: &str, uid: &str| {
+        let meta = Meta { name: name.into(), uid: uid.into(), ..Meta::default() };
+        let value = crate::index::NodeValue {
+            pod_cidrs: entry().pod_cidrs,
+            internal_ips: entry().node_ips,
+            ..Default::default()
+        };
+        Change::Node(Update::Applied(Stored { meta, value }))
+    };
+    cluster.absorb(node("n1", "u1"));
+    cluster.absorb(Change::MeshNode(Update::Unreadable(stored("n1", ()).meta)));
+    let view = read(&cluster);
+    let plan = topology::cluster::plan(&view);
+    assert_eq!((plan.touched_slices().len(), plan.tombstones.len()), (0, 0));
+    assert_ne!(plan.nodes["n1"].action, topology::cluster::Action::Create);
+    let writes = crate::reconcile::diff::phases(&cluster, &plan, Timestamp::UNIX_EPOCH);
+    assert!(writes.iter().all(|(_, writes)| writes.is_empty()), "{writes:?}");
+}
+
+#[test]
+fn a_node_that_cannot_be_read_is_not_gone() {
+    let mut cluster = Cluster::default();
+    let spec =
+        MeshNodeSpec { node_uid: "uid-n1".into(), pod_cidrs: vec!["10.244.1.0/24".into()], ..Default::default() };
+    cluster.absorb(Change::MeshNode(Update::Applied(stored("n1", MeshNodeValue { spec, ..Default::default() }))));
+    cluster.absorb(Change::Node(Update::Applied(stored("n2", Default::default()))));
+    cluster.absorb(Change::Node(Update::Unreadable(stored("n1", ()).meta)));
+    let plan = topology::cluster::plan(&read(&cluster));
+    assert!(plan.retire.is_empty());
+    assert_eq!(plan.nodes["n1"].spec.pod_cidrs.len(), 1);
+}

@@ -1,6 +1,6 @@
 //! From stored objects to the view that planning looks at.
 
-use crate::index::{Cluster, MeshNodeValue, NodeValue, Stored};
+use crate::index::{Cluster, MeshNodeValue, Meta, NodeValue, Stored};
 use crate::proof::Prover;
 use crds::{
     MeshNodeSpec, MeshPeerSliceSpec, PeerEntry,
@@ -24,12 +24,70 @@ pub fn view(cluster: &Cluster, mesh: MeshConfig, prover: &Prover, protected: boo
     let slices = cluster.slices.iter().filter(|(name, _)| *name != REMOVED_SLICE);
     ClusterView {
         mesh,
-        nodes: cluster.nodes.iter().map(|(_, node)| node_facts(node)).collect(),
-        mesh_nodes: cluster.mesh_nodes.iter().map(|(_, node)| mesh_node_facts(node, prover)).collect(),
+        nodes: nodes(cluster),
+        mesh_nodes: mesh_nodes(cluster, prover),
         slices: slices.map(|(name, slice)| slice_facts(name, &slice.value)).collect(),
         tombstones: removed.map(|slice| tombstones(&slice.value)).unwrap_or_default(),
         protected,
     }
+}
+
+// A Node that cannot be read is there all the same, with what its MeshNode says.
+fn nodes(cluster: &Cluster) -> Vec<NodeFacts> {
+    let unreadable = cluster.nodes.unreadable().filter_map(|meta| {
+        let written = node_spec(&cluster.mesh_nodes.get(&meta.name)?.value.spec);
+        Some(NodeFacts {
+            name: meta.name.clone(),
+            uid: Uid(meta.uid.clone()),
+            created: meta.created,
+            pod_cidrs: written.pod_cidrs,
+            internal_ips: written.node_ips,
+        })
+    });
+    cluster.nodes.iter().map(|(_, node)| node_facts(node)).chain(unreadable).collect()
+}
+
+// A MeshNode that cannot be read is there all the same, with what peers were told of it. It is never written, because there
+// is no version to write on.
+fn mesh_nodes(cluster: &Cluster, prover: &Prover) -> Vec<MeshNodeFacts> {
+    let unreadable = cluster.mesh_nodes.unreadable().map(|meta| frozen(cluster, meta));
+    cluster.mesh_nodes.iter().map(|(_, node)| mesh_node_facts(node, prover)).chain(unreadable).collect()
+}
+
+fn frozen(cluster: &Cluster, meta: &Meta) -> MeshNodeFacts {
+    let entries = cluster.slices.iter().flat_map(|(_, slice)| &slice.value.entries);
+    let told = entries.filter(|told| told.name == meta.name).max_by_key(|told| told.generation).and_then(entry);
+    let node_uid = cluster.nodes.get(&meta.name).map(|node| Uid(node.meta.uid.clone())).unwrap_or_default();
+    let mut facts = MeshNodeFacts {
+        name: meta.name.clone(),
+        uid: Uid(meta.uid.clone()),
+        created: meta.created,
+        spec: NodeSpec { node_uid, ..NodeSpec::default() },
+        status: StatusFacts::default(),
+        conditions: Vec::new(),
+    };
+    let Some(told) = told else { return facts };
+    facts.status = StatusFacts {
+        public_key: Some(told.public_key),
+        proof: ProofVerdict::Missing,
+        listen_port: Some(told.listen_port),
+        candidates: told.candidates,
+        round: told.round,
+    };
+    facts.spec = NodeSpec {
+        node_uid: told.uid,
+        mesh_ips: told.mesh_ips,
+        pod_cidrs: told.pod_cidrs,
+        node_ips: told.node_ips,
+        listen_port: told.listen_port,
+        admission: Admission {
+            state: AdmissionState::Accepted,
+            public_key: Some(told.public_key),
+            ..Admission::default()
+        },
+        ..NodeSpec::default()
+    };
+    facts
 }
 
 fn node_facts(node: &Stored<NodeValue>) -> NodeFacts {

@@ -13,8 +13,9 @@ use k8s_openapi::api::{
     },
     core::v1::Node,
 };
-use kube::Resource;
+use kube::{Resource, api::DynamicObject};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::{fmt::Debug, net::IpAddr};
 
 /// A kind, as a label of metrics and logs.
@@ -59,6 +60,10 @@ pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned
     type Value: PartialEq + Clone + Urgency + Send + 'static;
     /// Reduces an object to that.
     fn reduce(self) -> Self::Value;
+    /// Decodes an object and reduces it.
+    fn decode(object: DynamicObject) -> Result<Self::Value, String> {
+        object.try_parse::<Self>().map(Self::reduce).map_err(|error| error.to_string())
+    }
     /// Wraps an update of this kind.
     fn change(update: Update<Self::Value>) -> Change;
 }
@@ -161,9 +166,41 @@ impl Watched for MeshNode {
         MeshNodeValue { spec: self.spec, status }
     }
 
+    // The spec is the operator's word and an admin's, the status a node's: nothing that a node writes may hide the spec, a
+    // suspension above all.
+    fn decode(mut object: DynamicObject) -> Result<MeshNodeValue, String> {
+        let spec = serde_json::from_value(object.data["spec"].take()).map_err(|error| error.to_string())?;
+        let mut node = MeshNode::new("", spec);
+        node.status = Some(readable_status(object.data["status"].take()));
+        Ok(node.reduce())
+    }
+
     fn change(update: Update<MeshNodeValue>) -> Change {
         Change::MeshNode(update)
     }
+}
+
+/// What can be read of a status, field by field; the rest is as if the node had not said it.
+fn readable_status(mut status: Value) -> MeshNodeStatus {
+    MeshNodeStatus {
+        public_key: field(&mut status, "publicKey"),
+        key_proof: field(&mut status, "keyProof"),
+        listen_port: field(&mut status, "listenPort"),
+        round: field(&mut status, "round"),
+        candidates: items(&mut status, "candidates"),
+        conditions: items(&mut status, "conditions"),
+        ..MeshNodeStatus::default()
+    }
+}
+
+fn field<T: DeserializeOwned + Default>(status: &mut Value, name: &str) -> T {
+    let value = status.get_mut(name).map(Value::take).unwrap_or_default();
+    serde_json::from_value(value).unwrap_or_default()
+}
+
+fn items<T: DeserializeOwned>(status: &mut Value, name: &str) -> Vec<T> {
+    let list: Vec<Value> = field(status, name);
+    list.into_iter().filter_map(|item| serde_json::from_value(item).ok()).collect()
 }
 
 macro_rules! spec_only {

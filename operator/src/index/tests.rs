@@ -79,10 +79,10 @@ fn a_new_list_removes_what_it_lacks_and_only_when_it_is_complete() {
 #[test]
 fn an_unreadable_object_keeps_its_last_readable_version() {
     let mut collection = listed(&[relay("a", 1), plain("b", 1)]);
-    collection.absorb(Update::Unreadable("a".into()));
+    collection.absorb(Update::Unreadable(plain("a", 2).meta));
     assert!(collection.get("a").unwrap().value.relay);
     collection.absorb(Update::ListBegins);
-    collection.absorb(Update::Unreadable("a".into()));
+    collection.absorb(Update::Unreadable(plain("a", 3).meta));
     collection.absorb(Update::Listed(plain("b", 2)));
     assert_eq!(collection.absorb(Update::ListEnds), Effect::Nothing);
     assert!(collection.get("a").unwrap().value.relay);
@@ -132,4 +132,47 @@ fn a_node_is_reduced_to_what_planning_looks_at() {
     assert_eq!(old.pod_cidrs.len(), 1);
     let off = reduce(json!({ "metadata": { "labels": { "warren.dev/relay": "false" } } }));
     assert_eq!(off, NodeValue::default());
+}
+
+#[test]
+fn an_object_that_was_never_readable_is_there_until_it_is_deleted() {
+    let mut collection: Collection<NodeValue> = Collection::default();
+    collection.absorb(Update::ListBegins);
+    collection.absorb(Update::Unreadable(plain("a", 1).meta));
+    collection.absorb(Update::ListEnds);
+    let known =
+        |collection: &Collection<NodeValue>| collection.unreadable().map(|meta| meta.name.clone()).collect::<Vec<_>>();
+    assert_eq!((collection.len(), known(&collection)), (0, vec!["a".to_owned()]));
+    assert_eq!(collection.absorb(Update::Unreadable(plain("b", 1).meta)), Effect::Changed);
+    assert_eq!(collection.absorb(Update::Applied(relay("a", 2))), Effect::Changed);
+    assert_eq!((collection.len(), known(&collection)), (1, vec!["b".to_owned()]));
+    assert_eq!(collection.absorb(Update::Deleted("b".into(), "uid-b".into())), Effect::Removed);
+    assert!(known(&collection).is_empty());
+}
+
+#[test]
+fn what_a_node_writes_never_hides_its_spec() {
+    let candidate = json!({ "address": "203.0.113.5:1", "kind": "Host" });
+    let condition = json!({ "type": "Admitted", "status": "True", "reason": "KeyAccepted", "message": "",
+                            "lastTransitionTime": "2026-01-01T00:00:00Z" });
+    for garbage in [
+        json!({ "round": 4_294_967_296_u64 }),
+        json!({ "paths": { "direct": -1 } }),
+        json!({ "conditions": [condition, { "type": "Mine", "lastTransitionTime": "yesterday" }] }),
+        json!({ "candidates": [candidate, { "address": "203.0.113.6:1", "kind": "Invented" }] }),
+        json!("garbage"),
+    ] {
+        let object = json!({
+            "apiVersion": "warren.dev/v1alpha1", "kind": "MeshNode", "metadata": { "name": "n" },
+            "spec": { "nodeUID": "u", "suspended": true }, "status": garbage,
+        });
+        let stored = Stored::read::<crds::MeshNode>(serde_json::from_value(object).unwrap()).unwrap();
+        assert!(stored.value.must_go(), "{garbage}");
+        let status = stored.value.status;
+        let lists = (status.candidates.len(), status.conditions.len());
+        assert_eq!(
+            lists,
+            (usize::from(garbage["candidates"].is_array()), usize::from(garbage["conditions"].is_array()))
+        );
+    }
 }

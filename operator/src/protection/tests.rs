@@ -15,11 +15,11 @@ fn cluster(
             continue;
         }
         if value["kind"] == "ValidatingAdmissionPolicy" {
-            let policy: ValidatingAdmissionPolicy = serde_json::from_value(value).unwrap();
-            policies.absorb(Update::Applied(Stored::of(policy)));
+            let policy = Stored::read::<ValidatingAdmissionPolicy>(serde_json::from_value(value).unwrap());
+            policies.absorb(Update::Applied(policy.unwrap()));
         } else {
-            let binding: ValidatingAdmissionPolicyBinding = serde_json::from_value(value).unwrap();
-            bindings.absorb(Update::Applied(Stored::of(binding)));
+            let binding = Stored::read::<ValidatingAdmissionPolicyBinding>(serde_json::from_value(value).unwrap());
+            bindings.absorb(Update::Applied(binding.unwrap()));
         }
     }
     (policies, bindings)

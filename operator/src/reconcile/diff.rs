@@ -3,7 +3,7 @@
 use super::API_VERSION;
 use crate::{
     convert,
-    index::{Cluster, Kind, Stored},
+    index::{Cluster, Kind, Stored, Unreadable},
 };
 use crds::{
     Mesh, MeshNode, MeshPeerSlice, MeshRelay,
@@ -102,9 +102,11 @@ pub fn phases(cluster: &Cluster, plan: &Plan, now: Timestamp) -> Vec<(Phase, Vec
         verb: Verb::Delete { uid: retire.uid.0.clone(), version: None },
     });
     let nodes = plan.nodes.iter().filter_map(|(name, node)| node_write(cluster, name, node));
-    let slices = plan.slices.iter().filter(|(_, slice)| slice.changed);
+    // What cannot be read may hold entries, which would be told twice.
+    let readable = cluster.slices.unreadable().all(|meta| meta.name == REMOVED_SLICE);
+    let slices = plan.slices.iter().filter(|(_, slice)| readable && slice.changed);
     let slices = slices.map(|(name, slice)| slice_write(cluster, name, convert::slice_spec(&slice.entries)));
-    let stale = plan.stale_slices.iter().filter_map(|name| {
+    let stale = plan.stale_slices.iter().filter(|_| readable).filter_map(|name| {
         let meta = &cluster.slices.get(name)?.meta;
         let verb = Verb::Delete { uid: meta.uid.clone(), version: Some(meta.version.clone()) };
         Some(Write { target: Target::new(Kind::MeshPeerSlice, name), verb })
@@ -216,16 +218,12 @@ fn relay_create(name: &str, uid: &str) -> Write {
 }
 
 /// Takes the answer to a write in.
-pub fn learn(
-    cluster: &mut Cluster,
-    target: &Target,
-    object: DynamicObject,
-) -> Result<(), kube::core::dynamic::ParseDynamicObjectError> {
+pub fn learn(cluster: &mut Cluster, target: &Target, object: DynamicObject) -> Result<(), Unreadable> {
     match target.kind {
-        Kind::Mesh => drop(cluster.meshes.learn(Stored::of(object.try_parse::<Mesh>()?))),
-        Kind::MeshNode => drop(cluster.mesh_nodes.learn(Stored::of(object.try_parse::<MeshNode>()?))),
-        Kind::MeshPeerSlice => drop(cluster.slices.learn(Stored::of(object.try_parse::<MeshPeerSlice>()?))),
-        Kind::MeshRelay => drop(cluster.relays.learn(Stored::of(object.try_parse::<MeshRelay>()?))),
+        Kind::Mesh => drop(cluster.meshes.learn(Stored::read::<Mesh>(object)?)),
+        Kind::MeshNode => drop(cluster.mesh_nodes.learn(Stored::read::<MeshNode>(object)?)),
+        Kind::MeshPeerSlice => drop(cluster.slices.learn(Stored::read::<MeshPeerSlice>(object)?)),
+        Kind::MeshRelay => drop(cluster.relays.learn(Stored::read::<MeshRelay>(object)?)),
         Kind::Node | Kind::Policy | Kind::Binding => {}
     }
     Ok(())

@@ -24,7 +24,7 @@ fn cluster(text: &str) -> Cluster {
 }
 
 fn add<K: Watched>(cluster: &mut Cluster, value: Value) {
-    cluster.absorb(K::change(Update::Applied(Stored::of(serde_json::from_value::<K>(value).unwrap()))));
+    cluster.absorb(K::change(Update::Applied(Stored::read::<K>(serde_json::from_value(value).unwrap()).unwrap())));
 }
 
 fn writes(cluster: &Cluster) -> Vec<(Phase, Vec<Write>)> {
