@@ -19,7 +19,7 @@ pub use entries::FRESH_CANDIDATES_MAX_NODES;
 pub use plan::{Action, Counts, Plan, PlannedNode, PlannedSlice, Retire, RetireReason};
 pub use view::{ClusterView, MeshNodeFacts, NodeFacts, ProofVerdict, SliceFacts, StatusFacts};
 
-use crate::peer::Tombstone;
+use crate::peer::{Entry, Tombstone};
 use crate::spec::AdmissionState;
 use subject::Subject;
 
@@ -35,10 +35,8 @@ pub fn plan(view: &ClusterView) -> Plan {
     prefixes::assign_routes(&view.mesh, &mut subjects, &mut owners);
     keys::admit(&view.mesh, view.protected, &mut subjects);
 
-    let generations = highest_generations(view);
-    let previous = |name: &str| generations.get(name).copied();
     let (entries, candidates_dropped) =
-        entries::compile(&view.mesh, &pod_cidrs, &view.tombstones, previous, &mut subjects);
+        entries::compile(&view.mesh, &pod_cidrs, &view.tombstones, &published_by_name(view), &mut subjects);
     let (tombstones, buried) = graves::tombstones(view, &entries);
     let (slices, stale_slices) = pack::pack(entries, &view.slices);
 
@@ -61,13 +59,13 @@ pub fn plan(view: &ClusterView) -> Plan {
     plan
 }
 
-fn highest_generations(view: &ClusterView) -> BTreeMap<&str, u64> {
-    let mut highest = BTreeMap::new();
+/// Every stored entry of each name, whoever wrote it.
+fn published_by_name(view: &ClusterView) -> BTreeMap<&str, Vec<&Entry>> {
+    let mut copies: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
     for entry in view.slices.iter().flat_map(|slice| &slice.entries) {
-        let known: &mut u64 = highest.entry(&*entry.name).or_default();
-        *known = (*known).max(entry.generation);
+        copies.entry(&*entry.name).or_default().push(entry);
     }
-    highest
+    copies
 }
 
 /// Compares what was planned for one node with what is stored.

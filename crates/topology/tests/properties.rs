@@ -51,6 +51,7 @@ enum Garbage {
     CopySlice(u8, u8),
     DropSlice(u8),
     EditEntry(u16, u16, u64),
+    EditCopy(u8, u8, u8),
     Tombstones(u16, u64),
     Mesh(u8),
 }
@@ -82,6 +83,7 @@ fn garbage() -> impl Strategy<Value = Garbage> {
         any::<u8>().prop_map(Garbage::DropSlice),
         (node(), 0..16u16, prop_oneof![0..5u64, Just(u64::MAX), Just(MAX_GENERATION)])
             .prop_map(|(n, k, g)| Garbage::EditEntry(n, k, g)),
+        (any::<u8>(), any::<u8>(), any::<u8>()).prop_map(|(s, e, v)| Garbage::EditCopy(s, e, v)),
         (node(), prop_oneof![0..9u64, Just(u64::MAX)]).prop_map(|(n, g)| Garbage::Tombstones(n, g)),
         any::<u8>().prop_map(Garbage::Mesh),
     ]
@@ -245,6 +247,24 @@ impl World {
                     entry.mesh_ips.reverse();
                 }
             }
+            Garbage::EditCopy(which, entry, value) if !self.view.slices.is_empty() => {
+                // A copy of a slice with one entry altered at the same generation.
+                let which = usize::from(*which) % self.view.slices.len();
+                let mut copy = self.view.slices[which].clone();
+                let entry = usize::from(*entry) % copy.entries.len().max(1);
+                if let Some(entry) = copy.entries.get_mut(entry) {
+                    match value % 4 {
+                        0 => entry.uid = Uid::from("foreign"),
+                        1 => entry.round = entry.round.wrapping_add(1),
+                        2 => entry.candidates.push(candidate("203.0.113.77:7")),
+                        _ => entry.mesh_ips.reverse(),
+                    }
+                }
+                copy.name =
+                    ["peers-0001", "peers-0002", "peers-0007", "by-hand"][usize::from(*value) / 4 % 4].to_owned();
+                self.view.slices.retain(|slice| slice.name != copy.name);
+                self.view.slices.push(copy);
+            }
             Garbage::Tombstones(number, generation) => {
                 let life = self.view.nodes.iter().find(|node| node.name == name(*number));
                 let uid = life.map_or(Uid::from("?"), |node| node.uid.clone());
@@ -264,7 +284,7 @@ impl World {
                     _ => *mesh = world::mesh(),
                 }
             }
-            Garbage::CopySlice(..) | Garbage::DropSlice(_) => {}
+            Garbage::CopySlice(..) | Garbage::DropSlice(_) | Garbage::EditCopy(..) => {}
         }
     }
 }

@@ -192,3 +192,25 @@ fn nothing_changed_writes_nothing_and_two_replicas_agree() {
     assert!(plan(&view).is_settled());
     assert_eq!(format!("{:?}", plan(&view)), format!("{:?}", plan(&shuffled)));
 }
+
+#[test]
+fn copies_of_an_entry_that_differ_at_the_same_generation_are_settled_by_a_higher_one() {
+    type Edit = fn(&mut topology::peer::Entry);
+    let edits: [Edit; 3] = [
+        |entry| entry.round = 9,
+        |entry| entry.uid = Uid::from("foreign"),
+        |entry| entry.mesh_ips = vec![ip("10.90.0.77")],
+    ];
+    for edit in edits {
+        for name in ["peers-0002", "by-hand", "a"] {
+            let mut view = cluster_of(3);
+            let before = entries(&view)[1].generation;
+            let mut copy = SliceFacts { name: name.into(), ..view.slices[0].clone() };
+            edit(&mut copy.entries[1]);
+            view.slices.push(copy);
+            assert_sound(&view);
+            step(&mut view);
+            assert!(entries(&view)[1].generation > before, "{name}");
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! What peers are told about each accepted node.
 
+use std::collections::BTreeMap;
+
 use crate::candidates;
 use crate::cluster::condition::{ConditionType, Reason};
 use crate::cluster::prefixes::Owners;
@@ -16,7 +18,7 @@ pub(super) fn compile(
     mesh: &MeshConfig,
     pod_cidrs: &Owners,
     tombstones: &[Tombstone],
-    previous: impl Fn(&str) -> Option<u64>,
+    published: &BTreeMap<&str, Vec<&Entry>>,
     subjects: &mut [Subject<'_>],
 ) -> (Vec<Entry>, usize) {
     let eligible = subjects.iter().filter(|subject| is_peer(subject)).count();
@@ -26,7 +28,8 @@ pub(super) fn compile(
     for subject in subjects {
         let candidates = usable_candidates(mesh, pod_cidrs, subject, &mut dropped);
         if let Some(mut entry) = describe(subject, candidates, is_fresh) {
-            entry.generation = generation(&entry, subject.published, tombstones, &previous);
+            let copies = published.get(subject.name).map(Vec::as_slice).unwrap_or_default();
+            entry.generation = generation(&entry, copies, tombstones);
             entries.push(entry);
         }
     }
@@ -91,21 +94,17 @@ fn describe(subject: &Subject<'_>, mut candidates: Vec<Candidate>, is_fresh: boo
 }
 
 /// Unchanged entries keep their generation. Anything else gets one above all that was ever published under the name, as
-/// far as slices and tombstones remember: agents ignore what is older than what they have.
-fn generation(
-    entry: &Entry,
-    published: Option<&Entry>,
-    tombstones: &[Tombstone],
-    previous: impl Fn(&str) -> Option<u64>,
-) -> u64 {
-    let buried = tombstones.iter().filter(|stone| stone.name == entry.name);
-    let floor = buried.map(|stone| stone.generation).chain(previous(&entry.name)).max().unwrap_or(0);
-    let unchanged = published.filter(|published| {
-        let is_buried = tombstones.iter().any(|stone| stone.covers(published));
-        published.same_content(entry) && published.generation == floor && !is_buried
+/// far as slices and tombstones remember: agents ignore what is older than what they have. Stored copies that differ at the
+/// same generation leave open which of them an agent has, so that none of them may stay.
+fn generation(entry: &Entry, published: &[&Entry], tombstones: &[Tombstone]) -> u64 {
+    let buried = tombstones.iter().filter(|stone| stone.name == entry.name).map(|stone| stone.generation);
+    let floor = buried.chain(published.iter().map(|known| known.generation)).max().unwrap_or(0);
+    let mut newest = published.iter().filter(|known| known.generation == floor).peekable();
+    let is_published = newest.peek().is_some();
+    let unchanged = newest.all(|known| {
+        let is_buried = tombstones.iter().any(|stone| stone.covers(known));
+        known.same_content(entry) && !is_buried
     });
-    match unchanged {
-        Some(published) => published.generation.min(MAX_GENERATION),
-        None => floor.saturating_add(1).min(MAX_GENERATION),
-    }
+    let next = if is_published && unchanged { floor } else { floor.saturating_add(1) };
+    next.min(MAX_GENERATION)
 }
