@@ -166,12 +166,9 @@ impl Reconciler {
         let now = Instant::now();
         let protected = self.prover.protected(now);
         let view = convert::view(&self.cluster, mesh, &self.prover, protected);
-        let plan = topology::cluster::plan(&view);
+        let plan = self.sound(&view, topology::cluster::plan(&view));
         self.export(&plan);
         if !self.applier.fence().holds() {
-            return None;
-        }
-        if !plan.is_settled() && !self.is_sound(&view, &plan) {
             return None;
         }
         let phases = diff::phases(&self.cluster, &plan, k8s_openapi::jiff::Timestamp::now());
@@ -188,16 +185,20 @@ impl Reconciler {
         self.write_mesh_status(&plan, protection).await
     }
 
-    fn is_sound(&mut self, view: &topology::cluster::ClusterView, plan: &Plan) -> bool {
-        let found = topology::check::check(view, plan);
-        let broken: Vec<_> = found.iter().filter(|violation| !violation.is_warning()).collect();
+    /// The plan, or what may be written of it when it breaks an invariant.
+    fn sound(&mut self, view: &topology::cluster::ClusterView, plan: Plan) -> Plan {
+        if plan.is_settled() {
+            return plan;
+        }
+        let mut broken = topology::check::check(view, &plan);
+        broken.retain(|violation| !violation.is_warning());
         if broken.is_empty() {
-            return true;
+            return plan;
         }
         self.metrics.violations.inc();
         let listed: Vec<_> = broken.iter().take(5).map(ToString::to_string).collect();
-        self.problem(format!("a plan breaks invariants and is not written: {}", listed.join("; ")));
-        false
+        self.problem(format!("a plan breaks invariants and is not written, revocations aside: {}", listed.join("; ")));
+        plan.revocations(view, &broken)
     }
 
     /// Carries the phases out in their order. Returns whether something was left for the next pass.

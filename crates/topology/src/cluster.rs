@@ -9,6 +9,7 @@ mod keys;
 pub mod pack;
 pub mod plan;
 mod prefixes;
+mod refused;
 mod subject;
 pub mod view;
 

@@ -214,3 +214,32 @@ fn copies_of_an_entry_that_differ_at_the_same_generation_are_settled_by_a_higher
         }
     }
 }
+
+#[test]
+fn of_a_refused_plan_only_revocations_are_left() {
+    let mut view = cluster_of(4);
+    let all = entries(&view);
+    stored(&mut view, &name(1)).spec.suspended = true;
+    view.nodes.retain(|node| node.name != name(2));
+    // Node 3 falls out of the slices by a mistake in planning, which buries it as well.
+    let mut broken = plan(&view);
+    let slice = broken.slices.get_mut("peers-0001").unwrap();
+    slice.entries.retain(|entry| entry.name != name(3));
+    broken.tombstones.push(Tombstone {
+        name: name(3),
+        uid: all[2].uid.clone(),
+        public_key: all[2].public_key,
+        generation: all[2].generation,
+    });
+    let violations = errors(&view, &broken);
+    assert!(!violations.is_empty());
+    let left = broken.revocations(&view, &violations);
+    let buried: Vec<&str> = left.tombstones.iter().map(|stone| stone.name.as_str()).collect();
+    assert_eq!(buried, [name(1), name(2)]);
+    assert!(left.tombstones_changed && left.events.len() == 2);
+    assert!(left.nodes.is_empty() && left.retire.is_empty() && left.touched_slices().is_empty());
+    let refused = left.mesh_conditions.iter().find(|raised| raised.kind == MeshConditionType::PlanRefused).unwrap();
+    assert!(refused.message.contains("EntryMissing: node-0003"), "{}", refused.message);
+    view.tombstones = left.tombstones.clone();
+    assert!(!broken.revocations(&view, &violations).tombstones_changed, "once is enough");
+}

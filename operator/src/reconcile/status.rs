@@ -75,6 +75,7 @@ fn reason(kind: MeshConditionType) -> &'static str {
         MeshConditionType::RangesOverlap => "RangesOverlap",
         MeshConditionType::NodeListEmpty => "NodeListEmpty",
         MeshConditionType::AddressPoolExhausted => "AddressPoolExhausted",
+        MeshConditionType::PlanRefused => "PlanRefused",
     }
 }
 
@@ -97,7 +98,9 @@ fn unprotected(faults: &str) -> String {
 }
 
 fn ready(problems: &[Said]) -> Said {
-    match problems.first() {
+    // That nothing is written any more outweighs what else there is to say.
+    let refused = problems.iter().find(|problem| problem.type_ == MeshConditionType::PlanRefused.as_str());
+    match refused.or(problems.first()) {
         None => Said {
             type_: READY,
             status: ConditionStatus::True,

@@ -153,6 +153,8 @@ pub enum MeshConditionType {
     NodeListEmpty,
     /// More nodes than addresses.
     AddressPoolExhausted,
+    /// The plan breaks an invariant: only revocations are written.
+    PlanRefused,
 }
 
 impl MeshConditionType {
@@ -163,6 +165,7 @@ impl MeshConditionType {
             Self::RangesOverlap => "RangesOverlap",
             Self::NodeListEmpty => "NodeListEmpty",
             Self::AddressPoolExhausted => "AddressPoolExhausted",
+            Self::PlanRefused => "PlanRefused",
         }
     }
 }

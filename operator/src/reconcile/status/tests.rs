@@ -82,3 +82,12 @@ fn an_invalid_mesh_is_told_once() {
     assert_eq!(mesh.value.status.nodes.total, 1, "the numbers stay");
     assert_eq!(invalid(&mesh, "it is wrong"), None);
 }
+
+#[test]
+fn a_refused_plan_is_the_first_thing_to_say() {
+    let problems = [MeshConditionType::AddressPoolExhausted, MeshConditionType::PlanRefused];
+    let mesh = written(&report(&plan(1, 1, &problems)));
+    let ready = mesh.value.status.conditions.iter().find(|condition| condition.type_ == READY).unwrap();
+    assert_eq!((ready.status, ready.reason.as_str()), (ConditionStatus::False, "PlanRefused"));
+    assert!(ready.message.contains("PlanRefused it is"));
+}
