@@ -10,8 +10,9 @@ use ipnet::IpNet;
 
 use crate::candidate::canonical;
 
-/// Most networks, addresses and sockets kept of each kind: far above what a cluster has, low enough to scan.
-const MAX_ENTRIES: usize = 1024;
+/// Most networks and addresses taken in. Beyond what the largest mesh can name (10,000 peers with 16 ranges each), because
+/// a network that is left out would be dialled; merged they are few, and found by halving.
+const MAX_ENTRIES: usize = 1 << 18;
 
 /// Addresses at which clouds serve instance credentials: AWS and most others, AWS on IPv6, Azure, Alibaba, Oracle.
 const METADATA: [IpAddr; 5] = [
@@ -94,6 +95,7 @@ pub struct Forbidden {
 /// The filter in the form it is asked in.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
+    /// Sorted, and none inside another.
     networks: Vec<IpNet>,
     own_addresses: BTreeSet<IpAddr>,
     api_servers: BTreeSet<SocketAddr>,
@@ -108,7 +110,7 @@ impl Filter {
         let own = own.iter().take(MAX_ENTRIES).map(IpAddr::to_canonical);
         let api = forbidden.api_servers.into_iter().take(MAX_ENTRIES);
         let new = Self {
-            networks: forbidden.networks,
+            networks: IpNet::aggregate(&forbidden.networks),
             own_addresses: own.collect(),
             api_servers: api.map(canonical).collect(),
             broadcasts: std::mem::take(&mut self.broadcasts),
@@ -153,7 +155,8 @@ impl Filter {
             return Err(Refusal::Metadata);
         }
         check_scope(ip)?;
-        if self.networks.iter().any(|net| net.contains(&ip)) {
+        let after = self.networks.partition_point(|net| net.network() <= ip);
+        if after.checked_sub(1).is_some_and(|last| self.networks[last].contains(&ip)) {
             return Err(Refusal::MeshNetwork);
         }
         Ok(())
@@ -215,6 +218,38 @@ mod tests {
         ] {
             assert_eq!(filter.check_remote(addr.parse().unwrap()), Err(refusal), "{addr}");
         }
+    }
+
+    #[test]
+    fn no_network_of_two_thousand_dual_stack_nodes_is_left_out() {
+        let gap = |n: u32| 2 * n;
+        let v4 = |n: u32| IpNet::new(Ipv4Addr::from(0x0a80_0000 + (gap(n) << 8)).into(), 24).unwrap();
+        let v6 = |n: u32| IpNet::new(Ipv6Addr::from((0xfd77_u128 << 112) | (u128::from(gap(n)) << 64)).into(), 64).unwrap();
+        let networks: Vec<IpNet> = (0..2000).map(v4).chain((0..2000).map(v6)).collect();
+        let mut filter = Filter::default();
+        filter.set_forbidden(Forbidden { networks: networks.clone(), ..Forbidden::default() });
+        for net in networks {
+            for ip in [net.network(), net.broadcast()] {
+                assert_eq!(filter.check_remote(SocketAddr::new(ip, 21_820)), Err(Refusal::MeshNetwork), "{ip}");
+            }
+            let beyond = match net.broadcast() {
+                IpAddr::V4(ip) => IpAddr::from(Ipv4Addr::from(u32::from(ip) + 1)),
+                IpAddr::V6(ip) => IpAddr::from(Ipv6Addr::from(u128::from(ip) + 1)),
+            };
+            assert_eq!(filter.check_remote(SocketAddr::new(beyond, 21_820)), Ok(()), "{beyond}");
+        }
+    }
+
+    #[test]
+    fn a_network_inside_another_makes_no_difference() {
+        let mut filter = filter();
+        let inside = ["10.42.0.0/16", "10.42.7.0/24", "10.42.7.0/24", "fd77::/48", "fd77:0:0:9::/64"];
+        let more = Forbidden {
+            networks: inside.map(|net| net.parse().unwrap()).to_vec(),
+            own_addresses: vec!["192.168.1.10".parse().unwrap()],
+            api_servers: vec!["203.0.113.9:6443".parse().unwrap()],
+        };
+        assert!(!filter.set_forbidden(more));
     }
 
     #[test]
