@@ -26,6 +26,8 @@ pub(crate) struct Pair {
     pub(crate) tier: Tier,
     /// PINGs sent.
     pub(crate) sent: u32,
+    /// When a PING was last sent, or withheld by the budget.
+    pub(crate) tried: Option<Instant>,
     /// PONGs received.
     pub(crate) pongs: u32,
     /// Authentic PINGs that came from there.
@@ -45,6 +47,7 @@ impl Pair {
             kind,
             tier,
             sent: 0,
+            tried: None,
             pongs: 0,
             heard: 0,
             withheld: 0,

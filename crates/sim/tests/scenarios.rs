@@ -102,6 +102,25 @@ fn neighbours_in_one_home_use_their_lan_although_the_router_does_not_hairpin() {
 }
 
 #[test]
+fn sixteen_candidates_do_not_hide_the_one_that_works() {
+    // Two home servers with a network for every hobby: the address that works sorts behind all of those that don't.
+    for seed in 0..4 {
+        let mut world = World::new(seed, RTT_40);
+        let nodes = [world.add_node(Site::EASY_HOME), world.add_node(Site::EASY_HOME)];
+        for node in nodes {
+            for net in 0..14 {
+                let address = format!("172.{}.{net}.10/24", 20 + node);
+                world.add_address(node, address.parse().unwrap());
+            }
+        }
+        support::start(&mut world, &nodes);
+        let end = known_after(&mut world) + S(1);
+        world.run_until(end);
+        assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct(), "seed {seed}");
+    }
+}
+
+#[test]
 fn two_symmetric_nats_say_that_they_cannot_instead_of_pretending() {
     let mut world = pair(4, Site::SYMMETRIC, Site::SYMMETRIC);
     world.run_for(S(30));

@@ -17,7 +17,7 @@ const RUNGS: [u64; 8] = [0, 100, 250, 500, 900, 1550, 2550, 4150];
 const GAPS: [Duration; 4] =
     [Duration::from_secs(35), Duration::from_secs(90), Duration::from_secs(300), Duration::from_secs(900)];
 
-/// Pairs probed in one rung.
+/// Pairs probed in one rung. The others have their turn in the next.
 const MAX_PAIRS: usize = 12;
 
 /// Resets at once: what a start brings in quick succession (peer, its candidates, own addresses, round).
@@ -111,7 +111,8 @@ impl Peer {
         }
     }
 
-    /// Without a path all pairs, those first that the peer was heard on. With one only those that could replace it.
+    /// Without a path all pairs, with one only those that could replace it. When there are more than a rung holds, those
+    /// that waited longest: the only address that works may sort behind every one that doesn't.
     fn pairs_to_probe(&self) -> Vec<SocketAddr> {
         let current = self.direct.and_then(|direct| Some((direct.remote, self.pairs.get(&direct.remote)?.tier)));
         let mut pairs: Vec<_> = self
@@ -122,7 +123,7 @@ impl Peer {
                 Some((_, tier)) => pair.tier <= tier && pair.pongs < RTT_SAMPLES,
                 None => true,
             })
-            .map(|(remote, pair)| ((pair.heard == 0, pair.tier, pair.kind), *remote))
+            .map(|(remote, pair)| ((pair.tried, pair.heard == 0, pair.tier, pair.kind), *remote))
             .collect();
         pairs.sort();
         pairs.truncate(MAX_PAIRS);

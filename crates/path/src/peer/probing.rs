@@ -100,6 +100,7 @@ impl Peer {
         let Some(pair) = self.pairs.get_mut(&remote) else {
             return;
         };
+        pair.tried = Some(now);
         if !shared.permit(remote, pair.is_proven(now), now) {
             pair.withheld = pair.withheld.saturating_add(1);
             return;

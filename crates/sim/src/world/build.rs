@@ -52,6 +52,14 @@ impl World {
         self.place(site, realm, boxes, address, outside)
     }
 
+    /// Gives a machine one more address in the network that it stands in. Its agent learns of it when it starts.
+    pub fn add_address(&mut self, node: usize, address: IpNet) {
+        let machine = &mut self.nodes[node];
+        machine.addresses.push(address);
+        machine.forbidden.own_addresses.push(address.addr());
+        self.internet.attach_node(machine.realm, address.addr(), node);
+    }
+
     fn build_site(&mut self, site: Site, index: usize, outside: IpAddr) -> (RealmId, Vec<BoxId>, IpNet) {
         // All homes have the same addresses, as homes do.
         let home = IpAddr::from([192, 168, 1, 10]);
