@@ -42,6 +42,7 @@ pub fn mesh_config(spec: &MeshSpec) -> Result<MeshConfig, InvalidMesh> {
         ipv6: ipv6.map(parse_ipv6).transpose()?,
         node_cidrs: nets("nodeCIDRs", &spec.node_cidrs)?,
         service_cidrs: nets("serviceCIDRs", &spec.service_cidrs)?,
+        pod_cidrs: nets("podCIDRs", &spec.pod_cidrs)?,
         listen_ports: PortRange { first: spec.listen_ports.first, last: spec.listen_ports.last },
         admission: match spec.admission {
             Admission::Auto => AdmissionMode::Auto,

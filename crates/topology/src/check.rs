@@ -44,7 +44,8 @@ pub enum Rule {
     UniquePort,
     /// No prefix of one node overlaps one of another.
     DisjointPrefixes,
-    /// Pod ranges, node addresses and routes keep clear of the mesh and Service ranges and are unicast.
+    /// Pod ranges, node addresses and routes keep clear of the mesh and Service ranges and are unicast, and pod ranges lie in
+    /// those of the mesh.
     CarriablePrefixes,
     /// Every node appears in one slice only, and once.
     EntryOnce,

@@ -30,14 +30,11 @@ pub fn plan(view: &ClusterView) -> Plan {
     let (mut subjects, retire, mesh_conditions) = subject::gather(view);
     addresses::assign_addresses(&view.mesh, &mut subjects);
     addresses::assign_ports(&view.mesh, &mut subjects);
-    let pod_cidrs = prefixes::assign_pod_cidrs(&view.mesh, &mut subjects);
-    let mut owners = pod_cidrs.clone();
-    prefixes::assign_node_ips(&view.mesh, &mut subjects, &mut owners);
-    prefixes::assign_routes(&view.mesh, &mut subjects, &mut owners);
+    prefixes::assign(&view.mesh, &mut subjects);
     keys::admit(&view.mesh, view.protected, &mut subjects);
 
     let (entries, candidates_dropped) =
-        entries::compile(&view.mesh, &pod_cidrs, &view.tombstones, &published_by_name(view), &mut subjects);
+        entries::compile(&view.mesh, &view.tombstones, &published_by_name(view), &mut subjects);
     let (tombstones, buried) = graves::tombstones(view, &entries);
     let (slices, stale_slices) = pack::pack(entries, &view.slices);
 

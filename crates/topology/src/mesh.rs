@@ -17,6 +17,8 @@ pub struct MeshConfig {
     pub node_cidrs: Vec<IpNet>,
     /// The cluster's Service ranges: nobody may claim them and no candidate may lie in them.
     pub service_cidrs: Vec<IpNet>,
+    /// The ranges that nodes' pod ranges are drawn from. Without one of a family, any pod range of it will do.
+    pub pod_cidrs: Vec<IpNet>,
     /// The ports that nodes listen on.
     pub listen_ports: PortRange,
     /// Whether a new key needs an admin.
@@ -37,6 +39,13 @@ impl MeshConfig {
         let mut nets = self.ranges();
         nets.extend(self.service_cidrs.iter().map(IpNet::trunc));
         nets
+    }
+
+    /// Whether pod ranges may lie there.
+    pub fn allows_pods(&self, net: IpNet) -> bool {
+        let mut family =
+            self.pod_cidrs.iter().filter(|range| range.addr().is_ipv4() == net.addr().is_ipv4()).peekable();
+        family.peek().is_none() || family.any(|range| range.contains(&net))
     }
 
     /// The first reserved range that overlaps `net`.

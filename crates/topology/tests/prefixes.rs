@@ -216,3 +216,88 @@ fn no_message_outgrows_the_api_however_much_there_is_to_say() {
     assert!(plan.events.iter().all(|event| event.message.len() <= 1024));
     assert_sound(&view);
 }
+
+#[test]
+fn a_newcomers_pod_range_takes_nothing_that_peers_act_upon() {
+    for taken in ["192.168.0.0/16", "192.168.0.1/32"] {
+        let mut view = cluster_of(2);
+        let before = entries(&view);
+        let mut newcomer = node(3, "uid-3");
+        newcomer.pod_cidrs = vec![taken.parse().unwrap()];
+        newcomer.created = -5;
+        view.nodes.push(newcomer);
+        let told = step(&mut view);
+        assert_eq!(entries(&view), before, "{taken}");
+        let raised = condition(&told, &name(3), ConditionType::PodCIDRConflict).unwrap();
+        assert_eq!(raised.reason, Reason::HeldByOther);
+        assert!(raised.message.contains(&name(1)), "{}", raised.message);
+        assert_sound(&view);
+        // Once nobody has the address any more, the range is given.
+        for node in &mut view.nodes {
+            node.internal_ips.clear();
+        }
+        assert_sound(&view);
+        assert_eq!(plan(&view).nodes[&name(3)].spec.pod_cidrs, [taken.parse().unwrap()]);
+    }
+}
+
+#[test]
+fn a_newcomers_pod_range_yields_to_a_route_that_peers_act_upon() {
+    let mut view = cluster_of(2);
+    stored(&mut view, &name(1)).spec.routes = vec!["172.30.0.0/16".parse().unwrap()];
+    step(&mut view);
+    let mut newcomer = node(3, "uid-3");
+    newcomer.pod_cidrs = vec!["172.30.7.0/24".parse().unwrap()];
+    view.nodes.push(newcomer);
+    let plan = plan(&view);
+    assert_eq!(entry(&plan, &name(1)).unwrap().routes.len(), 1);
+    assert!(condition(&plan, &name(3), ConditionType::PodCIDRConflict).is_some());
+    assert_sound(&view);
+}
+
+#[test]
+fn a_pod_range_outside_those_of_the_mesh_is_refused() {
+    let mut view = cluster_of(2);
+    view.mesh.pod_cidrs = vec!["10.200.0.0/16".parse().unwrap()];
+    for (garbage, refused) in
+        [("10.77.0.0/24", true), ("10.200.0.0/15", true), ("10.200.9.0/24", false), ("fd77::/64", false)]
+    {
+        let mut view = view.clone();
+        let mut newcomer = node(3, "uid-3");
+        newcomer.pod_cidrs = vec![garbage.parse().unwrap()];
+        view.nodes.push(newcomer);
+        let plan = plan(&view);
+        let raised = condition(&plan, &name(3), ConditionType::PodCIDRConflict);
+        assert_eq!(raised.map(|raised| raised.reason), refused.then_some(Reason::OutOfRange), "{garbage}");
+        assert_eq!(plan.nodes[&name(3)].spec.pod_cidrs.is_empty(), refused);
+        assert_sound(&view);
+    }
+}
+
+#[test]
+fn only_pod_ranges_of_admitted_nodes_filter_candidates() {
+    let mut view = cluster_of(2);
+    stored(&mut view, &name(1)).status.candidates = vec![candidate("203.0.113.9:21820")];
+    step(&mut view);
+    let mut newcomer = node(3, "uid-3");
+    newcomer.pod_cidrs = vec!["203.0.113.0/24".parse().unwrap()];
+    view.nodes.push(newcomer);
+    let pending = step(&mut view);
+    assert_eq!(entry(&pending, &name(1)).unwrap().candidates.len(), 1);
+    assert_sound(&view);
+    stored(&mut view, &name(3)).status = shows(key(3));
+    let admitted = step(&mut view);
+    assert!(entry(&admitted, &name(1)).unwrap().candidates.is_empty());
+    assert_sound(&view);
+}
+
+#[test]
+fn a_nodes_own_address_inside_its_own_pod_range_costs_it_neither() {
+    let mut view = cluster_of(2);
+    view.nodes[0].pod_cidrs = vec!["192.168.0.0/28".parse().unwrap()];
+    view.nodes[1].internal_ips.clear();
+    assert_sound(&view);
+    assert_sound(&view.after(&plan(&view)));
+    let spec = &plan(&view).nodes[&name(1)].spec;
+    assert_eq!((spec.pod_cidrs.len(), spec.node_ips.len()), (1, 1));
+}

@@ -184,8 +184,15 @@ impl World {
             }
             Garbage::Port(number, port) => self.edit(*number, |facts| facts.spec.listen_port = *port),
             Garbage::PodCidr(number, value) => {
-                let text =
-                    ["10.200.3.0/24", "10.200.0.0/16", "0.0.0.0/0", "10.90.0.0/20", "fe80::/16", "10.200.4.128/26"];
+                let text = [
+                    "10.200.3.0/24",
+                    "10.200.0.0/16",
+                    "0.0.0.0/0",
+                    "192.168.0.0/28",
+                    "10.90.0.0/20",
+                    "fe80::/16",
+                    "10.200.4.128/26",
+                ];
                 let net = text[usize::from(*value) % text.len()].parse().unwrap();
                 for node in self.view.nodes.iter_mut().filter(|node| node.name == name(*number)) {
                     node.pod_cidrs.insert(usize::from(*value) % 2, net);
@@ -273,13 +280,14 @@ impl World {
             }
             Garbage::Mesh(value) => {
                 let mesh = &mut self.view.mesh;
-                match value % 8 {
+                match value % 9 {
                     0 => mesh.ipv4 = "10.90.0.0/29".parse().unwrap(),
                     1 => mesh.ipv6 = None,
                     2 => mesh.listen_ports = PortRange { first: 21820, last: 21822 },
                     3 => mesh.node_addresses = NodeAddresses::Approve,
                     4 => mesh.node_addresses = NodeAddresses::None,
                     5 => mesh.admission = AdmissionMode::Manual,
+                    7 => mesh.pod_cidrs = vec!["10.200.0.0/21".parse().unwrap()],
                     6 => mesh.service_cidrs = vec!["10.90.0.4/30".parse().unwrap()],
                     _ => *mesh = world::mesh(),
                 }

@@ -28,6 +28,7 @@ pub fn mesh_config(mesh: &Mesh) -> Option<MeshConfig> {
         ipv6: spec.addresses.ipv6.as_deref().and_then(|p| p.parse().ok()),
         node_cidrs: nets(&spec.node_cidrs),
         service_cidrs: nets(&spec.service_cidrs),
+        pod_cidrs: nets(&spec.pod_cidrs),
         listen_ports: PortRange { first: spec.listen_ports.first, last: spec.listen_ports.last },
         admission: match spec.admission {
             mesh::Admission::Auto => AdmissionMode::Auto,

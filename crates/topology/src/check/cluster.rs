@@ -112,6 +112,11 @@ impl Checker<'_> {
                 self.broken(Rule::CarriablePrefixes, format!("{net} of {name}"));
             }
         }
+        for (name, node) in &self.plan.nodes {
+            for net in node.spec.pod_cidrs.iter().filter(|net| !self.view.mesh.allows_pods(**net)) {
+                self.broken(Rule::CarriablePrefixes, format!("{net} of {name} is outside the mesh's pod ranges"));
+            }
+        }
         for text in shared(all) {
             self.broken(Rule::DisjointPrefixes, text);
         }
@@ -145,7 +150,7 @@ impl Checker<'_> {
 
     fn entries(&mut self) {
         let mut pods = PrefixMap::default();
-        for net in self.plan.nodes.values().flat_map(|node| &node.spec.pod_cidrs) {
+        for net in self.plan.entries().flat_map(|entry| &entry.pod_cidrs) {
             pods.insert(*net, ());
         }
         let in_pod = |addr: IpAddr| pods.holding(addr).is_some();

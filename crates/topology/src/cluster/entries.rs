@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::candidates;
 use crate::cluster::condition::{ConditionType, Reason};
-use crate::cluster::prefixes::Owners;
 use crate::cluster::subject::{Subject, name_some};
 use crate::mesh::MeshConfig;
 use crate::peer::{Candidate, Entry, MAX_GENERATION, Tombstone};
+use crate::prefix::PrefixMap;
 
 /// Up to this many nodes, slices carry volatile candidates and punch rounds: 64 nodes that each change an address once
 /// an hour cost each watcher one event a minute.
@@ -16,17 +16,21 @@ pub const FRESH_CANDIDATES_MAX_NODES: usize = 64;
 /// The entries of all accepted nodes, and how many candidates were left out of them.
 pub(super) fn compile(
     mesh: &MeshConfig,
-    pod_cidrs: &Owners,
     tombstones: &[Tombstone],
     published: &BTreeMap<&str, Vec<&Entry>>,
     subjects: &mut [Subject<'_>],
 ) -> (Vec<Entry>, usize) {
-    let eligible = subjects.iter().filter(|subject| is_peer(subject)).count();
-    let is_fresh = eligible <= FRESH_CANDIDATES_MAX_NODES;
+    let peers: Vec<&Subject<'_>> = subjects.iter().filter(|subject| is_peer(subject)).collect();
+    let is_fresh = peers.len() <= FRESH_CANDIDATES_MAX_NODES;
+    // A node that is not admitted says nothing about the candidates of others.
+    let mut pod_cidrs = PrefixMap::default();
+    for net in peers.iter().flat_map(|subject| &subject.spec.pod_cidrs) {
+        pod_cidrs.insert(*net, ());
+    }
     let mut entries = Vec::new();
     let mut dropped = 0;
     for subject in subjects {
-        let candidates = usable_candidates(mesh, pod_cidrs, subject, &mut dropped);
+        let candidates = usable_candidates(mesh, &pod_cidrs, subject, &mut dropped);
         if let Some(mut entry) = describe(subject, candidates, is_fresh) {
             let copies = published.get(subject.name).map(Vec::as_slice).unwrap_or_default();
             entry.generation = generation(&entry, copies, tombstones);
@@ -43,7 +47,7 @@ pub(super) fn is_peer(subject: &Subject<'_>) -> bool {
 
 fn usable_candidates(
     mesh: &MeshConfig,
-    pod_cidrs: &Owners,
+    pod_cidrs: &PrefixMap<()>,
     subject: &mut Subject<'_>,
     dropped_total: &mut usize,
 ) -> Vec<Candidate> {

@@ -1,9 +1,8 @@
 //! Pod ranges, node addresses and routes: who owns which prefix.
 //!
-//! The three kinds are settled one after the other, so that a pod range never yields to a node address nor either of
-//! them to a route that an admin wrote.
+//! What peers act upon comes first, whatever its kind, so that a newcomer's pod range, which its kubelet says, takes nothing
+//! away. Of the rest, pod ranges come before node addresses and those before routes that an admin wrote.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -17,65 +16,53 @@ use crate::prefix::{self, PrefixMap};
 const MAX_PREFIXES: usize = 16;
 
 /// What every prefix that is already given away belongs to: an index into the subjects.
-pub(super) type Owners = PrefixMap<usize>;
+type Owners = PrefixMap<usize>;
 
-/// Settles the pod ranges and returns who owns which.
-pub(super) fn assign_pod_cidrs(mesh: &MeshConfig, subjects: &mut [Subject<'_>]) -> Owners {
+/// Settles all prefixes.
+pub(super) fn assign(mesh: &MeshConfig, subjects: &mut [Subject<'_>]) {
     let mut owners = Owners::default();
-    let settled = settle(mesh, subjects, &mut owners, Kind::PodCidr, |subject| {
-        let written = subject.written().pod_cidrs;
-        let wanted = subject.node.map_or(written.clone(), |node| node.pod_cidrs.clone());
-        (wanted, written)
-    });
-    for (index, net) in settled.accepted {
-        subjects[index].spec.pod_cidrs.push(net);
+    let mut contests = [Kind::PodCidr, Kind::NodeIp, Kind::Route].map(|kind| Contest::new(mesh, subjects, kind));
+    for published in [true, false] {
+        for contest in &mut contests {
+            contest.settle(mesh, subjects, &mut owners, published);
+        }
     }
-    for (index, reason, text) in settled.refused {
-        let text = format!("{text}; give the node another podCIDR (it takes a new Node object)");
-        subjects[index].find(ConditionType::PodCIDRConflict, reason, text);
-    }
-    owners
-}
-
-/// Settles the carried node addresses.
-pub(super) fn assign_node_ips(mesh: &MeshConfig, subjects: &mut [Subject<'_>], owners: &mut Owners) {
-    if mesh.node_addresses == NodeAddresses::None {
-        return;
-    }
-    let settled = settle(mesh, subjects, owners, Kind::NodeIp, |subject| {
-        let taken = taken_node_ips(mesh, subject);
-        (hosts(&taken), hosts(&subject.written().node_ips))
-    });
-    for (index, net) in settled.accepted {
-        subjects[index].spec.node_ips.push(net.addr());
-    }
-    for (index, reason, text) in settled.refused {
-        report_node_ip(&mut subjects[index], reason, &text);
+    let outcomes = contests.map(|contest| (contest.kind, contest.outcome(mesh, subjects, &owners)));
+    for (kind, Outcome { accepted, refused }) in outcomes {
+        for (index, net) in accepted {
+            match kind {
+                Kind::PodCidr => subjects[index].spec.pod_cidrs.push(net),
+                Kind::NodeIp => subjects[index].spec.node_ips.push(net.addr()),
+                // The spec keeps what the admin wrote, so that a conflict does not erase the wish.
+                Kind::Route => subjects[index].routes.push(net),
+            }
+        }
+        for (index, reason, text) in refused {
+            report(&mut subjects[index], kind, reason, &text);
+        }
     }
     for index in 0..subjects.len() {
         for addr in awaiting_approval(mesh, &subjects[index]) {
-            match refusal(mesh, owners, subjects, index, prefix::host(addr), Kind::NodeIp) {
+            match refusal(mesh, &owners, subjects, index, prefix::host(addr), Kind::NodeIp) {
                 None => report_pending(&mut subjects[index], addr),
                 Some(Refused::Own) => {}
-                Some(Refused::Other(reason, text)) => report_node_ip(&mut subjects[index], reason, &text),
+                Some(Refused::Other(reason, text)) => report(&mut subjects[index], Kind::NodeIp, reason, &text),
             }
         }
     }
 }
 
-/// Settles the ranges behind nodes. The spec keeps what the admin wrote, so that a conflict does not erase the wish.
-pub(super) fn assign_routes(mesh: &MeshConfig, subjects: &mut [Subject<'_>], owners: &mut Owners) {
-    let settled = settle(mesh, subjects, owners, Kind::Route, |subject| {
-        let written = subject.written().routes;
-        (written.clone(), written)
-    });
-    for (index, net) in settled.accepted {
-        subjects[index].routes.push(net);
-    }
-    for (index, reason, text) in settled.refused {
-        let text = format!("{text}; remove it from spec.routes or choose a narrower one");
-        subjects[index].find(ConditionType::RouteConflict, reason, text);
-    }
+fn report(subject: &mut Subject<'_>, kind: Kind, reason: Reason, text: &str) {
+    let (condition, remedy) = match kind {
+        Kind::PodCidr => (ConditionType::PodCIDRConflict, "give the node another podCIDR (it takes a new Node object)"),
+        Kind::NodeIp => (
+            ConditionType::NodeIPConflict,
+            "it is not carried, pods and mesh addresses of this node work all the same; to reach the node by its own \
+             address give it a unique one (kubelet --node-ip)",
+        ),
+        Kind::Route => (ConditionType::RouteConflict, "remove it from spec.routes or choose a narrower one"),
+    };
+    subject.find(condition, reason, format!("{text}; {remedy}"));
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -93,69 +80,96 @@ impl Kind {
             Self::Route => "route",
         }
     }
+
+    /// What a node wants, and what of it is written already.
+    fn claims(self, mesh: &MeshConfig, subject: &Subject<'_>) -> (Vec<IpNet>, Vec<IpNet>) {
+        let written = subject.written();
+        match self {
+            Self::PodCidr => {
+                let wanted = subject.node.map_or(written.pod_cidrs.clone(), |node| node.pod_cidrs.clone());
+                (wanted, written.pod_cidrs)
+            }
+            Self::NodeIp => (hosts(&taken_node_ips(mesh, subject)), hosts(&written.node_ips)),
+            Self::Route => (written.routes.clone(), written.routes),
+        }
+    }
+}
+
+/// One prefix that a node wants.
+struct Claim {
+    index: usize,
+    /// In the node's own list.
+    place: usize,
+    net: IpNet,
+    published: bool,
+}
+
+/// The claims of one kind while they are settled: places in its list and prefixes by subject.
+struct Contest {
+    kind: Kind,
+    claims: Vec<Claim>,
+    accepted: Vec<(usize, usize, IpNet)>,
+    refused: Vec<(usize, usize, IpNet)>,
 }
 
 /// What became of all claims of one kind, in the order of subjects and of their own lists: the order in which claims
 /// were settled must not show, for it is another one once the outcome is written.
-struct Settled {
+struct Outcome {
     accepted: Vec<(usize, IpNet)>,
     refused: Vec<(usize, Reason, String)>,
 }
 
-/// Settles the claims that `claims_of` finds: what the node wants, and what of it is written already.
-fn settle(
-    mesh: &MeshConfig,
-    subjects: &[Subject<'_>],
-    owners: &mut Owners,
-    kind: Kind,
-    claims_of: impl Fn(&Subject<'_>) -> (Vec<IpNet>, Vec<IpNet>),
-) -> Settled {
-    let mut accepted = Vec::new();
-    let mut known = BTreeSet::new();
-    let mut contested = Vec::new();
-    for (index, place, net) in ranked_claims(subjects, claims_of) {
-        match refusal(mesh, owners, subjects, index, net, kind) {
-            // A home network around the node's own address is the usual case of a route, and no conflict.
-            Some(Refused::Own) if kind != Kind::Route || known.contains(&(index, net)) => {
-                contested.push((index, place, net));
-            }
-            Some(Refused::Other(..)) => contested.push((index, place, net)),
-            Some(Refused::Own) | None => {
+impl Contest {
+    fn new(mesh: &MeshConfig, subjects: &[Subject<'_>], kind: Kind) -> Self {
+        let claims = ranked_claims(subjects, |subject| kind.claims(mesh, subject));
+        Self { kind, claims, accepted: Vec::new(), refused: Vec::new() }
+    }
+
+    /// Settles the claims that peers act upon, or all others.
+    fn settle(&mut self, mesh: &MeshConfig, subjects: &[Subject<'_>], owners: &mut Owners, published: bool) {
+        for Claim { index, place, net, .. } in self.claims.iter().filter(|claim| claim.published == published) {
+            let (index, place, net) = (*index, *place, *net);
+            // What only overlaps the node's own (a home network around its address) is no conflict.
+            let fits = !matches!(refusal(mesh, owners, subjects, index, net, self.kind), Some(Refused::Other(..)));
+            let is_repeated = self.accepted.iter().any(|(known, _, taken)| (*known, *taken) == (index, net));
+            if fits && !is_repeated {
                 owners.insert(net, index);
-                known.insert((index, net));
-                accepted.push((index, place, net));
+                self.accepted.push((index, place, net));
+            } else {
+                self.refused.push((index, place, net));
             }
         }
     }
-    accepted.sort();
-    contested.sort();
-    // The reasons are those of the final outcome: what overlapped only the node's own may overlap another's by now.
-    let refused =
-        contested.into_iter().filter_map(|(index, _, net)| match refusal(mesh, owners, subjects, index, net, kind)? {
-            Refused::Other(reason, text) => Some((index, reason, text)),
-            Refused::Own => None,
+
+    fn outcome(mut self, mesh: &MeshConfig, subjects: &[Subject<'_>], owners: &Owners) -> Outcome {
+        self.accepted.sort();
+        self.refused.sort();
+        let refused = self.refused.into_iter().filter_map(|(index, _, net)| {
+            match refusal(mesh, owners, subjects, index, net, self.kind)? {
+                Refused::Other(reason, text) => Some((index, reason, text)),
+                Refused::Own => None,
+            }
         });
-    Settled { refused: refused.collect(), accepted: accepted.into_iter().map(|(index, _, net)| (index, net)).collect() }
+        let refused = refused.collect();
+        Outcome { refused, accepted: self.accepted.into_iter().map(|(index, _, net)| (index, net)).collect() }
+    }
 }
 
-/// All claims of one kind in the order in which they are settled: index of the subject, place in its list, prefix.
-fn ranked_claims(
-    subjects: &[Subject<'_>],
-    claims_of: impl Fn(&Subject<'_>) -> (Vec<IpNet>, Vec<IpNet>),
-) -> Vec<(usize, usize, IpNet)> {
+/// All claims of one kind in the order in which they are settled.
+fn ranked_claims(subjects: &[Subject<'_>], claims_of: impl Fn(&Subject<'_>) -> (Vec<IpNet>, Vec<IpNet>)) -> Vec<Claim> {
     let mut claims = Vec::new();
     for (index, subject) in subjects.iter().enumerate() {
         let (wanted, written) = claims_of(subject);
-        let published: Vec<IpNet> = subject.published.map(|entry| entry.claims().collect()).unwrap_or_default();
+        let told: Vec<IpNet> = subject.published.map(|entry| entry.claims().collect()).unwrap_or_default();
         for (place, net) in wanted.iter().take(MAX_PREFIXES).enumerate() {
             let net = net.trunc();
             let is_written = written.iter().any(|known| known.trunc() == net);
-            let rank = subject.rank(published.contains(&net), is_written);
-            claims.push((rank, place, index, net));
+            let published = told.contains(&net);
+            claims.push((subject.rank(published, is_written), Claim { index, place, net, published }));
         }
     }
-    claims.sort();
-    claims.into_iter().map(|(_, place, index, net)| (index, place, net)).collect()
+    claims.sort_by(|(a, first), (b, second)| (a, first.place).cmp(&(b, second.place)));
+    claims.into_iter().map(|(_, claim)| claim).collect()
 }
 
 enum Refused {
@@ -176,6 +190,10 @@ fn refusal(
     if !prefix::is_carriable(net) {
         let text = format!("expected a unicast {what}, found {net}");
         return Some(Refused::Other(Reason::NotCarriable, text));
+    }
+    if kind == Kind::PodCidr && !mesh.allows_pods(net) {
+        let text = format!("expected a {what} inside spec.podCIDRs of Mesh/default, found {net}");
+        return Some(Refused::Other(Reason::OutOfRange, text));
     }
     if let Some(reserved) = mesh.reserved_overlap(net) {
         let text =
@@ -198,6 +216,9 @@ fn refusal(
 
 /// The node's addresses that the mesh could carry at all.
 fn eligible(mesh: &MeshConfig, subject: &Subject<'_>) -> Vec<IpAddr> {
+    if mesh.node_addresses == NodeAddresses::None {
+        return Vec::new();
+    }
     let written = subject.written().node_ips;
     let known = subject.node.map_or(&written, |node| &node.internal_ips);
     let wanted = |addr: &&IpAddr| mesh.node_cidrs.iter().any(|net| net.contains(*addr));
@@ -232,14 +253,6 @@ fn awaiting_approval(mesh: &MeshConfig, subject: &Subject<'_>) -> Vec<IpAddr> {
 
 fn hosts(addrs: &[IpAddr]) -> Vec<IpNet> {
     addrs.iter().copied().map(prefix::host).collect()
-}
-
-fn report_node_ip(subject: &mut Subject<'_>, reason: Reason, text: &str) {
-    let text = format!(
-        "{text}; it is not carried, pods and mesh addresses of this node work all the same; to reach the node by its \
-         own address give it a unique one (kubelet --node-ip)"
-    );
-    subject.find(ConditionType::NodeIPConflict, reason, text);
 }
 
 fn report_pending(subject: &mut Subject<'_>, addr: IpAddr) {

@@ -32,6 +32,7 @@ pub fn mesh() -> MeshConfig {
         ipv6: Some("fd90::/64".parse().unwrap()),
         node_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "192.168.0.0/16".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+        pod_cidrs: vec![],
         listen_ports: PortRange { first: 21820, last: 22843 },
         admission: AdmissionMode::Auto,
         node_addresses: NodeAddresses::Carry,
