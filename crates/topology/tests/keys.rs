@@ -189,3 +189,44 @@ fn in_manual_mode_an_approval_of_a_key_not_yet_shown_survives_the_wait() {
     stored(&mut view, &name(1)).status = shows(key(51));
     assert_eq!(entry(&plan(&view), &name(1)).unwrap().public_key, key(51));
 }
+
+/// What somebody may write into `spec.admission.publicKey` although no node has such a key.
+fn unusable() -> PublicKey {
+    PublicKey::from_bytes([0; 32])
+}
+
+#[test]
+fn an_unusable_key_in_the_spec_costs_nobody_its_place() {
+    for mode in [AdmissionMode::Auto, AdmissionMode::Manual] {
+        for shown in [None, Some(key(1)), Some(key(50)), Some(unusable())] {
+            let mut view = cluster_of(2);
+            view.mesh.admission = mode;
+            stored(&mut view, &name(1)).spec.admission.public_key = Some(unusable());
+            let status = shown.map(|key| StatusFacts { proof: ProofVerdict::Missing, ..shows(key) });
+            stored(&mut view, &name(1)).status = status.unwrap_or_default();
+            for _ in 0..2 {
+                let planned = plan(&view);
+                let case = format!("{mode:?}, shows {shown:?}");
+                assert_eq!(entry(&planned, &name(1)).map(|entry| entry.public_key), Some(key(1)), "{case}");
+                assert_eq!(planned.nodes[&name(1)].spec.admission.public_key, Some(key(1)), "{case}");
+                assert_sound(&view);
+                step(&mut view);
+            }
+        }
+    }
+}
+
+#[test]
+fn anothers_key_in_the_spec_costs_neither_its_place() {
+    for mode in [AdmissionMode::Auto, AdmissionMode::Manual] {
+        let mut view = cluster_of(2);
+        view.mesh.admission = mode;
+        stored(&mut view, &name(1)).spec.admission.public_key = Some(key(2));
+        stored(&mut view, &name(1)).status = StatusFacts::default();
+        let planned = step(&mut view);
+        for number in 1..=2 {
+            assert_eq!(entry(&planned, &name(number)).map(|entry| entry.public_key), Some(key(number)), "{mode:?}");
+        }
+        assert_sound(&view);
+    }
+}

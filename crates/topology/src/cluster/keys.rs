@@ -10,6 +10,9 @@ use crate::cluster::view::ProofVerdict;
 use crate::mesh::{AdmissionMode, MeshConfig};
 use crate::spec::{Admission, AdmissionReason, AdmissionState};
 
+/// The API stores it in 32 bits.
+const MAX_KEY_GENERATION: u64 = u32::MAX as u64;
+
 /// Key -> index of the subject that holds it.
 type Holders = BTreeMap<PublicKey, usize>;
 
@@ -52,7 +55,22 @@ fn settle_incumbents(policy: Policy, subjects: &mut [Subject<'_>]) -> Holders {
             subjects[index].carried = Some(key);
         }
     }
+    fall_back(policy, subjects, &mut holders);
     holders
+}
+
+/// A key in the spec that cannot be had, unusable or somebody else's, is a mistake: peers keep the key that they have.
+fn fall_back(policy: Policy, subjects: &mut [Subject<'_>], holders: &mut Holders) {
+    for (index, subject) in subjects.iter_mut().enumerate().filter(|(_, subject)| subject.carried.is_none()) {
+        // An emptied field is an admin's word.
+        let withdrawn = policy.mode == AdmissionMode::Manual && written_admission(subject).public_key.is_none();
+        let published = subject.published.map(|entry| entry.public_key);
+        let kept = published.filter(|key| !withdrawn && key.validate().is_ok() && !holders.contains_key(key));
+        if let Some(key) = kept {
+            holders.insert(key, index);
+            subject.carried = Some(key);
+        }
+    }
 }
 
 /// The key that the node was admitted with: what peers were told, or what the spec says.
@@ -149,12 +167,12 @@ fn verdict(policy: Policy, subjects: &[Subject<'_>], index: usize, holders: &Hol
     let approval = written.public_key.filter(|key| key.validate().is_ok());
     let public_key = match policy.mode {
         // An approval that waits for the node to show that key must survive the wait.
-        AdmissionMode::Manual if state != AdmissionState::Accepted => approval,
+        AdmissionMode::Manual if state != AdmissionState::Accepted => approval.or(subject.carried),
         _ => subject.carried,
     };
     let generation = written.key_generation;
     let key_generation = match subject.carried {
-        _ if admitted_now => generation.saturating_add(1),
+        _ if admitted_now => generation.saturating_add(1).min(MAX_KEY_GENERATION),
         Some(_) => generation.max(1),
         None => generation,
     };
