@@ -87,7 +87,9 @@ impl Engine {
             }
             Input::Forbidden(forbidden) => {
                 if self.shared.filter.set_forbidden(forbidden) {
-                    self.local_change();
+                    for peer in self.peers.values_mut() {
+                        peer.verdicts_change(&mut self.shared, now);
+                    }
                 }
             }
             Input::Counters(counters) => {

@@ -224,7 +224,8 @@ mod tests {
     fn no_network_of_two_thousand_dual_stack_nodes_is_left_out() {
         let gap = |n: u32| 2 * n;
         let v4 = |n: u32| IpNet::new(Ipv4Addr::from(0x0a80_0000 + (gap(n) << 8)).into(), 24).unwrap();
-        let v6 = |n: u32| IpNet::new(Ipv6Addr::from((0xfd77_u128 << 112) | (u128::from(gap(n)) << 64)).into(), 64).unwrap();
+        let v6 =
+            |n: u32| IpNet::new(Ipv6Addr::from((0xfd77_u128 << 112) | (u128::from(gap(n)) << 64)).into(), 64).unwrap();
         let networks: Vec<IpNet> = (0..2000).map(v4).chain((0..2000).map(v6)).collect();
         let mut filter = Filter::default();
         filter.set_forbidden(Forbidden { networks: networks.clone(), ..Forbidden::default() });

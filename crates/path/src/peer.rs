@@ -9,7 +9,7 @@ use wire::pair::PairKeys;
 
 use crate::candidate::{Candidate, CandidateKind, Tier};
 use crate::event::Event;
-use crate::filter::Refusal;
+use crate::filter::{Filter, Refusal};
 use crate::gather::MAX_CANDIDATES;
 use crate::input::PeerConfig;
 use crate::pair::Pair;
@@ -137,6 +137,25 @@ impl Peer {
         self.refresh_keepalive(shared, now);
     }
 
+    /// Other addresses are forbidden now. A pod that starts or a node that joins changes that list and hardly ever a pair;
+    /// only a peer that won or lost one is probed again, and nothing that was learned of the others is forgotten.
+    pub(crate) fn verdicts_change(&mut self, shared: &mut Shared, now: Instant) {
+        let is_forbidden = |remote: &SocketAddr| shared.filter.check_remote(*remote).is_err();
+        let endpoint = self.endpoint.map(|(remote, _)| remote);
+        let lost = self.pairs.keys().chain(&endpoint).any(is_forbidden);
+        let (accepted, _) = accept(&self.offered, &shared.filter);
+        let won = accepted.iter().any(|known| !self.pairs.contains_key(&known.addr));
+        if !lost && !won {
+            return;
+        }
+        self.rebuild_pairs(shared, now);
+        if self.wanted {
+            self.ladder.reset(now);
+            self.climb(shared, now);
+        }
+        self.start_check(shared, now);
+    }
+
     fn start_over(&mut self, shared: &mut Shared, now: Instant) {
         for pair in self.pairs.values_mut() {
             pair.forgive();
@@ -150,7 +169,8 @@ impl Peer {
 
     /// Makes the table of pairs fit the candidates, keeping what is proven, in use, or learned from the peer's probes.
     fn rebuild_pairs(&mut self, shared: &mut Shared, now: Instant) {
-        let accepted = accept(&self.offered, shared);
+        let (accepted, refused) = accept(&self.offered, &shared.filter);
+        refused.into_iter().for_each(|refusal| shared.stats.refuse(refusal));
         let in_use = [
             self.direct.map(|direct| direct.remote),
             self.trial.as_ref().map(|trial| trial.remote),
@@ -251,18 +271,19 @@ impl Peer {
     }
 }
 
-/// The candidates of a peer that may be dialled, counted by reason where not.
-fn accept(offered: &[Candidate], shared: &mut Shared) -> Vec<Candidate> {
+/// The candidates of a peer that may be dialled, and why the others may not.
+fn accept(offered: &[Candidate], filter: &Filter) -> (Vec<Candidate>, Vec<Refusal>) {
     let mut accepted: Vec<Candidate> = Vec::new();
+    let mut refused = Vec::new();
     for candidate in offered {
         let candidate = Candidate::new(candidate.kind, candidate.addr);
-        if let Err(refusal) = shared.filter.check_remote(candidate.addr) {
-            shared.stats.refuse(refusal);
+        if let Err(refusal) = filter.check_remote(candidate.addr) {
+            refused.push(refusal);
         } else if accepted.len() >= MAX_CANDIDATES {
-            shared.stats.refuse(Refusal::OverCap);
+            refused.push(Refusal::OverCap);
         } else if !accepted.iter().any(|known| known.addr == candidate.addr) {
             accepted.push(candidate);
         }
     }
-    accepted
+    (accepted, refused)
 }
