@@ -87,6 +87,7 @@ impl Engine {
             }
             Input::Forbidden(forbidden) => {
                 if self.shared.filter.set_forbidden(forbidden) {
+                    self.gather.reconsider();
                     for peer in self.peers.values_mut() {
                         peer.verdicts_change(&mut self.shared, now);
                     }

@@ -44,6 +44,8 @@ pub(crate) struct Gather {
     warm_at: Option<Instant>,
     verified_at: Option<Instant>,
     published: Option<(Vec<Candidate>, NatReport)>,
+    /// Whether anything happened since that may make it differ.
+    dirty: bool,
 }
 
 impl Gather {
@@ -58,7 +60,13 @@ impl Gather {
             warm_at: None,
             verified_at: None,
             published: None,
+            dirty: true,
         }
+    }
+
+    /// The filter is another one, so other addresses may be told.
+    pub(crate) fn reconsider(&mut self) {
+        self.dirty = true;
     }
 
     pub(crate) fn set_hosts(&mut self, hosts: Vec<IpNet>, now: Instant) {
@@ -71,6 +79,7 @@ impl Gather {
     pub(crate) fn set_extra(&mut self, extra: Vec<Candidate>, now: Instant) {
         self.extra = extra;
         self.extra.truncate(MAX_CANDIDATES);
+        self.dirty = true;
         self.settle_at.get_or_insert(now);
     }
 
@@ -83,6 +92,7 @@ impl Gather {
             }
         }
         self.servers.sort_by_key(|server| server.addr);
+        self.dirty = true;
         self.settle_at.get_or_insert(now + SETTLE);
     }
 
@@ -105,6 +115,7 @@ impl Gather {
         }
         self.settle_at = Some(now + SETTLE);
         self.refresh_at = None;
+        self.dirty = true;
     }
 
     /// Takes a STUN answer. Returns whether it belonged to a request of ours.
@@ -129,6 +140,7 @@ impl Gather {
             return true;
         }
         shared.stats.stun_responses += 1;
+        self.dirty = true;
         if server.answered(mapped) {
             // One observer's news is not yet a change of class: hear the others before telling anybody.
             for server in &mut self.servers {
@@ -143,7 +155,7 @@ impl Gather {
     pub(crate) fn handle_timeout(&mut self, shared: &mut Shared, warm: bool, now: Instant) -> bool {
         self.keep_fresh(warm, now);
         for server in &mut self.servers {
-            server.handle_timeout(shared, now);
+            self.dirty |= server.handle_timeout(shared, now);
         }
         if self.servers.iter().any(Server::is_running) {
             if self.settle_at.is_none_or(|at| now < at) {
@@ -160,7 +172,7 @@ impl Gather {
             }
         }
         self.settle_at = None;
-        self.publish(shared)
+        std::mem::take(&mut self.dirty) && self.publish(shared)
     }
 
     fn keep_fresh(&mut self, warm: bool, now: Instant) {

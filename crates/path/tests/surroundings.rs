@@ -6,7 +6,7 @@ mod support;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use path::{Forbidden, Input, PairOutcome};
+use path::{Event, Forbidden, Input, PairOutcome, Refusal};
 use support::{Bench, addr};
 
 const PEER: &str = "203.0.113.7:21820";
@@ -74,4 +74,22 @@ fn only_the_peer_whose_pair_became_forbidden_or_free_is_probed_again() {
     bench.input(forbidden(&[], &[]));
     assert_eq!(pairs(&bench), 2);
     assert!(bench.transmits().iter().any(|sent| sent.remote == addr(OTHER)), "it may be dialled again");
+}
+
+#[test]
+fn a_refused_address_is_counted_once_and_not_with_every_packet() {
+    let mut bench = Bench::new(true);
+    // An interface that lies in a pod range is never published.
+    let hosts = ["198.51.100.1/32", "10.42.0.1/24"].map(|net| net.parse().unwrap());
+    bench.input(Input::HostCandidates(hosts.to_vec()));
+    bench.connect(PEER);
+    bench.run(Duration::from_secs(2));
+    let refused = |bench: &Bench| bench.engine.stats().refused.get(&Refusal::MeshNetwork).copied().unwrap_or_default();
+    assert_eq!(refused(&bench), 1);
+    for n in 0..50 {
+        bench.counters(100 * n, 100 * n, PEER);
+        bench.run(Duration::from_millis(100));
+    }
+    assert_eq!(refused(&bench), 1);
+    assert!(bench.events().iter().all(|event| !matches!(event, Event::LocalCandidates(..))));
 }

@@ -56,12 +56,14 @@ impl Server {
         changed
     }
 
-    pub(crate) fn handle_timeout(&mut self, shared: &mut Shared, now: Instant) {
+    /// Sends what is due. Returns whether the observer was given up for now, which is news.
+    pub(crate) fn handle_timeout(&mut self, shared: &mut Shared, now: Instant) -> bool {
         if self.due.is_none_or(|due| now < due) {
-            return;
+            return false;
         }
         let Some(rto) = RTO.get(self.transactions.len()) else {
-            return self.missed();
+            self.missed();
+            return true;
         };
         let tx = shared.nonces.transaction_id();
         self.transactions.push(tx);
@@ -71,6 +73,7 @@ impl Server {
             let request = stun::encode_request(tx, stun::MEMBER_REQUEST_LEN);
             shared.send(self.addr, None, request);
         }
+        false
     }
 
     fn missed(&mut self) {
