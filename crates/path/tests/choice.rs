@@ -143,6 +143,33 @@ fn the_following_side_never_starts_a_handshake() {
     assert!(events.iter().all(|event| !matches!(event, Event::StartHandshake { .. })));
 }
 
+#[test]
+fn a_path_that_just_died_is_not_the_one_that_is_nominated_next() {
+    let mut bench = Bench::new(true);
+    bench.connect(V6);
+    bench.add_peer(&[V6, PEER]);
+    ladder(&mut bench, &[(V6, 1), (PEER, 1)], Duration::from_secs(6));
+    assert!(bench.is_direct());
+    bench.counters(1000, 1000, V6);
+    bench.counters(1000, 2000, V6);
+    // From here on only the other address answers, and nothing comes out of the tunnel.
+    let end = bench.now + Duration::from_millis(1500);
+    let mut nominated = Vec::new();
+    while bench.now < end {
+        let sent = bench.transmits();
+        bench.answer(&sent, PEER);
+        bench.events();
+        nominated.extend(sent.iter().filter_map(|transmit| match bench.open(transmit)? {
+            (_, Probe::Nominate { .. }) => Some(transmit.remote),
+            _ => None,
+        }));
+        bench.now = bench.engine.poll_timeout().map_or(end, |(due, _)| due.clamp(bench.now, end));
+        bench.engine.handle_timeout(bench.now);
+    }
+    assert!(!nominated.is_empty());
+    assert!(nominated.iter().all(|remote| *remote == addr(PEER)), "{nominated:?}");
+}
+
 fn acknowledge(bench: &mut Bench, sent: &[Transmit], epoch: u64) {
     let request = sent.iter().rev().find_map(|transmit| match bench.open(transmit)? {
         (tx, Probe::Nominate { epoch: asked }) if asked == epoch => Some((tx, transmit.remote)),

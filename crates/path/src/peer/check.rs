@@ -94,6 +94,10 @@ impl Peer {
             return;
         }
         if check.pings >= MAX_MISSED {
+            // What answered until a moment ago would still count as proven, and be nominated once more.
+            if let Some(pair) = self.pairs.get_mut(&direct.remote) {
+                pair.last_pong = None;
+            }
             return self.path_died(shared, now);
         }
         let rtt = self.pairs.get(&direct.remote).and_then(|pair| pair.rtt);
