@@ -131,7 +131,9 @@ impl Gather {
         else {
             return false;
         };
-        let Some(mapped) = message.mapped.filter(|_| message.class == Class::Success) else {
+        // RFC 8489, section 6.3.3: an answer with something that must be understood and is not is no answer.
+        let believed = message.class == Class::Success && message.unknown_required.is_none();
+        let Some(mapped) = message.mapped.filter(|_| believed) else {
             return true;
         };
         let mapped = canonical(mapped);
