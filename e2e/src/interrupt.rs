@@ -5,21 +5,20 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 /// From here on an interrupt ends this process **by becoming** `warren-lab down NAME`: replacing the program stops all threads at
-/// once, so nothing is made any more while the rest is removed. Call before any other thread exists.
+/// once, so nothing is made any more while the rest is removed.
+///
+/// The signals are handled, not blocked: a blocked signal stays blocked in every process that the lab starts, down to the pods.
 pub fn take_down_on_interrupt(lab: &str, exe: &Path) -> Result<()> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
-    signals.thread_block().context("blocking signals")?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("handling signals")?;
     let mut down = Command::new(exe);
     down.args(["down", "--name", lab, "--interrupted"]);
     std::thread::spawn(move || {
-        if let Ok(signal) = signals.wait() {
-            eprintln!("\n{signal}: taking the lab down");
+        if signals.forever().next().is_some() {
+            eprintln!("\ninterrupted: taking the lab down");
             let error = down.exec();
             eprintln!("could not start `warren-lab down`: {error}; run it by hand");
             std::process::exit(1);
