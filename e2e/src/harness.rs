@@ -14,7 +14,7 @@ use crate::images::{self, Set};
 use crate::lab::Lab;
 use crate::progress::Progress;
 use crate::scenario::Scenario;
-use crate::{interrupt, parts, teardown};
+use crate::{interrupt, parts};
 
 /// A named check.
 pub type Check = (&'static str, fn(&Lab) -> Result<()>);
@@ -55,30 +55,28 @@ fn required() -> bool {
 
 fn run_all(scenario: Scenario, set: Set, checks: &[Check]) -> Result<()> {
     let name = scenario.name.clone();
-    // The optimised program: as the plaintext watch it must keep up with everything on the lab's internet.
     let exe = images::binary("warren-lab");
     interrupt::take_down_on_interrupt(&name, &exe)?;
     let progress = Progress::new();
-    let result = Lab::up(scenario, &exe, set, &progress).and_then(|lab| run_checks(&lab, checks, &progress));
-    if result.is_err() {
-        keep_logs(&name, &progress);
-    }
     if std::env::var_os("WARREN_LAB_KEEP").is_some() {
         progress.say(&format!("the lab stays up: warren-lab down --name {name}"));
-        return result;
+        return Lab::up(scenario, &exe, set, &progress).and_then(|lab| run_checks(&lab, checks, &progress));
     }
-    progress.step("lab down", || teardown::down(&name))?;
-    let left = teardown::leftovers(&name)?;
-    anyhow::ensure!(left.is_empty(), "left behind: {}", left.join(", "));
-    result
+    Lab::with(scenario, set, &progress, |lab| run_checks(lab, checks, &progress))
 }
 
 /// Every lab run ends with the verdict of the plaintext watch.
 fn run_checks(lab: &Lab, checks: &[Check], progress: &Progress) -> Result<()> {
-    for (name, check) in checks {
-        progress.step(name, || check(lab)).with_context(|| format!("check {name} failed"))?;
+    let run = |(name, check): &Check| progress.step(name, || check(lab)).with_context(|| format!("check {name} failed"));
+    let result = checks
+        .iter()
+        .try_for_each(run)
+        .and_then(|()| progress.step("nothing in clear on the internet", || lab.sniffer().verdict().map(drop)));
+    match &result {
+        Ok(()) => println!("{} passed, 0 failed", checks.len()),
+        Err(_) => keep_logs(&lab.scenario().name, progress),
     }
-    progress.step("nothing in clear on the internet", || lab.sniffer().verdict().map(drop))
+    result
 }
 
 fn keep_logs(name: &str, progress: &Progress) {

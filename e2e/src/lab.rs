@@ -62,6 +62,28 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Brings a lab up, works in it, and takes it down whatever came of that. The first error counts: one of the teardown never hides
+    /// why the work failed. The name stays locked until nothing is left of it.
+    pub fn with<T>(
+        scenario: Scenario,
+        set: Set,
+        progress: &Progress,
+        work: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<T> {
+        let name = scenario.name.clone();
+        // The optimised program: as the plaintext watch it must keep up with everything on the lab's internet.
+        let lab = Self::up(scenario, &images::binary("warren-lab"), set, progress);
+        let (_held, result) = match lab {
+            Ok(lab) => {
+                let result = work(&lab);
+                (Some(lab), result)
+            }
+            Err(error) => (None, Err(error)),
+        };
+        let gone = progress.step("lab down", || teardown::down(&name).and_then(|()| teardown::ensure_gone(&name)));
+        result.and_then(|value| gone.map(|()| value))
+    }
+
     /// The running lab of this name.
     pub fn open(name: &str, exe: &Path) -> Result<Self> {
         let state = State::of(name)?;

@@ -82,6 +82,13 @@ pub fn leftovers(name: &str) -> Result<Vec<String>> {
     Ok(left)
 }
 
+/// Fails with what [`leftovers`] finds.
+pub fn ensure_gone(name: &str) -> Result<()> {
+    let left = leftovers(name)?;
+    anyhow::ensure!(left.is_empty(), "left behind: {}", left.join(", "));
+    Ok(())
+}
+
 /// Names of every lab that has left anything on this machine.
 pub fn labs() -> Result<Vec<String>> {
     let mut names = BTreeSet::new();

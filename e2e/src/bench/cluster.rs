@@ -10,13 +10,13 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::bench::{LAB, usage};
-use crate::images::{Set, binary};
+use crate::images::Set;
 use crate::lab::Lab;
 use crate::net::topology;
 use crate::process::Process;
 use crate::progress::Progress;
 use crate::scenario::Scenario;
-use crate::{teardown, wait, warren};
+use crate::{wait, warren};
 
 /// One way, in milliseconds: 40 ms of round trip between any two sites.
 const DELAY: u64 = 20;
@@ -28,16 +28,12 @@ pub const AGENT: &str = "warren-agent";
 /// Brings the lab up, measures, and takes it down whatever came of it.
 pub fn with_lab<T>(progress: &Progress, measure: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
     let scenario = Scenario { delay_ms: DELAY, ..Scenario::demo(LAB) };
-    let result = Lab::up(scenario, &binary("warren-lab"), Set::All, progress).and_then(|lab| {
-        progress.step("helm install warren --wait", || warren::install(&lab))?;
-        progress.step("every node and MeshNode is Ready", || warren::wait_ready(&lab))?;
-        progress.step("every pair is direct", || wait_all_direct(&lab))?;
-        measure(&lab)
-    });
-    progress.step("lab down", || teardown::down(LAB))?;
-    let left = teardown::leftovers(LAB)?;
-    anyhow::ensure!(left.is_empty(), "left behind: {}", left.join(", "));
-    result
+    Lab::with(scenario, Set::All, progress, |lab| {
+        progress.step("helm install warren --wait", || warren::install(lab))?;
+        progress.step("every node and MeshNode is Ready", || warren::wait_ready(lab))?;
+        progress.step("every pair is direct", || wait_all_direct(lab))?;
+        measure(lab)
+    })
 }
 
 fn wait_all_direct(lab: &Lab) -> Result<()> {
