@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use base64::Engine;
 
 use crate::lab::Lab;
@@ -15,6 +15,10 @@ use crate::parts::hex;
 const WINDOW: usize = 4 << 20;
 /// The key's file in an agent's state folder.
 const KEY_FILE: &str = "private.key";
+/// Where agents, operators and relays serve metrics, and how many of them a lab with Warren has at least.
+const METRICS: [(u16, usize); 3] = [(21_810, 2), (21_811, 1), (21_813, 1)];
+/// Programs whose memory is searched, and how many of them run at least.
+const DUMPED: [(&str, usize); 2] = [("warren-operator", 2), ("warren-relay", 1)];
 
 /// One secret in every shape it could have been written in.
 #[derive(Clone, Debug)]
@@ -75,19 +79,22 @@ pub fn search(lab: &Lab, needles: &[Needle]) -> Result<Vec<String>> {
     for (place, text) in api_objects(lab)? {
         note(&place, text.as_bytes());
     }
-    for node in lab.running() {
-        for port in [21_810, 21_811, 21_813] {
-            let url = format!("http://127.0.0.1:{port}/metrics");
+    for (port, least) in METRICS {
+        let url = format!("http://127.0.0.1:{port}/metrics");
+        let mut seen = 0;
+        for node in lab.running() {
             // Not every node runs every component.
             if let Ok(text) = crate::workload::check_on_host(lab, &node.name, &["get", &url]) {
                 note(&format!("metrics of port {port} on {}", node.name), text.as_bytes());
+                seen += 1;
             }
         }
+        ensure!(seen >= least, "the metrics of port {port} were read on {seen} nodes, expected at least {least}");
     }
     for place in files(lab)? {
         found.extend(search_file(&place, needles)?);
     }
-    found.extend(search_processes(lab, needles)?);
+    found.extend(search_processes(needles)?);
     Ok(found)
 }
 
@@ -98,7 +105,7 @@ fn api_objects(lab: &Lab) -> Result<Vec<(String, String)>> {
     kinds.lines().map(list).collect()
 }
 
-/// etcd's files, logs, images, and every node's disk but the key's own folder (and programs, which are not data).
+/// etcd's files, logs, images, and every node's disk but the key's own file (and programs, which are not data).
 fn files(lab: &Lab) -> Result<Vec<PathBuf>> {
     let state = lab.state();
     let mut all = vec![lab.images()?];
@@ -106,12 +113,12 @@ fn files(lab: &Lab) -> Result<Vec<PathBuf>> {
     while let Some(dir) = open.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             let (path, kind) = (entry.path(), entry.file_type());
-            let own = path.ends_with("disk/var/lib/warren") || path.ends_with("disk/opt");
-            // What containerd unpacked from the images: the archive that they came from is searched itself.
-            let own = own || path.ends_with("disk/var/lib/containerd");
+            // Programs, and what containerd unpacked from the images: the archive that they came from is searched itself.
+            let programs = path.ends_with("disk/opt") || path.ends_with("disk/var/lib/containerd");
+            let own_key = path.ends_with(Path::new("disk/var/lib/warren").join(KEY_FILE));
             match kind {
-                Ok(kind) if kind.is_dir() && !own => open.push(path),
-                Ok(kind) if kind.is_file() => all.push(path),
+                Ok(kind) if kind.is_dir() && !programs => open.push(path),
+                Ok(kind) if kind.is_file() && !own_key => all.push(path),
                 _ => {}
             }
         }
@@ -140,41 +147,39 @@ fn search_file(path: &Path, needles: &[Needle]) -> Result<Vec<String>> {
     }
 }
 
-/// Arguments and environment of every process of the nodes, and the memory of operators and relays: what a core dump would hold.
-fn search_processes(lab: &Lab, needles: &[Needle]) -> Result<Vec<String>> {
+/// Arguments and environment of every process on this machine (the lab's among them), and the memory of operators and relays: what a
+/// core dump would hold.
+fn search_processes(needles: &[Needle]) -> Result<Vec<String>> {
     let mut found = Vec::new();
-    for node in lab.running() {
-        for pid in lab.exec(&node.name, "sh", &["-c", "ls /proc | grep -E '^[0-9]+$'"])?.split_whitespace() {
-            let root = lab.exec(
-                &node.name,
-                "sh",
-                &["-c", &format!("tr '\\0' '\\n' </proc/{pid}/cmdline; tr '\\0' '\\n' </proc/{pid}/environ; true")],
-            );
-            let text = root.unwrap_or_default();
-            found.extend(
-                hits(needles, text.as_bytes())
-                    .map(|owner| format!("{owner} in arguments or environment on {}", node.name)),
-            );
+    for (pid, name) in processes()? {
+        for (file, what) in [("cmdline", "arguments"), ("environ", "environment")] {
+            // A process may end while it is looked at.
+            let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            found.extend(hits(needles, &bytes).map(|owner| format!("{owner} in the {what} of {name}")));
         }
     }
-    for (pid, name) in processes(&["warren-operator", "warren-relay"]) {
-        for part in memory(pid) {
-            found.extend(hits(needles, &part).map(|owner| format!("{owner} in the memory of {name}")));
+    for (program, least) in DUMPED {
+        let mut searched = 0;
+        // The kernel keeps 15 characters of a name.
+        for (pid, _) in processes()?.iter().filter(|(_, comm)| program.get(..15).unwrap_or(program) == comm.as_str()) {
+            let parts = memory(*pid);
+            searched += usize::from(parts.iter().any(|part| !part.is_empty()));
+            for part in parts {
+                found.extend(hits(needles, &part).map(|owner| format!("{owner} in the memory of {program}")));
+            }
         }
+        ensure!(searched >= least, "the memory of {searched} {program} was read, expected at least {least}");
     }
     found.dedup();
     Ok(found)
 }
 
-/// Running processes with these names, on this machine: other labs' are searched too, which does no harm.
-fn processes(names: &[&str]) -> Vec<(i32, String)> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+/// Every process of this machine with its name. Other labs' are searched too, which does no harm.
+fn processes() -> Result<Vec<(i32, String)>> {
+    let entries = fs::read_dir("/proc").context("listing processes")?.flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let named = |pid| Some((pid, fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned()));
-    // The kernel keeps 15 characters of a name.
-    pids.filter_map(named)
-        .filter(|(_, comm)| names.iter().any(|name| name.starts_with(comm.as_str()) && comm.len() > 6))
-        .collect()
+    Ok(pids.filter_map(named).collect())
 }
 
 fn memory(pid: i32) -> Vec<Vec<u8>> {

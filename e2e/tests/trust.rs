@@ -4,9 +4,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
 use e2e::api::Client;
+use e2e::cluster::node;
 use e2e::images::Set;
 use e2e::lab::Lab;
+use e2e::process::Process;
 use e2e::scenario::Scenario;
 use e2e::secrets::{self, Needle};
 use e2e::{checks, harness, wait, warren};
@@ -94,47 +97,89 @@ fn a_token_writes_only_its_own_status(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Duplicate and impossible keys, addresses that belong to nobody or to somebody else: nothing that worked is lost.
+/// Duplicate and impossible keys, addresses that belong to nobody or to somebody else: each is refused or named in a condition, no peer is
+/// told of it, and nothing that worked is lost. The agent of the node sleeps meanwhile, or it would write its own truth over it.
 fn garbage_harms_nobody(lab: &Lab) -> Result<()> {
-    let fw = Client::of(lab, "warren-agent", Some("fw"))?;
-    let status = format!("{MESHNODES}/fw/status");
-    let admitted = || -> Result<Value> {
-        Ok(lab.kubectl_json(&["get", "meshnode", "fw"])?["spec"]["admission"]["publicKey"].clone())
-    };
-    let (before, stolen) = (admitted()?, lab.kubectl_json(&["get", "meshnode", "pub"])?["status"]["publicKey"].clone());
-    let zero = "A".repeat(43) + "=";
-    for key in [stolen, json!(zero)] {
-        fw.patch(&status, &json!({"status": {"publicKey": key}}))?;
-        ensure!(admitted()? == before || admitted()?.is_null(), "{key} was admitted for fw");
-    }
-    let many: Vec<Value> = (0..17).map(|i| json!({"address": format!("198.51.100.{i}:1"), "kind": "Host"})).collect();
-    let answer = fw.patch(&status, &json!({"status": {"candidates": many}}))?;
-    ensure!(answer.status == 422, "17 candidates were taken: {answer:?}");
-    let wrong = ["127.0.0.1:1", "169.254.169.254:80", "224.0.0.1:5", "10.96.0.1:443", "10.244.0.3:1"];
-    let wrong: Vec<Value> = wrong.iter().map(|address| json!({"address": address, "kind": "Host"})).collect();
-    fw.patch(&status, &json!({"status": {"candidates": wrong}}))?;
-    // The agent writes its own truth again when it starts.
-    lab.exec("fw", "pkill", &["-x", "warren-agent"])?;
-    wait::until("the key of fw to be admitted again", SOON, || {
+    signal_agent(lab, "fw", "-STOP")?;
+    let result = garbage_of_fw(lab);
+    signal_agent(lab, "fw", "-CONT")?;
+    result?;
+    // The agent sees what stands in its status and writes its own truth again.
+    let admitted = admission(lab, "fw")?["publicKey"].clone();
+    wait::until("fw to show its own key and candidates again", SOON, || {
         let object = lab.kubectl_json(&["get", "meshnode", "fw"]).map_err(|error| format!("{error:#}"))?;
-        let (own, admitted) = (&object["status"]["publicKey"], &object["spec"]["admission"]["publicKey"]);
-        if *admitted == before && own == admitted {
-            Ok(())
-        } else {
-            Err(format!("own {own}, admitted {admitted}, before {before}"))
-        }
+        let good = object["status"]["publicKey"] == admitted && object["status"]["candidates"] != json!(wrong_candidates());
+        if good && raised(&object, "CandidatesDropped").is_none() { Ok(()) } else { Err(object["status"].to_string()) }
     })?;
     warren::wait_ready(lab)
 }
 
+fn garbage_of_fw(lab: &Lab) -> Result<()> {
+    let fw = Client::of(lab, "warren-agent", Some("fw"))?;
+    let status = format!("{MESHNODES}/fw/status");
+    let write = |what: Value| -> Result<()> {
+        let answer = fw.patch(&status, &json!({"status": what}))?;
+        ensure!(answer.status == 200, "{what} was refused: {answer:?}");
+        Ok(())
+    };
+    let before = admission(lab, "fw")?["publicKey"].clone();
+    let stolen = lab.kubectl_json(&["get", "meshnode", "pub"])?["status"]["publicKey"].clone();
+    for (key, reason) in [(stolen, "DuplicateKey"), (json!("A".repeat(43) + "="), "InvalidKey")] {
+        write(json!({"publicKey": key}))?;
+        wait::until(&format!("the condition Admitted of fw to say {reason}"), SOON, || {
+            let object = lab.kubectl_json(&["get", "meshnode", "fw"]).map_err(|error| format!("{error:#}"))?;
+            match raised(&object, "Admitted") {
+                Some((status, said)) if status == "False" && said == reason => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })?;
+        let slices = lab.kubectl(&["get", "meshpeerslices", "-o", "json"])?;
+        ensure!(slices.contains(before.as_str().context("a key")?), "peers lost the key of fw to {reason}");
+    }
+    write(json!({"publicKey": before}))?;
+    let many: Vec<Value> = (0..17).map(|i| json!({"address": format!("198.51.100.{i}:1"), "kind": "Host"})).collect();
+    let answer = fw.patch(&status, &json!({"status": {"candidates": many}}))?;
+    ensure!(answer.status == 422 && answer.body.contains("16"), "17 candidates were taken: {answer:?}");
+    write(json!({"candidates": wrong_candidates()}))?;
+    wait::until("the condition CandidatesDropped of fw", SOON, || {
+        let object = lab.kubectl_json(&["get", "meshnode", "fw"]).map_err(|error| format!("{error:#}"))?;
+        raised(&object, "CandidatesDropped").map(drop).ok_or_else(|| object["status"]["conditions"].to_string())
+    })?;
+    let slices = lab.kubectl(&["get", "meshpeerslices", "-o", "json"])?;
+    for address in WRONG {
+        ensure!(!slices.contains(&format!("{address:?}")), "peers were told the candidate {address}");
+    }
+    Ok(())
+}
+
+/// Loopback, metadata, multicast, the API's Service, another node's pod.
+const WRONG: [&str; 5] = ["127.0.0.1:1", "169.254.169.254:80", "224.0.0.1:5", "10.96.0.1:443", "10.244.0.3:1"];
+
+fn wrong_candidates() -> Vec<Value> {
+    WRONG.iter().map(|address| json!({"address": address, "kind": "Host"})).collect()
+}
+
+fn signal_agent(lab: &Lab, node: &str, signal: &str) -> Result<()> {
+    lab.exec(node, "pkill", &[signal, "-x", "warren-agent"]).map(drop)
+}
+
+fn admission(lab: &Lab, node: &str) -> Result<Value> {
+    Ok(lab.kubectl_json(&["get", "meshnode", node])?["spec"]["admission"].clone())
+}
+
+/// Status and reason of a condition, if the object has it.
+fn raised<'a>(object: &'a Value, kind: &str) -> Option<(&'a str, &'a str)> {
+    let all = object["status"]["conditions"].as_array()?;
+    let one = all.iter().find(|one| one["type"] == kind)?;
+    Some((one["status"].as_str()?, one["reason"].as_str()?))
+}
+
+/// A planted key is found by the same search, in every shape of place; then no node's own key is found anywhere.
 fn no_private_key_is_anywhere_else(lab: &Lab) -> Result<()> {
-    let planted: [u8; 32] = std::array::from_fn(|i| u8::try_from(i * 5 + 17).unwrap_or(0));
-    use base64::Engine;
-    let text = base64::engine::general_purpose::STANDARD.encode(planted);
-    lab.kubectl(&["create", "configmap", "planted", &format!("--from-literal=key={text}")])?;
-    let found = secrets::search(lab, &[Needle::of("planted", &planted)])?;
-    lab.kubectl(&["delete", "configmap", "planted"])?;
-    for place in ["API objects configmaps", "etcd"] {
+    let needle = Planted::everywhere(lab)?;
+    let found = secrets::search(lab, std::slice::from_ref(&needle.needle))?;
+    needle.remove(lab)?;
+    for place in Planted::PLACES {
         ensure!(found.iter().any(|found| found.contains(place)), "the planted key was not found in {place}: {found:?}");
     }
     let found = secrets::search(lab, &secrets::private_keys(lab)?)?;
@@ -142,31 +187,82 @@ fn no_private_key_is_anywhere_else(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The slices stay byte for byte what they were, and the lease names another holder.
+/// A key where none may be: in an object, in arguments and environment, in a file beside the node's own key, in a log.
+struct Planted {
+    needle: Needle,
+    process: Process,
+}
+
+impl Planted {
+    const PLACES: [&'static str; 6] =
+        ["API objects configmaps", "etcd/member", "arguments", "environment", "planted.cache", "planted.log"];
+
+    fn everywhere(lab: &Lab) -> Result<Self> {
+        let secret: [u8; 32] = std::array::from_fn(|i| u8::try_from(i * 5 + 17).unwrap_or(0));
+        let text = base64::engine::general_purpose::STANDARD.encode(secret);
+        lab.kubectl(&["create", "configmap", "planted", &format!("--from-literal=key={text}")])?;
+        std::fs::write(Self::cache_file(lab), secret).context("planting beside a key")?;
+        std::fs::write(lab.state().logs().join("planted.log"), &text).context("planting in a log")?;
+        let node = node::namespace(lab, lab.node("pub")?);
+        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        // `sleep` takes several intervals; a shell keeps the word as an argument of its own.
+        let mut sleeper = node.command("sh", &["-c", "sleep 600; true", &hex]);
+        let process = Process::start(lab.state(), "planted", sleeper.env("PLANTED", &text))?;
+        Ok(Self { needle: Needle::of("planted", &secret), process })
+    }
+
+    fn remove(self, lab: &Lab) -> Result<()> {
+        self.process.end()?;
+        std::fs::remove_file(Self::cache_file(lab)).context("removing a planted key")?;
+        std::fs::remove_file(lab.state().logs().join("planted.log")).context("removing a planted key")?;
+        lab.kubectl(&["delete", "configmap", "planted"]).map(drop)
+    }
+
+    fn cache_file(lab: &Lab) -> std::path::PathBuf {
+        secrets::key_file(lab, "pub").with_file_name("planted.cache")
+    }
+}
+
+/// Who leads, and how often that has changed.
+fn lease(lab: &Lab) -> Result<(String, u64)> {
+    let lease = lab.kubectl_json(&["get", "leases", "-n", warren::NAMESPACE])?["items"][0]["spec"].clone();
+    match lease["holderIdentity"].as_str() {
+        Some(holder) if !holder.is_empty() => Ok((holder.into(), lease["leaseTransitions"].as_u64().unwrap_or(0))),
+        _ => bail!("the lease has no holder: {lease}"),
+    }
+}
+
+/// Another replica takes over, looks at everything, and leaves the slices byte for byte what they were.
 fn one_writer_after_a_kill(lab: &Lab) -> Result<()> {
     let slices = || lab.kubectl(&["get", "meshpeerslices", "-o", "json"]);
-    let holder = || -> Result<String> {
-        let leases = lab.kubectl_json(&["get", "leases", "-n", warren::NAMESPACE])?;
-        let items = leases["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-        match items.iter().find_map(|lease| lease["spec"]["holderIdentity"].as_str()) {
-            Some(holder) if !holder.is_empty() => Ok(holder.into()),
-            _ => bail!("no lease has a holder: {leases}"),
-        }
-    };
-    let (before, old) = (slices()?, holder()?);
+    let (before, (old, transitions)) = (slices()?, lease(lab)?);
     let pods =
         lab.kubectl_json(&["get", "pods", "-n", warren::NAMESPACE, "-l", "app.kubernetes.io/component=operator"])?;
     let items = pods["items"].as_array().map(Vec::as_slice).unwrap_or_default();
     let leader = items.iter().find(|pod| pod["metadata"]["name"].as_str().is_some_and(|name| old.contains(name)));
     let node =
         leader.and_then(|pod| pod["spec"]["nodeName"].as_str()).with_context(|| format!("no pod of holder {old:?}"))?;
-    lab.exec(node, "pkill", &["-9", "-x", "warren-operator"])?;
-    wait::until("the lease to be renewed after the kill", SOON, || {
-        let leases =
-            lab.kubectl_json(&["get", "leases", "-n", warren::NAMESPACE]).map_err(|error| format!("{error:#}"))?;
-        let transitions = leases["items"][0]["spec"]["leaseTransitions"].as_u64().unwrap_or(0);
-        if transitions > 0 && holder().is_ok() { Ok(()) } else { Err(format!("{transitions} transitions")) }
+    // Asleep, not killed: kubelet would start the same pod anew within a second, and it would take its own lease again.
+    signal_operator(lab, node, "-STOP")?;
+    let taken = wait::until("another replica to take the lease", SOON, || match lease(lab) {
+        Ok((holder, now)) if holder != old && now > transitions => Ok(()),
+        other => Err(format!("{other:?}, before {old} and {transitions}")),
+    });
+    signal_operator(lab, node, "-KILL")?;
+    taken?;
+    // A wrong count that only a leader that has planned everything puts right.
+    let wrong = json!({"status": {"nodes": {"accepted": 0}}}).to_string();
+    lab.kubectl(&["patch", "mesh", "default", "--subresource=status", "--type=merge", "-p", &wrong])?;
+    let expected = lab.running().len();
+    wait::until("the new leader to count the nodes", SOON, || {
+        let mesh = lab.kubectl_json(&["get", "mesh", "default"]).map_err(|error| format!("{error:#}"))?;
+        let accepted = &mesh["status"]["nodes"]["accepted"];
+        if *accepted == expected { Ok(()) } else { Err(format!("{accepted} of {expected}")) }
     })?;
-    ensure!(slices()? == before, "the slices changed although nothing else did");
+    ensure!(slices()? == before, "the slices changed although nothing of theirs did");
     Ok(())
+}
+
+fn signal_operator(lab: &Lab, node: &str, signal: &str) -> Result<()> {
+    lab.exec(node, "pkill", &[signal, "-x", "warren-operator"]).map(drop)
 }
