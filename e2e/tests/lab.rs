@@ -1,6 +1,6 @@
 //! The lab itself, without Warren: its routers are what they claim, its watch sees, its nodes survive what is done to them.
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +13,8 @@ use e2e::process::Process;
 use e2e::scenario::{OUTSIDE, PORT_SHIFT, Scenario};
 use e2e::workload::check_on_host;
 use e2e::{checks, harness, teardown, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// One way; the round trip has it twice.
 const DELAY_MS: u64 = 15;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
             ("a_service_that_is_killed_comes_back", a_killed_service_comes_back),
             ("a_reboot_makes_the_network_anew", a_reboot_makes_the_network_anew),
             ("a_killed_runner_leaves_nothing_after_down", a_killed_runner_leaves_nothing),
+            ("an_interrupted_runner_takes_its_lab_down", an_interrupted_runner_takes_its_lab_down),
         ],
     )
 }
@@ -114,20 +117,36 @@ fn a_reboot_makes_the_network_anew(lab: &Lab) -> Result<()> {
 
 fn a_killed_runner_leaves_nothing(_: &Lab) -> Result<()> {
     const NAME: &str = "t-killed";
-    let mut up = Command::new(binary("warren-lab"));
-    up.args(["up", "--bare", "--name", NAME]).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut runner = up.spawn().context("starting a second lab")?;
-    let state = e2e::state::State::of(NAME)?;
-    let reached = wait::until("the second lab to have a node and an API server", SOON, || {
-        let started = [Component::ApiServer.name(), "cp"].iter().all(|name| Process::recorded(&state, name).is_some());
-        if started { Ok(()) } else { Err(format!("{:?}", Namespace::all(NAME))) }
-    });
+    let (mut runner, reached) = half_up(NAME)?;
     runner.kill().context("killing the runner")?;
     runner.wait().context("reaping the runner")?;
     teardown::down(NAME)?;
-    let left = teardown::leftovers(NAME)?;
-    ensure!(left.is_empty(), "left behind: {}", left.join(", "));
+    teardown::ensure_gone(NAME)?;
     reached
+}
+
+fn an_interrupted_runner_takes_its_lab_down(_: &Lab) -> Result<()> {
+    const NAME: &str = "t-ctrl-c";
+    let (mut runner, reached) = half_up(NAME)?;
+    kill(Pid::from_raw(i32::try_from(runner.id())?), Signal::SIGINT).context("interrupting the runner")?;
+    let status = runner.wait().context("waiting for the runner")?;
+    let left = teardown::ensure_gone(NAME);
+    teardown::down(NAME)?;
+    ensure!(status.code() == Some(130), "an interrupted run ended with {status}");
+    left.and(reached)
+}
+
+/// A second lab in the middle of its start, and whether it got that far.
+fn half_up(name: &str) -> Result<(Child, Result<()>)> {
+    let mut up = Command::new(binary("warren-lab"));
+    up.args(["up", "--bare", "--name", name]).stdout(Stdio::null()).stderr(Stdio::null());
+    let runner = up.spawn().context("starting a second lab")?;
+    let state = e2e::state::State::of(name)?;
+    let reached = wait::until("the second lab to have a node and an API server", SOON, || {
+        let started = [Component::ApiServer.name(), "cp"].iter().all(|name| Process::recorded(&state, name).is_some());
+        if started { Ok(()) } else { Err(format!("{:?}", Namespace::all(name))) }
+    });
+    Ok((runner, reached))
 }
 
 /// A server on a node itself; it ends when the value is dropped.
