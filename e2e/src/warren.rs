@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -26,7 +26,11 @@ pub fn install(lab: &Lab) -> Result<String> {
     for node in running.iter().filter(|node| reachable(&node.site)) {
         lab.kubectl(&["label", "node", &node.name, "--overwrite", "warren.dev/relay=true"])?;
     }
-    helm(lab, &["install", RELEASE], &["--create-namespace"])
+    // As the documentation says: agents use the host network, which a namespace must allow where Pod Security is enforced.
+    let labels = json!({"pod-security.kubernetes.io/enforce": "privileged"});
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}});
+    lab.apply(&namespace.to_string())?;
+    helm(lab, &["install", RELEASE], &[])
 }
 
 /// The same settings again, with further ones (`--set a=b`).
@@ -88,17 +92,6 @@ fn lacks(item: &Value, condition: &str) -> Option<String> {
         Some(one) => Some(format!("{name} is {}: {} {}", one["status"], one["reason"], one["message"])),
         None => Some(format!("{name} has no such condition")),
     }
-}
-
-/// A condition of a MeshNode: status, reason, message.
-pub fn condition(lab: &Lab, node: &str, kind: &str) -> Result<(String, String, String)> {
-    let item = lab.kubectl_json(&["get", "meshnode", node])?;
-    let conditions = item["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let Some(one) = conditions.iter().find(|one| one["type"] == kind) else {
-        bail!("meshnode {node} has no condition {kind}");
-    };
-    let text = |field: &str| one[field].as_str().unwrap_or_default().to_owned();
-    Ok((text("status"), text("reason"), text("message")))
 }
 
 #[cfg(test)]

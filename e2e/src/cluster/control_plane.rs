@@ -10,6 +10,7 @@ use crate::lab::Lab;
 use crate::net::topology;
 use crate::process::Process;
 use crate::scenario::API_PORT;
+use crate::state::write;
 use crate::wait;
 
 /// 3 to 4 s measured with nothing else running; several times that beside a build.
@@ -29,9 +30,6 @@ pub enum Component {
 }
 
 impl Component {
-    /// All four in the order in which they start.
-    pub const ALL: [Self; 4] = [Self::Etcd, Self::ApiServer, Self::ControllerManager, Self::Scheduler];
-
     /// The program, and the name under which the process is recorded and logged.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -44,8 +42,24 @@ impl Component {
     }
 }
 
+/// The file that makes the API server strict.
+const ADMISSION: &str = "admission.json";
+
+/// Pod Security `baseline` wherever a namespace does not say otherwise, as hardened clusters have it: Warren must say otherwise.
+fn pod_security() -> serde_json::Value {
+    serde_json::json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AdmissionConfiguration", "plugins": [{
+        "name": "PodSecurity",
+        "configuration": {
+            "apiVersion": "pod-security.admission.config.k8s.io/v1",
+            "kind": "PodSecurityConfiguration",
+            "defaults": {"enforce": "baseline", "enforce-version": "latest"},
+        },
+    }]})
+}
+
 /// Starts all four and waits until they serve.
 pub fn start(lab: &Lab) -> Result<()> {
+    write(&lab.state().pki().join(ADMISSION), pod_security().to_string())?;
     start_component(lab, Component::Etcd)?;
     start_component(lab, Component::ApiServer)?;
     wait_ready(lab)?;
@@ -96,11 +110,6 @@ pub fn start_component(lab: &Lab, component: Component) -> Result<()> {
     let mut process = command("setsid", ["nsenter", &net, "--"]);
     process.arg(program).args(arguments(lab, component));
     Process::start(lab.state(), name, &mut process).map(drop)
-}
-
-/// Kills one of them.
-pub fn kill(lab: &Lab, component: Component) -> Result<()> {
-    Process::recorded(lab.state(), component.name()).map_or(Ok(()), |process| process.end())
 }
 
 /// Freezes one of them: its connections stay open and say nothing.
@@ -157,6 +166,7 @@ fn api_server(lab: &Lab) -> Vec<String> {
         format!("--service-cluster-ip-range={}", joined(&lab.scenario().service_cidrs())),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
+        format!("--admission-control-config-file={}", file(ADMISSION)),
         "--allow-privileged".into(),
         format!("--client-ca-file={}", file("ca.crt")),
         format!("--tls-cert-file={}", file("apiserver.crt")),
