@@ -1,6 +1,6 @@
 //! Checks that hold on every lab with Warren in it, whatever its shape: shared by the test binaries.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,8 +9,8 @@ use serde_json::json;
 use crate::command::run;
 use crate::images::reference;
 use crate::lab::{Lab, OUTSIDE_PORT};
-use crate::scenario::{Node, OUTSIDE, Site};
-use crate::workload::{self, NAMESPACE, Pod, SERVICE, check_on_host, failures, matrix};
+use crate::scenario::{Node, OUTSIDE, OUTSIDE_V6, Site};
+use crate::workload::{self, NAMESPACE, Pod, check_on_host, failures, matrix};
 use crate::{wait, warren};
 
 /// One try of one check.
@@ -19,7 +19,7 @@ const TRY: Duration = Duration::from_secs(5);
 const SERVED: Duration = Duration::from_secs(90);
 /// Bytes of a transfer: several congestion windows of full-size segments.
 const TRANSFER: &str = "5000000";
-/// As many fetches meet every backend of a five-node Service with near certainty, and no fetch may fail.
+/// One fetch misses a given backend of a five-node Service with 4/5: together with all other clients, each backend is met hundreds of times.
 const FETCHES: usize = 20;
 
 /// `helm install --wait` returns, every node and every MeshNode becomes Ready.
@@ -52,25 +52,27 @@ pub fn host_to_pod(lab: &Lab) -> Result<()> {
 
 /// Every pod, and every node itself, reaches the Service, whichever backend it meets.
 pub fn service(lab: &Lab) -> Result<()> {
-    let url = format!("http://{SERVICE}/");
     for pod in workload::pods(lab)? {
-        for _ in 0..FETCHES {
-            pod.check(lab, &["get", &url]).context("pod to Service")?;
-        }
-        for _ in 0..FETCHES {
-            check_on_host(lab, &pod.node, &["get", &url]).context("host to Service")?;
+        for url in workload::service_urls(lab).iter().flat_map(|url| std::iter::repeat_n(url, FETCHES)) {
+            pod.check(lab, &["get", url]).context("pod to Service")?;
+            check_on_host(lab, &pod.node, &["get", url]).context("host to Service")?;
         }
     }
     Ok(())
 }
 
-/// Every pod reaches the world, under its node's outer address.
+/// Every pod reaches the world, under its node's outer address, in every family that the underlay has.
 pub fn pod_to_outside(lab: &Lab) -> Result<()> {
-    let url = format!("http://{}/", SocketAddr::from((OUTSIDE.addr(), OUTSIDE_PORT)));
     for pod in workload::pods(lab)? {
-        let seen = pod.check(lab, &["get", &url])?;
-        let expected = format!("client={}", lab.node(&pod.node)?.outer_v4());
-        ensure!(seen.contains(&expected), "the world sees a pod of {} as {seen:?}, expected {expected}", pod.node);
+        let node = lab.node(&pod.node)?;
+        // IPv6 is routed, not translated: the node's own address is its outer one.
+        let v6 = (IpAddr::from(OUTSIDE_V6.addr()), IpAddr::from(node.v6.addr()));
+        let v4 = (IpAddr::from(OUTSIDE.addr()), IpAddr::from(node.outer_v4()));
+        for (world, client) in [v4].into_iter().chain(lab.scenario().dual_stack.then_some(v6)) {
+            let seen = pod.check(lab, &["get", &format!("http://{}/", SocketAddr::new(world, OUTSIDE_PORT))])?;
+            let expected = format!("client={client}");
+            ensure!(seen.contains(&expected), "the world sees a pod of {} as {seen:?}, expected {expected}", pod.node);
+        }
     }
     Ok(())
 }
@@ -101,10 +103,13 @@ pub fn full_size_packets(lab: &Lab) -> Result<()> {
     }
     for (from, own) in pods.iter().zip(&sizes) {
         for (to, other) in pods.iter().zip(&sizes).filter(|(to, _)| to.node != from.node) {
-            // IPv4 and ICMP headers.
-            let payload = (own.min(other) - 28).to_string();
-            from.check(lab, &["icmp", &to.addresses[0].to_string(), &payload])
-                .with_context(|| format!("to {}", to.node))?;
+            for address in &to.addresses {
+                // IP and ICMP headers.
+                let headers = if address.is_ipv4() { 20 + 8 } else { 40 + 8 };
+                let payload = (own.min(other) - headers).to_string();
+                from.check(lab, &["icmp", &address.to_string(), &payload])
+                    .with_context(|| format!("to {}", to.node))?;
+            }
         }
     }
     Ok(())
@@ -219,9 +224,11 @@ table inet wlwatch {
 }
 "#;
     let away: Vec<&Node> = lab.running().into_iter().skip(1).collect();
+    let mut before = Vec::new();
     for node in &away {
         crate::cluster::node::namespace(lab, node).nft(WATCH)?;
-        for service in ["kubelet", "warren-agent"] {
+        before.push(clients(lab, node)?);
+        for service in CLIENTS {
             lab.exec(&node.name, "pkill", &["-9", "-x", service]).with_context(|| format!("killing {service}"))?;
         }
     }
@@ -231,24 +238,36 @@ table inet wlwatch {
         let at = words.iter().position(|word| *word == "packets").context("a counter")?;
         words.get(at + 1).and_then(|number| number.parse().ok()).with_context(|| format!("reading {said:?}"))
     };
-    for node in &away {
-        wait::until(&format!("kubelet and agent of {} to talk to the API server", node.name), SERVED, || {
-            match count(node, "underlay").map_err(|error| format!("{error:#}"))? {
-                // Two TLS connections and their first lists.
-                seen @ 0..20 => Err(format!("{seen} packets")),
-                _ => Ok(()),
-            }
+    for (node, old) in away.iter().zip(&before) {
+        wait::until(&format!("a new kubelet and a new agent of {} to talk to the API server", node.name), SERVED, || {
+            let now = clients(lab, node).map_err(|error| format!("{error:#}"))?;
+            let renewed = now.len() == CLIENTS.len() && now.iter().all(|one| !old.contains(one));
+            if renewed { Ok(()) } else { Err(format!("connected: {now:?}, before: {old:?}")) }
         })?;
     }
     warren::wait_ready(lab)?;
     for node in away {
-        let inside = count(node, "mesh")?;
+        let (inside, outside) = (count(node, "mesh")?, count(node, "underlay")?);
+        ensure!(outside > 0, "no packet of {} to the API server was seen at all", node.name);
         ensure!(inside == 0, "{inside} packets of {} to the API server entered the mesh", node.name);
     }
     Ok(())
 }
 
-/// A packet to a pod's address that leaves a site in clear is found, also when that pod is gone, also inside another packet.
+/// Who talks to the API server from every node.
+const CLIENTS: [&str; 2] = ["kubelet", "warren-agent"];
+
+/// Name and process of those with an established connection to the API server.
+fn clients(lab: &Lab, node: &Node) -> Result<Vec<String>> {
+    let said = lab.exec(&node.name, "ss", &["-Htnp", "state", "established", "dport", "=", ":6443"])?;
+    let of = |name: &&str| {
+        let pid = said.split(&format!("(\"{name}\",pid=")).nth(1)?.split(',').next()?;
+        Some(format!("{name} {pid}"))
+    };
+    Ok(CLIENTS.iter().filter_map(of).collect())
+}
+
+/// A packet to a pod's address that leaves a site in clear is found, also when that pod is gone.
 pub fn planted_leaks_are_found(lab: &Lab) -> Result<()> {
     let sniffer = lab.sniffer();
     sniffer.verdict().context("before anything was planted")?;

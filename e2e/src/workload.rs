@@ -64,7 +64,7 @@ pub fn check_on_host(lab: &Lab, node: &str, args: &[&str]) -> Result<String> {
 
 /// Starts the workload and waits for a running pod on every running node.
 pub fn deploy(lab: &Lab) -> Result<Vec<Pod>> {
-    lab.apply(&manifests().to_string())?;
+    lab.apply(&manifests(lab.scenario().dual_stack).to_string())?;
     pods(lab)
 }
 
@@ -99,7 +99,8 @@ pub fn matrix(lab: &Lab, pods: &[Pod], timeout: Duration) -> Matrix {
     };
     std::thread::scope(|scope| {
         let started: Vec<_> = pods.iter().map(|from| (from.node.clone(), scope.spawn(move || row(from)))).collect();
-        started.into_iter().map(|(from, thread)| (from, thread.join().unwrap_or_default())).collect()
+        let joined = |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().expect("a row's check does not panic");
+        started.into_iter().map(|(from, thread)| (from, joined(thread))).collect()
     })
 }
 
@@ -150,10 +151,18 @@ fn summary(item: &Value) -> String {
     format!("{} on {} is {} {waiting}", item["metadata"]["name"], item["spec"]["nodeName"], item["status"]["phase"])
 }
 
-/// The Service's fixed address, so that checks need no DNS.
-pub const SERVICE: &str = "10.96.0.80";
+/// The Service's fixed addresses, so that checks need no DNS.
+const SERVICE: [&str; 2] = ["10.96.0.80", "fd00:10:96::80"];
 
-fn manifests() -> Value {
+/// The Service's addresses in this lab, as URLs.
+pub fn service_urls(lab: &Lab) -> Vec<String> {
+    let v6 = lab.scenario().dual_stack.then(|| format!("http://[{}]/", SERVICE[1]));
+    [format!("http://{}/", SERVICE[0])].into_iter().chain(v6).collect()
+}
+
+fn manifests(dual_stack: bool) -> Value {
+    let families = if dual_stack { "RequireDualStack" } else { "SingleStack" };
+    let addresses = &SERVICE[..if dual_stack { 2 } else { 1 }];
     let labels = json!({"app": "lab-pod"});
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
     let container = json!({
@@ -174,7 +183,8 @@ fn manifests() -> Value {
             }},
         }},
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "lab-pod", "namespace": NAMESPACE}, "spec": {
-            "clusterIP": SERVICE, "selector": labels, "ports": [{"port": 80, "targetPort": PORT}],
+            "clusterIPs": addresses, "ipFamilyPolicy": families, "selector": labels,
+            "ports": [{"port": 80, "targetPort": PORT}],
         }},
     ]})
 }
