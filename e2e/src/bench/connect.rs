@@ -22,8 +22,12 @@ use crate::{wait, warren};
 const GOALS: [f64; 2] = [1.0, 2.0];
 /// Longest outage of a restart.
 const OUTAGE: f64 = 3.0;
+/// Longest outage of a change of address, without a relay.
+const CHANGE: f64 = 60.0;
+/// How long a pair may stay apart after a change of address until it counts as never.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(120);
 /// How long the control plane is gone.
-const CONTROL_PLANE_GONE: Duration = Duration::from_secs(20);
+const CONTROL_PLANE_GONE: Duration = Duration::from_secs(120);
 /// What is not there by then counts as never.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// kubelet and the controllers need seconds to make a pod anew, more on a machine that builds.
@@ -64,6 +68,11 @@ pub fn measure(lab: &Lab, repetitions: usize, progress: &Progress) -> Result<Vec
             rows.extend(identity.rows(name, &starts));
         }
     }
+    let changes = progress.step(&format!("another address x {repetitions}"), || {
+        (0..repetitions).map(|round| change_of_address(lab, round)).collect::<Result<Vec<_>>>()
+    })?;
+    let outage = Row::new("home x open: outage of a change of address and mapping", "s", Spread::of(changes));
+    rows.push(outage.goal(Goal::Limit(CHANGE)));
     rows.extend(progress.step("control plane gone", || control_plane_gone(lab))?);
     Ok(rows)
 }
@@ -163,6 +172,25 @@ fn empty_state(lab: &Lab, node: &str) -> Result<()> {
     Ok(())
 }
 
+/// A home gets another public address and port mapping under a ping from the public node: the outage in seconds.
+fn change_of_address(lab: &Lab, round: usize) -> Result<f64> {
+    let pings = whole_stream(lab, "pub", mesh_address(lab, "home-a")?)?;
+    let host = 11 + u8::try_from(round % 2).unwrap_or(0);
+    let wan = format!("198.51.100.{host}/28").parse().context("an address")?;
+    topology::change_home(lab.scenario(), "home-a", wan, if round % 2 == 0 { 9_000 } else { 10_000 })?;
+    let began = Instant::now();
+    // The old path must have died before a whole one counts.
+    while began.elapsed() < CHANGE_DEADLINE && pings.first_echo_after(began + Duration::from_secs(1)).is_none() {
+        std::thread::sleep(POLL);
+    }
+    let back = wait::until("a whole path to the new address", CHANGE_DEADLINE, || match pings.echoes_of_last(WHOLE) {
+        WHOLE => Ok(()),
+        echoes => Err(format!("{echoes} of the last {WHOLE}")),
+    });
+    let outage = pings.stop().outage;
+    Ok(if back.is_ok() { outage } else { f64::INFINITY })
+}
+
 /// The API server answers nobody and no operator runs, while two homes ping each other.
 fn control_plane_gone(lab: &Lab) -> Result<Vec<Row>> {
     let pings = whole_stream(lab, "home-b", mesh_address(lab, "home-a")?)?;
@@ -183,7 +211,8 @@ fn control_plane_gone(lab: &Lab) -> Result<Vec<Row>> {
     control_plane::thaw(lab, Component::ApiServer)?;
     stopped.and(resumed)?;
     control_plane::wait_ready(lab)?;
-    let what = format!("operator and API server gone for 20 s: pings lost of {}", summary.sent);
+    let gone = CONTROL_PLANE_GONE.as_secs();
+    let what = format!("operator and API server gone for {gone} s: pings lost of {}", summary.sent);
     Ok(vec![Row::new(what, "pings", Spread::of([summary.lost as f64])).goal(Goal::Limit(0.0))])
 }
 
