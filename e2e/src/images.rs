@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::command::command;
-use crate::state::cache;
 use oci::Image;
 
 /// Tag of every image of the lab. Not `latest`: that tag alone would make kubelet pull.
@@ -49,6 +48,21 @@ pub fn build_binaries() -> Result<()> {
     Ok(())
 }
 
+/// Packs Warren's own images from release programs, one archive each, for a registry or a node; returns what was written.
+pub fn release(repository: &str, tag: &str) -> Result<Vec<PathBuf>> {
+    let out = target_dir().join("images");
+    fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
+    let ours = IMAGES.into_iter().filter(|(_, _, package)| *package != "e2e");
+    ours.map(|(image, program, _)| {
+        let binary = target_dir().join(TARGET).join("release").join(program);
+        let packed = Image { reference: format!("{repository}/{image}:{tag}"), program: format!("/{program}"), binary };
+        let path = out.join(format!("warren-{image}.tar"));
+        oci::write(&[packed], File::create(&path).with_context(|| format!("creating {}", path.display()))?)?;
+        Ok(path)
+    })
+    .collect()
+}
+
 /// Packs the built programs; the archive is made anew only when one of them is newer.
 pub fn archive(set: Set) -> Result<PathBuf> {
     let mut images = Vec::new();
@@ -59,7 +73,8 @@ pub fn archive(set: Set) -> Result<PathBuf> {
         }
         images.push(Image { reference: reference(image), program: format!("/{program}"), binary });
     }
-    let path = cache()?.join("images").join(if set == Set::All { "all.tar" } else { "lab.tar" });
+    // Beside the programs: two checkouts must not test each other's.
+    let path = target_dir().join("images").join(if set == Set::All { "all.tar" } else { "lab.tar" });
     let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let newest = images.iter().filter_map(|image| modified(&image.binary)).max();
     if modified(&path) <= newest {

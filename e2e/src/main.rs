@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use e2e::images::Set;
 use e2e::lab::Lab;
@@ -84,6 +84,15 @@ enum Command {
         /// Name of the lab.
         #[arg(long, default_value = "demo", env = "WARREN_LAB")]
         name: String,
+    },
+    /// Pack the release programs into images for your own cluster: `make images`.
+    Pack {
+        /// Registry and path of the images, as the chart's image.repository.
+        #[arg(long, env = "IMAGE_REPOSITORY", default_value = "warren.dev")]
+        repository: String,
+        /// Tag of the images, as the chart's image.tag.
+        #[arg(long, env = "IMAGE_TAG", default_value = env!("CARGO_PKG_VERSION"))]
+        tag: String,
     },
     /// Install missing packages and build the cluster's parts.
     Parts,
@@ -166,6 +175,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Status { name } => status(&Lab::open(&name, &exe)?)?,
         Command::Exec { name, node, command } => return exec(&Lab::open(&name, &exe)?, &node, &command),
         Command::Images { name } => load_images(&name, &exe, &progress)?,
+        Command::Pack { repository, tag } => pack(&repository, &tag)?,
         Command::Parts => {
             parts::prepare(&progress)?;
             println!("{}", Parts::build(&progress)?.dir().display());
@@ -190,10 +200,7 @@ fn down(name: &str, all: bool, progress: &Progress) -> Result<()> {
     let names = if all { teardown::labs()? } else { vec![name.to_owned()] };
     for name in names {
         progress.step(&format!("lab {name} is down"), || teardown::down(&name))?;
-        let left = teardown::leftovers(&name)?;
-        if !left.is_empty() {
-            bail!("left behind: {}", left.join(", "));
-        }
+        teardown::ensure_gone(&name)?;
     }
     Ok(())
 }
@@ -226,6 +233,19 @@ fn load_images(name: &str, exe: &Path, progress: &Progress) -> Result<()> {
         Err(_) => progress
             .step("images built", || images::build_binaries().and_then(|()| images::archive(Set::All)).map(drop)),
     }
+}
+
+fn pack(repository: &str, tag: &str) -> Result<()> {
+    for path in images::release(repository, tag)? {
+        println!("{}", path.display());
+    }
+    println!(
+        "
+On a node:        ctr -n k8s.io images import FILE
+Into a registry:  skopeo copy oci-archive:FILE docker://{repository}/IMAGE:{tag}
+Then:             helm install .. --set image.repository={repository} --set-string image.tag={tag}"
+    );
+    Ok(())
 }
 
 fn internal(role: Internal) -> Result<()> {
