@@ -1,13 +1,24 @@
 #!/usr/bin/env bash
-# Installs what the build, the tests and the demo use, or says exactly what is missing.
+# Installs what the build and the demo use, or says exactly what is missing. Usage: setup.sh [tests]
 set -euo pipefail
 missing=()
 
-need() { # program, what to say when it is absent
-	command -v "$1" >/dev/null 2>&1 || missing+=("$1: $2")
+need() { # program, oldest version, the version found, what to do
+	if [ -z "$3" ]; then
+		missing+=("$1 $2 or newer: none was found; $4")
+	elif [ "$(printf '%s\n' "$2" "$3" | sort -V | head -n 1)" != "$2" ]; then
+		missing+=("$1 $2 or newer: $3 was found; $4")
+	fi
 }
-need cargo "install Rust 1.95 or newer with rustup"
-need go "install Go 1.26 or newer"
+found() { "$@" 2>/dev/null | grep -oE '[0-9]+\.[0-9]+(\.[0-9]+)?' | head -n 1 || true; }
+need cargo 1.95 "$(found cargo --version)" "install Rust with rustup"
+# Go fetches a newer toolchain by itself when a module asks for one; 1.21 is the first that can.
+need go 1.21 "$(found go version)" "install Go from Debian backports or its own site"
+for component in rustfmt clippy; do
+	if [ "${1:-}" = tests ] && ! cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1; then
+		rustup component add "$component" >/dev/null 2>&1 || missing+=("$component: rustup component add $component")
+	fi
+done
 
 # program or file -> Debian package
 packages=()
@@ -23,9 +34,11 @@ want iptables iptables
 want conntrack conntrack
 want ip iproute2
 want sysctl procps
-want turnutils_stunclient coturn
-want iperf3 iperf3
-want setpriv util-linux
+want nsenter util-linux
+if [ "${1:-}" = tests ]; then
+	want turnutils_stunclient coturn
+	want iperf3 iperf3
+fi
 if ((${#packages[@]})); then
 	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
 		echo "installing Debian packages: ${packages[*]}"
@@ -39,6 +52,8 @@ if ((${#packages[@]})); then
 		fi
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}" >/dev/null
 		rm -f /usr/sbin/policy-rc.d.warren
+		# coturn is here for its client alone.
+		if [[ " ${packages[*]} " == *" coturn "* ]]; then systemctl disable coturn >/dev/null 2>&1 || true; fi
 	else
 		missing+=("Debian packages: apt-get install --no-install-recommends ${packages[*]}")
 	fi

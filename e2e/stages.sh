@@ -22,7 +22,7 @@ finish() {
 	printf '%s\n' "${summary[@]}"
 }
 trap finish EXIT
-make -s setup || exit 1
+make -s setup-tests || exit 1
 for stage in "$@"; do
 	printf '\n== %s\n' "$stage"
 	start=$SECONDS

@@ -1,15 +1,12 @@
 //! The real cluster parts: Kubernetes, etcd, Helm and the CNI plugins, built from their Go modules and kept.
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
-use nix::fcntl::{Flock, FlockArg};
 
 use crate::command::{command, run};
 use crate::progress::Progress;
-use crate::state::cache;
 
 /// What the Debian packages bring, and the command that shows they are there.
 const PACKAGES: [(&str, &str); 8] = [
@@ -35,11 +32,6 @@ impl Parts {
         if let Some(dir) = std::env::var_os("WARREN_PARTS") {
             return Ok(Self { dir: dir.into() });
         }
-        let parts = cache()?.join("parts");
-        fs::create_dir_all(&parts).with_context(|| format!("making {}", parts.display()))?;
-        let lock = File::create(parts.join(".lock")).context("creating the lock of the parts")?;
-        let _lock =
-            Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).context("locking the parts")?;
         progress.step("cluster parts (built once per version)", || {
             let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/build.sh");
             let mut build = command("bash", [script]);
@@ -107,7 +99,7 @@ pub fn check_machine() -> Result<()> {
     let missing = missing_packages();
     if !missing.is_empty() {
         bail!(
-            "these packages are missing: {}; install them with apt-get or run `warren-lab prepare`",
+            "these packages are missing: {}; install them with apt-get or run `warren-lab parts`",
             missing.join(", ")
         );
     }

@@ -5,8 +5,10 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 cache=${WARREN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/warren}
-out=$cache/parts/$(cat go.mod go.sum build.sh <(go version) | sha256sum | cut -c1-16)
+out=$cache/parts/$(cat go.mod go.sum build.sh cmd/*/*.go <(go version) | sha256sum | cut -c1-16)
 mkdir -p "$out"
+exec 9>"$cache/parts/.lock"
+flock 9
 export GOMODCACHE=$cache/go/mod GOCACHE=$cache/go/build CGO_ENABLED=0
 
 version() { go list -m -f '{{.Version}}' "$1"; }
