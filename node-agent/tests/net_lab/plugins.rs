@@ -9,8 +9,10 @@ use serde_json::Value;
 use crate::lab::Lab;
 use crate::plans::plan;
 
-/// Debian's folder of the plugins; other distributions use another, and are skipped.
-const BIN: &str = "/usr/lib/cni";
+/// The plugins that the lab's cluster uses, which the test run names, or Debian's.
+fn plugins() -> String {
+    std::env::var("WARREN_PARTS").map_or_else(|_| "/usr/lib/cni".into(), |parts| format!("{parts}/cni"))
+}
 
 /// Runs the first plugin of the file as a runtime does, its data in a folder that the test removes.
 fn run(lab: &Lab, command: &str) -> Value {
@@ -21,15 +23,15 @@ fn run(lab: &Lab, command: &str) -> Value {
         config[key] = file[key].clone();
     }
     config["ipam"]["dataDir"] = format!("/tmp/warren-ipam-{}", lab.ns("a")).into();
-    let pod = format!("/run/netns/{}", lab.ns("pod"));
+    let (pod, bin) = (format!("/run/netns/{}", lab.ns("pod")), plugins());
     let mut plugin = Command::new("ip")
-        .args(["netns", "exec", &lab.ns("a"), &format!("{BIN}/ptp")])
+        .args(["netns", "exec", &lab.ns("a"), &format!("{bin}/ptp")])
         .envs([
             ("CNI_COMMAND", command),
             ("CNI_CONTAINERID", "one"),
             ("CNI_NETNS", &pod),
             ("CNI_IFNAME", "eth0"),
-            ("CNI_PATH", BIN),
+            ("CNI_PATH", &bin),
         ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -45,9 +47,10 @@ fn run(lab: &Lab, command: &str) -> Value {
 #[test]
 fn the_real_plugins_make_a_pod_that_the_mesh_reaches() {
     let Some(lab) = Lab::with_bare_pod("pod") else { return };
-    if !std::path::Path::new(BIN).join("ptp").exists() {
-        assert!(std::env::var_os("REQUIRE_LAB").is_none_or(|v| v != "1"), "the lab is required: no plugins in {BIN}");
-        return eprintln!("skipped: no plugins in {BIN}");
+    let bin = plugins();
+    if !std::path::Path::new(&bin).join("ptp").exists() {
+        assert!(std::env::var_os("REQUIRE_LAB").is_none_or(|v| v != "1"), "the lab is required: no plugins in {bin}");
+        return eprintln!("skipped: no plugins in {bin}");
     }
     lab.apply("a", &plan("a"));
     lab.apply("b", &plan("b"));
