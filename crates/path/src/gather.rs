@@ -85,10 +85,14 @@ impl Gather {
 
     pub(crate) fn set_servers(&mut self, servers: Vec<SocketAddr>, now: Instant) {
         let wanted: BTreeSet<SocketAddr> = servers.into_iter().map(canonical).take(MAX_SERVERS).collect();
-        self.servers.retain(|server| wanted.contains(&server.addr));
+        self.servers.retain(|server| wanted.contains(&server.addr) || server.mapped.is_some());
+        for server in self.servers.iter_mut().filter(|server| !wanted.contains(&server.addr)) {
+            server.retire();
+        }
         for addr in wanted {
-            if !self.servers.iter().any(|server| server.addr == addr) {
-                self.servers.push(Server::new(addr, now));
+            match self.servers.iter_mut().find(|server| server.addr == addr) {
+                Some(known) => known.recall(now),
+                None => self.servers.push(Server::new(addr, now)),
             }
         }
         self.servers.sort_by_key(|server| server.addr);
@@ -110,6 +114,7 @@ impl Gather {
 
     /// Asks everybody again and forgets what was seen: the network is another one.
     pub(crate) fn restart(&mut self, now: Instant) {
+        self.servers.retain(|server| !server.retired);
         for server in &mut self.servers {
             *server = Server::new(server.addr, now);
         }
@@ -143,10 +148,12 @@ impl Gather {
         }
         shared.stats.stun_responses += 1;
         self.dirty = true;
-        if server.answered(mapped) {
+        let changed = server.answered(mapped);
+        self.servers.retain(|server| !(server.retired && server.addr.is_ipv4() == from.is_ipv4()));
+        if changed {
             // One observer's news is not yet a change of class: hear the others before telling anybody.
-            for server in &mut self.servers {
-                server.ask_again(now);
+            for server in self.servers.iter_mut().filter(|server| server.addr != from) {
+                server.doubt(now);
             }
         }
         true
@@ -165,7 +172,7 @@ impl Gather {
             }
         } else {
             self.refresh_at.get_or_insert_with(|| {
-                let answered = self.servers.iter().any(|server| server.mapped.is_some());
+                let answered = self.servers.iter().any(Server::is_answering);
                 now + if answered { REFRESH } else { RETRY }
             });
             // Without any observer the list may still be on its way to this node.
@@ -187,7 +194,8 @@ impl Gather {
         let translated = self
             .servers
             .iter_mut()
-            .find(|server| server.mapped.is_some_and(|mapped| mapped.is_ipv4()) && !server.is_running());
+            .filter(|server| server.mapped.is_some_and(|mapped| mapped.is_ipv4()))
+            .find(|server| !server.is_running() && !server.retired);
         let Some(server) = translated.filter(|_| !warm) else {
             self.warm_at = None;
             return;

@@ -6,12 +6,13 @@ mod support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use path::{CandidateKind, Event, Input};
+use path::{CandidateKind, Event, Input, NatClass};
 use support::{Bench, addr};
 use wire::stun;
 
 const OBSERVERS: [&str; 2] = ["192.0.2.1:3478", "192.0.2.2:3478"];
 const MAPPED: &str = "203.0.113.200:40000";
+const MOVED: &str = "203.0.113.200:50000";
 
 /// Runs for a while; those of the observers that are alive answer each request with this mapping. Returns the mapped
 /// addresses of each publication.
@@ -44,6 +45,50 @@ fn run(bench: &mut Bench, alive: &[&str], mapped: &str, time: Duration) -> Vec<V
 
 fn servers(observers: &[&str]) -> Input {
     Input::StunServers(observers.iter().map(|text| addr(text)).collect())
+}
+
+fn behind_nat() -> Bench {
+    let mut bench = Bench::new(true);
+    bench.input(Input::HostCandidates(vec!["192.168.1.10/24".parse().unwrap()]));
+    bench.input(servers(&OBSERVERS));
+    let published = run(&mut bench, &OBSERVERS, MAPPED, Duration::from_secs(3));
+    assert_eq!(published.last().unwrap(), &[addr(MAPPED)]);
+    assert_eq!(bench.engine.snapshot().nat.v4, NatClass::EndpointIndependent);
+    bench
+}
+
+#[test]
+fn observers_that_fall_silent_withdraw_nothing() {
+    let mut bench = behind_nat();
+    assert_eq!(run(&mut bench, &[], MAPPED, Duration::from_secs(7200)), Vec::<Vec<SocketAddr>>::new());
+    assert_eq!(bench.engine.snapshot().nat.v4, NatClass::EndpointIndependent);
+}
+
+#[test]
+fn observers_that_leave_the_directory_withdraw_nothing() {
+    let mut bench = behind_nat();
+    bench.input(servers(&[]));
+    assert_eq!(run(&mut bench, &[], MAPPED, Duration::from_secs(7200)), Vec::<Vec<SocketAddr>>::new());
+    // Another one that has not answered yet replaces nothing either, and one that has does.
+    bench.input(servers(&["192.0.2.9:3478"]));
+    assert_eq!(run(&mut bench, &[], MAPPED, Duration::from_secs(600)), Vec::<Vec<SocketAddr>>::new());
+    let published = run(&mut bench, &["192.0.2.9:3478"], MOVED, Duration::from_secs(600));
+    assert_eq!(published.last().unwrap(), &[addr(MOVED)]);
+}
+
+#[test]
+fn an_answer_that_contradicts_replaces_what_silent_observers_saw() {
+    let mut bench = behind_nat();
+    let published = run(&mut bench, &OBSERVERS[..1], MOVED, Duration::from_secs(400));
+    assert_eq!(published.last().unwrap(), &[addr(MOVED)]);
+}
+
+#[test]
+fn another_network_starts_from_nothing() {
+    let mut bench = behind_nat();
+    bench.input(Input::NetworkChanged);
+    let published = run(&mut bench, &[], MAPPED, Duration::from_secs(30));
+    assert_eq!(published.last().unwrap(), &Vec::<SocketAddr>::new());
 }
 
 #[test]

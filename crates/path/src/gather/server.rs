@@ -10,13 +10,15 @@ use crate::shared::Shared;
 /// Waits after the three transmissions of one request. RFC 8489's 500 ms and 39.5 s are for paths without a hurry.
 const RTO: [Duration; 3] = [Duration::from_millis(200), Duration::from_millis(400), Duration::from_millis(800)];
 
-/// Failed transactions before a mapping that was seen is given up: an observer that restarts is no change of our NAT.
-const MAX_MISSES: u8 = 3;
-
+/// What an observer saw stands until somebody contradicts it: one that is silent, or no longer named, is no change of our NAT.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     pub(crate) mapped: Option<SocketAddr>,
+    /// No longer named, so not asked; kept for what it saw.
+    pub(crate) retired: bool,
+    /// Another observer sees a change: silence now means that this one's view is old.
+    doubted: bool,
     transactions: Vec<TransactionId>,
     /// When the next transmission, or giving up, is due. `None` while nothing is asked.
     due: Option<Instant>,
@@ -25,7 +27,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(addr: SocketAddr, now: Instant) -> Self {
-        Self { addr, mapped: None, transactions: Vec::new(), due: Some(now), misses: 0 }
+        Self { addr, mapped: None, retired: false, doubted: false, transactions: Vec::new(), due: Some(now), misses: 0 }
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -40,8 +42,33 @@ impl Server {
         self.transactions.contains(&tx)
     }
 
+    /// Whether it answered when it was last asked.
+    pub(crate) fn is_answering(&self) -> bool {
+        self.mapped.is_some() && self.misses == 0
+    }
+
+    /// Asks no more.
+    pub(crate) fn retire(&mut self) {
+        self.retired = true;
+        self.due = None;
+        self.transactions.clear();
+    }
+
+    /// Is named again.
+    pub(crate) fn recall(&mut self, now: Instant) {
+        if std::mem::take(&mut self.retired) {
+            self.ask_again(now);
+        }
+    }
+
+    /// Asks again because somebody else saw a change.
+    pub(crate) fn doubt(&mut self, now: Instant) {
+        self.doubted = true;
+        self.ask_again(now);
+    }
+
     pub(crate) fn ask_again(&mut self, now: Instant) {
-        if self.due.is_none() {
+        if self.due.is_none() && !self.retired {
             self.transactions.clear();
             self.due = Some(now);
         }
@@ -51,6 +78,7 @@ impl Server {
     pub(crate) fn answered(&mut self, mapped: SocketAddr) -> bool {
         let changed = self.mapped.replace(mapped).is_some_and(|old| old != mapped);
         self.misses = 0;
+        self.doubted = false;
         self.transactions.clear();
         self.due = None;
         changed
@@ -80,7 +108,7 @@ impl Server {
         self.due = None;
         self.transactions.clear();
         self.misses = self.misses.saturating_add(1);
-        if self.misses >= MAX_MISSES {
+        if std::mem::take(&mut self.doubted) {
             self.mapped = None;
         }
     }
