@@ -406,7 +406,8 @@ proptest! {
     #[test]
     fn one_join_touches_two_slices_at_most(
         count in 1..150u16,
-        leavers in vec(0..150u16, 0..120),
+        // Not all of them: an empty list of Nodes is a fault, and retires nobody.
+        leavers in vec(2..150u16, 0..120),
         joiners in 1..4u16,
     ) {
         let mut view = cluster_of(count);

@@ -76,7 +76,7 @@ impl Checker<'_> {
         let mut seen = BTreeMap::new();
         for entry in self.plan.entries() {
             let key = entry.public_key;
-            if let Some(other) = seen.insert(key, &entry.name) {
+            if let Some(other) = seen.insert(key, &entry.name).filter(|other| **other != entry.name) {
                 let text = format!("{} of {other} and {}", key.short(), entry.name);
                 self.broken(Rule::UniqueKey, text);
             }
