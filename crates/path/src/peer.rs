@@ -17,6 +17,7 @@ use crate::shared::Shared;
 
 mod check;
 mod counters;
+mod hold;
 mod ladder;
 mod nominate;
 mod probing;
@@ -25,6 +26,7 @@ mod trial;
 
 use check::Check;
 use counters::Traffic;
+use hold::Hold;
 use ladder::Ladder;
 use nominate::Nomination;
 use probing::Requests;
@@ -69,6 +71,9 @@ pub(crate) struct Peer {
     endpoint: Option<(SocketAddr, Option<Duration>)>,
     traffic: Traffic,
     last_switch: Option<Instant>,
+    hold: Option<Hold>,
+    /// No better path is tried before this, because the device could not be kept on one.
+    resigned_until: Option<Instant>,
     shown: Option<report::Shown>,
 }
 
@@ -100,6 +105,8 @@ impl Peer {
             endpoint: None,
             traffic: Traffic::new(shared.nonces.token(), now),
             last_switch: None,
+            hold: None,
+            resigned_until: None,
             shown: None,
         }
     }
@@ -161,6 +168,7 @@ impl Peer {
             pair.forgive();
         }
         self.nomination.reset_retries();
+        self.resigned_until = None;
         if self.wanted {
             self.ladder.reset(now);
             self.climb(shared, now);
@@ -248,6 +256,7 @@ impl Peer {
         }
         if self.endpoint.is_none_or(|(old, _)| old != remote) {
             self.traffic.endpoint_set(now);
+            self.hold = None;
         }
         self.endpoint = Some(wanted);
         shared.events.push_back(Event::SetEndpoint { peer: self.key, endpoint: remote, keepalive: wanted.1 });

@@ -98,6 +98,12 @@ impl Device {
         }
     }
 
+    /// Where a peer's packets go now.
+    #[must_use]
+    pub fn endpoint(&self, peer: &PublicKey) -> Option<SocketAddr> {
+        self.peers.get(peer)?.endpoint
+    }
+
     /// Starts a handshake now, as far as this kind of device can.
     pub fn start_handshake(&mut self, key: &PublicKey, random: &mut Random, now: Duration) {
         let force = self.forces_handshakes;

@@ -3,12 +3,13 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use path::{PathState, Reason};
+use ipnet::IpNet;
+use path::{Input, PathState, Reason};
 use sim::packet::{Packet, Payload};
-use sim::{Block, Filtering, Mapping, Site, World, oracle};
+use sim::{Block, Filtering, Mapping, Site, Weather, World, oracle};
 use support::{RTT_40, cell, known, pair, quiet_pair};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -117,6 +118,47 @@ fn sixteen_candidates_do_not_hide_the_one_that_works() {
         let end = known_after(&mut world) + S(1);
         world.run_until(end);
         assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_better_path_is_kept_under_a_thousand_packets_a_second_both_ways() {
+    for seed in 0..4 {
+        let mut world = World::new(seed, Weather { jitter: MS(3), ..RTT_40 });
+        let nodes = [world.add_node(Site::Open), world.add_node(Site::Open)];
+        let v6: Vec<IpAddr> = nodes.iter().map(|node| format!("2001:db8::{}", node + 1).parse().unwrap()).collect();
+        for node in nodes {
+            world.add_address(node, IpNet::from(v6[node]));
+        }
+        world.internet.cut(v6[0], v6[1], true);
+        world.ping_gap = MS(1);
+        support::start(&mut world, &nodes);
+        world.run_for(S(2));
+        world.set_pinging(0, 1, true);
+        world.set_pinging(1, 0, true);
+        world.run_for(S(2));
+        let direct = |world: &World, node: usize| match world.nodes[node].state(&world.nodes[1 - node].key) {
+            Some(PathState::Direct { pair, .. }) => pair.remote.ip(),
+            other => panic!("seed {seed}: node {node} shows {other:?}"),
+        };
+        assert!(direct(&world, 0).is_ipv4() && direct(&world, 1).is_ipv4());
+
+        forget_outages(&mut world);
+        world.internet.cut(v6[0], v6[1], false);
+        for node in nodes {
+            world.input(node, Input::NetworkChanged);
+        }
+        world.run_for(S(5));
+        let before = changes(&world);
+        world.run_for(S(10));
+        for node in nodes {
+            assert_eq!(direct(&world, node), v6[1 - node], "seed {seed}: node {node}");
+            let endpoint = world.nodes[node].device.endpoint(&world.nodes[1 - node].key).unwrap();
+            assert_eq!(endpoint.ip(), v6[1 - node], "seed {seed}: node {node} sends elsewhere than it shows");
+        }
+        assert_eq!(changes(&world), before, "seed {seed}: the path goes to and fro");
+        assert!(worst_outage(&world) <= MS(60), "seed {seed}: {:?}", worst_outage(&world));
+        assert_eq!(world.violations, Vec::<String>::new(), "seed {seed}");
     }
 }
 

@@ -163,6 +163,9 @@ impl Peer {
         if shared.filter.check_remote(endpoint).is_err() {
             return self.put_back(shared, now);
         }
+        if self.hold_against(endpoint, now) {
+            return;
+        }
         if !self.learn(endpoint, shared, now) {
             return;
         }

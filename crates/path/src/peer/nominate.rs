@@ -84,6 +84,7 @@ impl Peer {
         match (self.direct, self.best(now)) {
             (None, Some(best)) => self.nominate(best, true, shared, now),
             (None, None) => {}
+            (Some(_), _) if self.resigned_until.is_some_and(|until| now < until) => {}
             (Some(Direct { remote, .. }), Some(best)) if best != remote => {
                 let beats = match (self.pairs.get(&best), self.pairs.get(&remote)) {
                     (Some(best), Some(current)) => best.beats(current),

@@ -22,6 +22,7 @@ impl Peer {
     /// Everything that is due.
     pub(crate) fn handle_timeout(&mut self, shared: &mut Shared, now: Instant) {
         self.climb(shared, now);
+        self.drive_hold(shared, now);
         self.drive_trial(shared, now);
         self.drive_check(shared, now);
         self.drive_retry(shared, now);
@@ -34,8 +35,9 @@ impl Peer {
         let trial = self.trial.as_ref().and_then(super::Trial::poll_timeout);
         let check = self.check.as_ref().and_then(super::Check::poll_timeout);
         let lost = self.lost.map(|lost| lost.probe_at);
+        let hold = self.hold.as_ref().and_then(super::Hold::poll_timeout);
         let news = self.lost.map(|lost| lost.at + RECONNECTING).filter(|at| now < *at);
-        earliest([ladder, trial, check, lost, news, self.nomination.poll_timeout(), self.suspicion_due()])
+        earliest([ladder, trial, check, lost, hold, news, self.nomination.poll_timeout(), self.suspicion_due()])
     }
 
     /// Tells the shell if the state is news.

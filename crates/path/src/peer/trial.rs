@@ -128,7 +128,11 @@ impl Peer {
         let remote = trial.remote;
         let initiates = fresh && !trial.follows;
         trial.handshakes = u8::from(initiates);
+        let left = self.endpoint.map(|(left, _)| left).filter(|left| *left != remote);
         self.set_endpoint(remote, shared, now);
+        if let (Some(left), false) = (left, fresh) {
+            self.hold(left, now);
+        }
         if initiates {
             let peer = self.key;
             shared.events.push_back(Event::StartHandshake { peer });
