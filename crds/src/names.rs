@@ -13,6 +13,12 @@ pub const AGENT_MANAGER: &str = "warren-agent";
 /// Field manager of the relays' server-side applies.
 pub const RELAY_MANAGER: &str = "warren-relay";
 /// Nodes with this label run a relay (the chart's DaemonSet selects it) and get a `MeshRelay`.
+///
+/// A kubelet may set it on its own Node: the NodeRestriction admission keeps only labels below
+/// `node-restriction.kubernetes.io/` from it. So a node that was taken over can make itself a relay, which lets it see the public
+/// addresses and ports of the nodes that ask it and answer them wrongly: it can add candidates that lead nowhere and delay direct
+/// paths. It can read and change no traffic, since every path is proven by probes that only the two peers can make, and by
+/// WireGuard itself.
 pub const RELAY_LABEL: &str = "warren.dev/relay";
 /// The admission policy that lets an agent write only its own status.
 pub const AGENT_POLICY: &str = "warren-agent-writes.warren.dev";
