@@ -32,6 +32,15 @@ pub struct MeshRelaySpec {
     #[serde(default, rename = "nodeUID", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub node_uid: Option<String>,
+    /// Public addresses at which the relay answers, as `address:port`, IPv6 in brackets: for a relay behind a 1:1 NAT, which can't
+    /// see its own public address. The operator fills it with the ExternalIPs of the Node and the port of the relay; what an admin
+    /// writes here stands, and the operator leaves it alone from then on. The relay passes them on in `status.stun`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 4),
+        inner(length(max = 53), regex(pattern = r"^([0-9.]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$"))
+    )]
+    pub addresses: Vec<String>,
 }
 
 /// What the relay says about itself.
