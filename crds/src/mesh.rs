@@ -52,9 +52,10 @@ pub struct MeshSpec {
     #[x_kube(validation = Rule::new("self.all(c, isCIDR(c))")
         .message("each entry must be a prefix like 10.96.0.0/12"))]
     pub service_cidrs: Vec<String>,
-    /// The ranges that the cluster draws its nodes' pod CIDRs from (the controller manager's `--cluster-cidr`). With them an agent
-    /// lets no packet for a pod out in clear from its first second, before it knows any peer; without them, it does so for
-    /// the pod CIDRs of the peers it knows.
+    /// The ranges that the cluster draws its nodes' pod CIDRs from (the controller manager's `--cluster-cidr`), of each family that
+    /// it uses. With them an agent lets no packet for a pod out in clear from its first second, before it knows any peer;
+    /// without them, it does so for the pod CIDRs of the peers it knows. A node whose pod CIDR lies outside the ranges of
+    /// its family is refused that pod CIDR (`PodCIDRConflict`), so that no kubelet can claim another network.
     #[serde(default, rename = "podCIDRs")]
     #[schemars(length(max = 4), inner(length(max = 43)))]
     #[x_kube(validation = Rule::new("self.all(c, isCIDR(c))")
@@ -79,21 +80,34 @@ fn private_ranges() -> Vec<String> {
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"].map(String::from).to_vec()
 }
 
-/// The pools that mesh addresses are taken from.
+/// The pools that mesh addresses are taken from. They are chosen when the Mesh is made and can only grow afterwards, because
+/// every node keeps its address for life.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[x_kube(validation = Rule::new("has(self.ipv6) || !has(oldSelf.ipv6)")
+    .message("the IPv6 pool can't be taken away: nodes keep their addresses for life"))]
 #[serde(rename_all = "camelCase")]
 pub struct MeshAddresses {
-    /// IPv4 pool, at least a /30, free in every network that a node stands in. It can be chosen only before the first node joins.
+    /// IPv4 pool, from a /8 to a /30, free in every network that a node stands in. A new one must contain the old one.
     #[serde(default = "default_ipv4")]
     #[schemars(length(max = 18))]
-    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self).ip().family() == 4 && cidr(self).prefixLength() <= 30")
-        .message("must be an IPv4 prefix of at most 30 bits, like 10.118.0.0/16"))]
+    #[x_kube(
+        validation = Rule::new("isCIDR(self) && cidr(self).ip().family() == 4 && cidr(self).prefixLength() >= 8 && \
+            cidr(self).prefixLength() <= 30 && cidr(self).masked().ip().isGlobalUnicast()")
+            .message("must be a unicast IPv4 prefix of 8 to 30 bits, like 10.118.0.0/16"),
+        validation = Rule::new("!isCIDR(self) || !isCIDR(oldSelf) || cidr(self).containsCIDR(oldSelf)")
+            .message("the IPv4 pool can only grow: the new one must contain the old one, since nodes keep their addresses for life")
+    )]
     pub ipv4: String,
-    /// IPv6 pool, a unique local /64 or larger (RFC 4193). The operator draws a random one when it makes the Mesh.
+    /// IPv6 pool, a unique local prefix (fc00::/7, RFC 4193) of at most 112 bits. The operator draws a random /64 when it makes
+    /// the Mesh. A new one must contain the old one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 43))]
-    #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self).ip().family() == 6 && cidr(self).prefixLength() <= 112")
-        .message("must be an IPv6 prefix of at most 112 bits, like fd12:3456:789a::/64"))]
+    #[x_kube(
+        validation = Rule::new("isCIDR(self) && cidr('fc00::/7').containsCIDR(self) && cidr(self).prefixLength() <= 112")
+            .message("must be a unique local IPv6 prefix (in fc00::/7) of at most 112 bits, like fd12:3456:789a::/64"),
+        validation = Rule::new("!isCIDR(self) || !isCIDR(oldSelf) || cidr(self).containsCIDR(oldSelf)")
+            .message("the IPv6 pool can only grow: the new one must contain the old one, since nodes keep their addresses for life")
+    )]
     pub ipv6: Option<String>,
 }
 
@@ -159,12 +173,15 @@ pub enum Admission {
 }
 
 /// A packet mark as value and mask.
+// CEL knows no bitwise operators: `value & mask == value` is said bit by bit.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[x_kube(validation = Rule::new("self.value > 0 && self.value <= self.mask")
-    .message("`value` must be a non-zero part of `mask`"))]
+#[x_kube(validation = Rule::new("self.value > 0 && [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, \
+    65536, 131072, 262144, 524288, 1048576, 2097152, 4194304, 8388608, 16777216, 33554432, 67108864, 134217728, 268435456, \
+    536870912, 1073741824].all(bit, self.value / bit % 2 <= self.mask / bit % 2)")
+    .message("`value` must be a non-zero part of `mask`: each of its bits must be one of the mask's"))]
 #[serde(rename_all = "camelCase")]
 pub struct Fwmark {
-    /// The bits that are set.
+    /// The bits that are set; all of them lie within the mask.
     #[serde(default = "default_mark")]
     #[schemars(range(min = 1, max = 2147483647))]
     pub value: u32,

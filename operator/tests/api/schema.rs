@@ -50,17 +50,37 @@ fn rules() -> Vec<Rule> {
         mesh(
             json!({ "addresses": { "ipv4": "10.9.0.0/16" } }),
             json!({ "addresses": { "ipv4": "10.9.0.0/31" } }),
-            "must be an IPv4 prefix of at most 30 bits, like 10.118.0.0/16",
+            "must be a unicast IPv4 prefix of 8 to 30 bits, like 10.118.0.0/16",
+        ),
+        mesh(
+            json!({ "addresses": { "ipv4": "10.0.0.0/8" } }),
+            json!({ "addresses": { "ipv4": "10.0.0.0/7" } }),
+            "must be a unicast IPv4 prefix of 8 to 30 bits",
+        ),
+        mesh(
+            json!({ "addresses": { "ipv4": "100.64.0.0/10" } }),
+            json!({ "addresses": { "ipv4": "169.254.0.0/16" } }),
+            "must be a unicast IPv4 prefix",
         ),
         mesh(
             json!({ "addresses": { "ipv4": "10.9.0.0/16" } }),
             json!({ "addresses": { "ipv4": "fd00::/64" } }),
-            "must be an IPv4 prefix",
+            "must be a unicast IPv4 prefix",
         ),
         mesh(
             json!({ "addresses": { "ipv6": "fd00::/64" } }),
             json!({ "addresses": { "ipv6": "10.0.0.0/8" } }),
-            "must be an IPv6 prefix of at most 112 bits, like fd12:3456:789a::/64",
+            "must be a unique local IPv6 prefix (in fc00::/7) of at most 112 bits, like fd12:3456:789a::/64",
+        ),
+        mesh(
+            json!({ "addresses": { "ipv6": "fc00::/7" } }),
+            json!({ "addresses": { "ipv6": "2001:db8::/64" } }),
+            "must be a unique local IPv6 prefix",
+        ),
+        mesh(
+            json!({ "addresses": { "ipv6": "fd00::/112" } }),
+            json!({ "addresses": { "ipv6": "fd00::/113" } }),
+            "must be a unique local IPv6 prefix",
         ),
         mesh(
             json!({ "listenPorts": { "first": 21820, "last": 21830 } }),
@@ -75,6 +95,16 @@ fn rules() -> Vec<Rule> {
         mesh(
             json!({ "fwmark": { "value": 32, "mask": 32 } }),
             json!({ "fwmark": { "value": 64, "mask": 32 } }),
+            "`value` must be a non-zero part of `mask`: each of its bits must be one of the mask's",
+        ),
+        mesh(
+            json!({ "fwmark": { "value": 0x500, "mask": 0x7fff_ff00 } }),
+            json!({ "fwmark": { "value": 16, "mask": 32 } }),
+            "`value` must be a non-zero part of `mask`",
+        ),
+        mesh(
+            json!({ "fwmark": { "value": 0x4000_0000, "mask": 0x4000_0000 } }),
+            json!({ "fwmark": { "value": 0x300, "mask": 0x500 } }),
             "`value` must be a non-zero part of `mask`",
         ),
         mesh(json!({ "mtu": 1380 }), json!({ "mtu": 600 }), "greater than or equal to 1280"),
@@ -109,6 +139,18 @@ fn rules() -> Vec<Rule> {
             json!({ "admission": { "publicKey": "short" } }),
             "should match",
         ),
+        rule(
+            "MeshRelay",
+            json!({ "addresses": ["203.0.113.5:3478", "[2001:db8::1]:3478"] }),
+            json!({ "addresses": ["relay.example.org:3478"] }),
+            "should match",
+        ),
+        rule(
+            "MeshRelay",
+            json!({ "addresses": ["203.0.113.5:1", "203.0.113.5:2", "203.0.113.5:3", "203.0.113.5:4"] }),
+            json!({ "addresses": ["203.0.113.5:1", "203.0.113.5:2", "203.0.113.5:3", "203.0.113.5:4", "203.0.113.5:5"] }),
+            "at most 4 items",
+        ),
         rule("MeshPeerSlice", entry(KEY), entry("not a key"), "should match"),
         rule("MeshPeerSlice", entry(KEY), json!({ "entries": many }), "at most 64 items"),
     ]
@@ -124,6 +166,7 @@ pub async fn every_rule_accepts_and_refuses(cluster: &Cluster) -> Result<()> {
         cluster.create(object(&accepted)).await.with_context(|| format!("{kind} {accepted} must pass"))?;
     }
     said.insert(another_mesh(cluster).await?);
+    said.extend(pools_only_grow(cluster).await?);
     said.insert(another_node_uid(cluster).await?);
     status_limits(cluster).await?;
     every_message_was_heard(&said)
@@ -141,6 +184,33 @@ async fn another_mesh(cluster: &Cluster) -> Result<String> {
     let object =
         json!({ "apiVersion": "warren.dev/v1alpha1", "kind": "Mesh", "metadata": { "name": "second" }, "spec": {} });
     refusal(cluster, object, "there is one Mesh and its name is `default`").await
+}
+
+async fn pools_only_grow(cluster: &Cluster) -> Result<Vec<String>> {
+    use kube::api::{Patch, PatchParams};
+    let mut said = Vec::new();
+    cluster.reset().await?;
+    let addresses = json!({ "ipv4": "10.9.0.0/16", "ipv6": "fd00:9::/64" });
+    let mesh = json!({ "apiVersion": "warren.dev/v1alpha1", "kind": "Mesh", "metadata": { "name": "default" }, "spec": { "addresses": addresses } });
+    cluster.create(mesh).await?;
+    let api = cluster.all::<crds::Mesh>();
+    for (wider, refused, says) in [
+        (json!({ "ipv4": "10.8.0.0/15" }), json!({ "ipv4": "10.8.0.0/16" }), "the IPv4 pool can only grow"),
+        (json!({ "ipv4": "10.8.0.0/13" }), json!({ "ipv4": "10.9.0.0/16" }), "the IPv4 pool can only grow"),
+        (json!({ "ipv6": "fd00:9::/60" }), json!({ "ipv6": "fd00:8::/60" }), "the IPv6 pool can only grow"),
+        (json!({ "ipv6": "fd00:9::/60" }), json!({ "ipv6": null }), "the IPv6 pool can't be taken away"),
+    ] {
+        let patch = |addresses: &Value| Patch::Merge(json!({ "spec": { "addresses": addresses } }));
+        match api.patch("default", &PatchParams::default(), &patch(&refused)).await {
+            Ok(_) => bail!("{refused} must be refused"),
+            Err(error) if error.to_string().contains(says) => said.push(error.to_string()),
+            Err(error) => bail!("expected a refusal that says {says:?}, found: {error}"),
+        }
+        api.patch("default", &PatchParams::default(), &patch(&wider))
+            .await
+            .with_context(|| format!("{wider} must pass"))?;
+    }
+    Ok(said)
 }
 
 async fn another_node_uid(cluster: &Cluster) -> Result<String> {
@@ -171,6 +241,9 @@ async fn status_limits(cluster: &Cluster) -> Result<()> {
         (json!({ "candidates": [{ "address": "example.org:1", "kind": "Host" }] }), "should match"),
         (json!({ "publicKey": "short" }), "should match"),
         (json!({ "listenPort": 0 }), "greater than or equal to 1"),
+        (json!({ "round": 4_294_967_296_u64 }), "less than or equal to 4294967295"),
+        (json!({ "round": -1 }), "greater than or equal to 0"),
+        (json!({ "paths": { "direct": 4_294_967_296_u64 } }), "less than or equal to"),
     ] {
         match patch(status.clone()).await {
             Ok(_) => bail!("{status} must be refused"),

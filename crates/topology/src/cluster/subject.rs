@@ -217,7 +217,8 @@ fn mesh_conditions(view: &ClusterView, list_empty: bool) -> Vec<MeshCondition> {
     if let Some((range, services)) = overlap {
         let text = format!(
             "expected ranges apart from each other, found the mesh range {range} overlapping the Service range \
-             {services}; no address of the overlap is given out; change the mesh range in Mesh/default"
+             {services}; no address of the overlap is given out; correct spec.serviceCIDRs, or delete Mesh/default and have it \
+             made again with another range, upon which every node gets new addresses"
         );
         raise(MeshConditionType::RangesOverlap, text);
     }
