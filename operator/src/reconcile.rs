@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod diff;
+pub mod progress;
 pub mod status;
 
 use crate::{
@@ -21,18 +22,17 @@ use apply::{Applier, Outcome};
 use crds::MeshSpec;
 use diff::{Phase, Target, Write};
 use kube::api::DynamicObject;
+use progress::Progress;
 use status::Report;
 use std::{
     collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
-use topology::cluster::{EventReason, Plan};
+use topology::cluster::Plan;
 
 /// `apiVersion` of our kinds.
 pub const API_VERSION: &str = "warren.dev/v1alpha1";
-/// Writes of one kind in one pass: a pass then ends within a second or two, and a removal never waits longer than that.
-const PHASE_LIMIT: usize = 128;
 /// Pause between writes of `Mesh.status` for numbers alone: every agent watches the Mesh.
 const COUNTS_SPACING: Duration = Duration::from_secs(10);
 
@@ -171,15 +171,12 @@ impl Reconciler {
         if !self.applier.fence().holds() {
             return None;
         }
-        let phases = diff::phases(&self.cluster, &plan, k8s_openapi::jiff::Timestamp::now());
-        self.forget_unwanted(&phases);
-        let mut failed = BTreeSet::new();
-        let truncated = self.write_phases(lane, phases, &mut failed).await;
-        self.tell(lane, &plan, &failed).await;
+        let progress = self.write_plan(lane, &plan).await;
+        self.tell(&plan, &progress).await;
         if lane == Lane::Fast {
             return None;
         }
-        if truncated {
+        if progress.truncated() {
             return Some(Instant::now());
         }
         self.write_mesh_status(&plan, protection).await
@@ -201,39 +198,26 @@ impl Reconciler {
         plan.revocations(view, &broken)
     }
 
-    /// Carries the phases out in their order. Returns whether something was left for the next pass.
-    async fn write_phases(
-        &mut self,
-        lane: Lane,
-        phases: Vec<(Phase, Vec<Write>)>,
-        failed: &mut BTreeSet<String>,
-    ) -> bool {
-        for (phase, mut writes) in phases {
-            if lane == Lane::Fast && phase != Phase::Tombstones {
-                continue;
-            }
-            let now = Instant::now();
-            let all = writes.len();
-            writes.retain(|write| self.retries.ready(&write.target, now));
-            let held_back = writes.len() < all;
-            let truncated = writes.len() > PHASE_LIMIT;
-            writes.truncate(PHASE_LIMIT);
-            let complete = self.write_noting(writes, failed).await && !held_back;
-            if truncated {
-                return true;
-            }
-            if !complete && phase.guards_the_next() {
-                return false;
-            }
+    /// Carries the phases out in their order.
+    async fn write_plan(&mut self, lane: Lane, plan: &Plan) -> Progress {
+        let now = k8s_openapi::jiff::Timestamp::now();
+        let phases = diff::phases(&self.cluster, plan);
+        let conditions = diff::conditions(&self.cluster, plan, now);
+        self.forget_unwanted(phases.iter().flat_map(|(_, writes)| writes).chain(&conditions));
+        let mut progress = Progress::new(lane);
+        for (phase, writes) in phases {
+            self.write_phase(&mut progress, phase, writes).await;
         }
-        false
+        let conditions = diff::conditions(&self.cluster, plan, now);
+        self.write_phase(&mut progress, Phase::Conditions, conditions).await;
+        progress
     }
 
-    async fn write_noting(&mut self, writes: Vec<Write>, failed: &mut BTreeSet<String>) -> bool {
+    async fn write_phase(&mut self, progress: &mut Progress, phase: Phase, writes: Vec<Write>) {
+        let (now, wanted) = (Instant::now(), writes.len());
+        let writes = progress.select(phase, writes, |target| self.retries.ready(target, now));
         let outcomes = self.write(writes).await;
-        let complete = outcomes.iter().all(|(_, fine)| *fine);
-        failed.extend(outcomes.into_iter().filter(|(_, fine)| !fine).map(|(target, _)| target.name));
-        complete
+        progress.note(phase, wanted, outcomes);
     }
 
     /// Writes, learns from the answers, and says which writes were fine.
@@ -273,8 +257,8 @@ impl Reconciler {
         }
     }
 
-    fn forget_unwanted(&mut self, phases: &[(Phase, Vec<Write>)]) {
-        let wanted: BTreeSet<_> = phases.iter().flat_map(|(_, writes)| writes).map(|write| &write.target).collect();
+    fn forget_unwanted<'a>(&mut self, writes: impl Iterator<Item = &'a Write>) {
+        let wanted: BTreeSet<_> = writes.map(|write| &write.target).collect();
         self.retries.retain(|target| wanted.contains(target) || target.is_mesh());
     }
 
@@ -290,11 +274,12 @@ impl Reconciler {
             _ => {
                 let write = status::write(mesh, &report, k8s_openapi::jiff::Timestamp::now());
                 let notice = status::notice(mesh, &report);
-                let outcomes = self.write(vec![write]).await;
-                self.counts_written = Some(now);
-                if outcomes.iter().all(|(_, fine)| *fine)
-                    && let Some(notice) = notice
-                {
+                // No outcome means that the object waits after a failure.
+                let written = self.write(vec![write]).await.iter().any(|(_, fine)| *fine);
+                if written {
+                    self.counts_written = Some(now);
+                }
+                if let Some(notice) = notice.filter(|_| written) {
                     self.recorder.tell(&notice).await;
                 }
                 None
@@ -302,14 +287,8 @@ impl Reconciler {
         }
     }
 
-    async fn tell(&mut self, lane: Lane, plan: &Plan, failed: &BTreeSet<String>) {
-        for event in &plan.events {
-            let farewell = event.reason == EventReason::PeerRemoved;
-            let written =
-                if farewell { !failed.contains(crds::names::REMOVED_SLICE) } else { !failed.contains(&event.node) };
-            if !written || (lane == Lane::Fast && !farewell) {
-                continue;
-            }
+    async fn tell(&mut self, plan: &Plan, progress: &Progress) {
+        for event in plan.events.iter().filter(|event| progress.has_happened(event)) {
             let uid = self.cluster.mesh_nodes.get(&event.node).map(|node| node.meta.uid.clone());
             let notice = Notice {
                 kind: "MeshNode",

@@ -26,7 +26,8 @@ pub struct Target {
 }
 
 impl Target {
-    fn new(kind: Kind, name: &str) -> Self {
+    /// An object.
+    pub fn new(kind: Kind, name: &str) -> Self {
         Self { kind, name: name.to_owned(), status: false }
     }
 
@@ -72,12 +73,12 @@ pub enum Verb {
 /// The order of writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
+    /// The slice `removed`: whatever else there is to do, and however much, nobody who must go waits for it.
+    Tombstones,
     /// Objects of nodes and relays that are gone.
     Retire,
     /// Nodes and relays.
     Nodes,
-    /// The slice `removed`.
-    Tombstones,
     /// The other slices.
     Slices,
     /// Slices that are not wanted any more.
@@ -87,15 +88,20 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Whether the phases after it must wait until it is complete. An address never has two owners, so tombstones go before
+    /// Whether guarded phases after it must wait until it is complete. An address never has two owners, so tombstones go before
     /// slices; nobody disappears in between, so merged slices go before the deletion of emptied ones.
     pub fn guards_the_next(self) -> bool {
         matches!(self, Self::Tombstones | Self::Slices)
     }
+
+    /// Whether it must wait for those.
+    pub fn is_guarded(self) -> bool {
+        matches!(self, Self::Slices | Self::StaleSlices)
+    }
 }
 
-/// Every write that the plan asks for.
-pub fn phases(cluster: &Cluster, plan: &Plan, now: Timestamp) -> Vec<(Phase, Vec<Write>)> {
+/// Every write that the plan asks for, conditions aside.
+pub fn phases(cluster: &Cluster, plan: &Plan) -> Vec<(Phase, Vec<Write>)> {
     let (relays_to_delete, relays) = relays(cluster);
     let retire = plan.retire.iter().map(|retire| Write {
         target: Target::new(Kind::MeshNode, &retire.name),
@@ -113,15 +119,18 @@ pub fn phases(cluster: &Cluster, plan: &Plan, now: Timestamp) -> Vec<(Phase, Vec
     });
     let tombstones =
         plan.tombstones_changed.then(|| slice_write(cluster, REMOVED_SLICE, convert::tombstone_spec(&plan.tombstones)));
-    let conditions = plan.nodes.iter().filter_map(|(name, node)| condition_write(cluster, name, node, now));
     vec![
+        (Phase::Tombstones, tombstones.into_iter().collect()),
         (Phase::Retire, retire.chain(relays_to_delete).collect()),
         (Phase::Nodes, nodes.chain(relays).collect()),
-        (Phase::Tombstones, tombstones.into_iter().collect()),
         (Phase::Slices, slices.collect()),
         (Phase::StaleSlices, stale.collect()),
-        (Phase::Conditions, conditions.collect()),
     ]
+}
+
+/// The conditions of nodes. They say for which generation they were found, so they are asked for after the specs were written.
+pub fn conditions(cluster: &Cluster, plan: &Plan, now: Timestamp) -> Vec<Write> {
+    plan.nodes.iter().filter_map(|(name, node)| condition_write(cluster, name, node, now)).collect()
 }
 
 /// Makes the Mesh.
@@ -171,8 +180,12 @@ fn slice_write(cluster: &Cluster, name: &str, spec: Value) -> Write {
 
 fn condition_write(cluster: &Cluster, name: &str, node: &PlannedNode, now: Timestamp) -> Option<Write> {
     // Of a node to create they are written once it exists.
-    let stored = cluster.mesh_nodes.get(name).filter(|_| node.conditions_changed && node.action != Action::Create)?;
+    let stored = cluster.mesh_nodes.get(name).filter(|_| node.action != Action::Create)?;
     let known = &stored.value.status.conditions;
+    let is_current = known.iter().all(|condition| condition.observed_generation == stored.meta.generation);
+    if is_current && !node.conditions_changed {
+        return None;
+    }
     let conditions = convert::conditions(&node.conditions, known, stored.meta.generation, now);
     let body = json!({
         "apiVersion": API_VERSION,

@@ -6,10 +6,10 @@ use crate::cluster::condition::{Condition, Event, MeshCondition};
 use crate::peer::{Entry, Tombstone, Uid};
 use crate::spec::NodeSpec;
 
-/// A complete plan. The executor decides nothing; it writes in this order: `retire`, then created and updated nodes,
-/// then `tombstones`, then `slices` that changed, then the deletion of `stale_slices`, then conditions and events.
-/// Tombstones go before slices so that an address never has two owners; merged slices are written before emptied ones
-/// are deleted so that nobody disappears in between.
+/// A complete plan. The executor decides nothing; it writes in this order: `tombstones`, then `retire`, then created and
+/// updated nodes, then `slices` that changed, then the deletion of `stale_slices`, then conditions and events.
+/// Tombstones go first so that nobody who must go waits, and so that an address never has two owners; merged slices are
+/// written before emptied ones are deleted so that nobody disappears in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Objects to delete, with the UID that the deletion must name. A node that came back under its old name is both
