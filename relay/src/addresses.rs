@@ -1,7 +1,7 @@
 //! Where others can reach this relay.
 //!
-//! Unless told, the relay takes the addresses of the interfaces that have a default route: those of the mesh, of pods and
-//! of container bridges have none. Everything is read from `/proc/net`, which needs no privilege.
+//! Unless told by `--advertise`, the relay takes the addresses of the interfaces that have a default route: those of the mesh,
+//! of pods and of container bridges have none. Before them goes what its MeshRelay says, which knows of a NAT outside. Everything is read from `/proc/net`, which needs no privilege.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -42,6 +42,30 @@ pub fn to_publish(given: &[Advertised], of_host: &[IpAddr], listening: &[SocketA
     addresses.dedup();
     addresses.truncate(MAX_PUBLISHED);
     addresses
+}
+
+/// The addresses that a MeshRelay gives, in its order, and then the relay's own. What nobody could send to is left out. One of
+/// its own is always there: it tells the agent on the same node which port the relay listens on.
+#[must_use]
+pub fn with_given(given: &[String], own: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut addresses = Vec::with_capacity(MAX_PUBLISHED);
+    let room = MAX_PUBLISHED - own.len().min(1);
+    let usable = given.iter().filter_map(|text| usable(text)).take(room);
+    for address in usable.chain(own.iter().copied()) {
+        if addresses.len() < MAX_PUBLISHED && !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+/// A given address, if others could send to it.
+#[must_use]
+pub fn usable(text: &str) -> Option<SocketAddr> {
+    let address: SocketAddr = text.parse().ok()?;
+    let ip = address.ip();
+    let nobodys = ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || address.port() == 0;
+    (!nobodys).then_some(address)
 }
 
 /// Whether others anywhere on the internet could send to it, as far as an address can tell.
@@ -139,6 +163,25 @@ mod tests {
         assert_eq!(publish(&[], &host, &["0.0.0.0:1"]), ["10.0.0.7:1", "10.0.0.8:1"]);
         assert_eq!(publish(&[], &host, &["10.0.0.8:1"]), ["10.0.0.8:1"]);
         assert!(publish(&[], &host, &["127.0.0.1:1", "[::1]:1"]).is_empty());
+    }
+
+    #[test]
+    fn what_the_object_gives_comes_first_and_once() {
+        let own: Vec<SocketAddr> = ["10.0.0.7:3478", "203.0.113.7:3478"].map(|text| text.parse().unwrap()).to_vec();
+        let merged = |given: &[&str]| {
+            let given: Vec<String> = given.iter().map(ToString::to_string).collect();
+            with_given(&given, &own).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(merged(&[]), ["10.0.0.7:3478", "203.0.113.7:3478"]);
+        assert_eq!(
+            merged(&["198.51.100.7:443", "203.0.113.7:3478"]),
+            ["198.51.100.7:443", "203.0.113.7:3478", "10.0.0.7:3478"]
+        );
+        let useless = ["0.0.0.0:1", "[ff02::1]:1", "127.0.0.1:1", "203.0.113.9:0", "203.0.113.999:1", "home:1", ""];
+        assert_eq!(merged(&useless), merged(&[]));
+        let many: Vec<String> = (1..40).map(|last| format!("198.51.100.{last}:1")).collect();
+        let published = with_given(&many, &own);
+        assert_eq!((published.len(), published.last()), (MAX_PUBLISHED, own.first()));
     }
 
     #[test]

@@ -23,8 +23,9 @@ pub struct Args {
     )]
     pub listen: Vec<SocketAddr>,
 
-    /// Address at which others reach this relay, with a port if it is not the one listened on. Needed behind 1:1 NAT
-    /// or port forwarding; else the addresses of the interfaces with a default route are published. May be repeated.
+    /// Address at which others reach this relay, with a port if it is not the one listened on. May be repeated. Without it the
+    /// addresses of the interfaces with a default route are published. What a NAT outside makes of them is best written
+    /// into `spec.addresses` of the MeshRelay, which is published first.
     #[arg(long, env = "WARREN_ADVERTISE", value_name = "ADDR[:PORT]", value_delimiter = ',', value_parser = advertised)]
     pub advertise: Vec<Advertised>,
 

@@ -9,7 +9,8 @@
 //! * [`server`] decides, without a socket or a clock of its own: bytes, source and time in, at most one reply out.
 //! * [`socket`] and [`serve`] are its shell. A reply leaves from the address that was asked, also on a host with several,
 //!   because a NAT drops an answer that comes from anywhere else.
-//! * [`publish`] writes where the relay can be asked into the status of its `MeshRelay`, if there is a cluster.
+//! * [`publish`] writes where the relay can be asked into the status of its `MeshRelay`, if there is a cluster: the addresses
+//!   that an admin or the operator gave in its spec, then those it finds itself.
 //! * [`monitor`] shows counters and health.
 //!
 //! # Life cycle

@@ -16,6 +16,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt, watcher};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::addresses::with_given;
 use crate::monitor::Metrics;
 use crate::server::Budget;
 use status::Plan;
@@ -65,7 +66,7 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<kube::Client> {
     kube::Client::try_from(config).context("cannot make a client for the Kubernetes API")
 }
 
-/// Publishes until it is dropped. `addresses` is asked again and again for what to publish.
+/// Publishes until it is dropped. `addresses` is asked again and again for what to publish, after what the object itself gives.
 pub async fn run(
     client: kube::Client,
     identity: Identity,
@@ -131,17 +132,19 @@ impl Publisher {
 
     /// Writes if there is something to write and it is time to.
     async fn publish(&mut self, addresses: &[std::net::SocketAddr]) {
+        let given = self.seen.as_ref().map_or(&[][..], |relay| &relay.spec.addresses);
+        let addresses = with_given(given, addresses);
         self.metrics.addresses.set(i64::try_from(addresses.len()).unwrap_or(i64::MAX));
         let Some(relay) = &self.seen else {
             // Nothing is postponed for an object that is gone.
             return self.backoff.reset();
         };
-        let plan = status::plan(relay, &self.identity, addresses, Time(Timestamp::now()));
+        let plan = status::plan(relay, &self.identity, &addresses, Time(Timestamp::now()));
         let foreign = matches!(plan, Plan::Foreign { .. });
         match plan {
             Plan::Nothing => self.backoff.reset(),
             Plan::Foreign { node_name } => self.leave_alone(&node_name),
-            Plan::Write(status) => self.write(status, addresses).await,
+            Plan::Write(status) => self.write(status).await,
         }
         self.foreign = foreign;
     }
@@ -158,7 +161,7 @@ impl Publisher {
         }
     }
 
-    async fn write(&mut self, status: crds::MeshRelayStatus, addresses: &[std::net::SocketAddr]) {
+    async fn write(&mut self, status: crds::MeshRelayStatus) {
         let now = Instant::now();
         if !self.backoff.is_due(now) {
             return;
@@ -173,10 +176,10 @@ impl Publisher {
             Ok(relay) => {
                 tracing::info!(
                     name = self.identity.name,
-                    addresses = addresses.len(),
+                    addresses = status.stun.len(),
                     "published where to ask this relay"
                 );
-                tracing::debug!(?addresses, "published");
+                tracing::debug!(addresses = ?status.stun, "published");
                 self.metrics.status_writes.with_label_values(&["ok"]).inc();
                 self.seen = Some(relay);
                 self.backoff.reset();

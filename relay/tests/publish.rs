@@ -86,6 +86,18 @@ async fn it_applies_its_own_status_once_per_change() {
 }
 
 #[tokio::test]
+async fn behind_nat_it_publishes_what_its_object_gives_before_what_it_finds() {
+    let mut object = mesh_relay("relay-a", "node-a");
+    object["spec"]["addresses"] = serde_json::json!(["198.51.100.7:3478"]);
+    let mut relay = Publisher::start(|api| api.set(Some(object))).await;
+    let first = relay.next_write().await;
+    assert_eq!(first.body["status"]["stun"], serde_json::json!(["198.51.100.7:3478", "203.0.113.7:3478"]));
+
+    relay.api.change(|object| object["spec"]["addresses"] = serde_json::json!([]));
+    assert_eq!(relay.next_write().await.body["status"]["stun"], serde_json::json!(["203.0.113.7:3478"]));
+}
+
+#[tokio::test]
 async fn it_waits_for_the_api_and_for_the_object() {
     let mut relay = Publisher::start(|api| api.set_away(true)).await;
     relay.api.turned_away.recv().await.unwrap();

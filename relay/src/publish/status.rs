@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 
 use super::Identity;
-use crate::addresses::is_public;
+use crate::addresses::{is_public, usable};
 
 /// What to do about an object.
 #[derive(Debug, PartialEq)]
@@ -54,7 +54,8 @@ pub(super) fn patch(name: &str, status: &MeshRelayStatus) -> serde_json::Value {
 
 fn desired(relay: &MeshRelay, current: &MeshRelayStatus, addresses: &[SocketAddr], now: Time) -> MeshRelayStatus {
     let generation = relay.metadata.generation;
-    let conditions = [ready(addresses), public_address(addresses)].map(|(type_, status, reason, message)| {
+    let observations = [ready(&relay.spec.addresses, addresses), public_address(addresses)];
+    let conditions = observations.map(|(type_, status, reason, message)| {
         let before = current.conditions.iter().find(|before| before.type_ == type_ && before.status == status);
         Condition {
             type_: type_.to_owned(),
@@ -75,13 +76,21 @@ fn desired(relay: &MeshRelay, current: &MeshRelayStatus, addresses: &[SocketAddr
 
 type Observation = (&'static str, ConditionStatus, &'static str, String);
 
-fn ready(addresses: &[SocketAddr]) -> Observation {
-    if addresses.is_empty() {
-        let message = "Expected an address that others can send to, found no interface with a default route; \
-            give the relay its address by --advertise.";
-        ("Ready", ConditionStatus::False, "NoAddress", message.to_owned())
+fn ready(given: &[String], addresses: &[SocketAddr]) -> Observation {
+    let mut message = if addresses.is_empty() {
+        "Expected an address that others can send to, found no interface with a default route; \
+            write ADDRESS:PORT into spec.addresses of this MeshRelay."
+            .to_owned()
     } else {
-        let message = format!("Answers STUN at {} address(es).", addresses.len());
+        format!("Answers STUN at {} address(es).", addresses.len())
+    };
+    let useless: Vec<&str> = given.iter().map(String::as_str).filter(|text| usable(text).is_none()).collect();
+    if !useless.is_empty() {
+        message.push_str(&format!(" Left out of spec.addresses, since nobody can send there: {}.", useless.join(", ")));
+    }
+    if addresses.is_empty() {
+        ("Ready", ConditionStatus::False, "NoAddress", message)
+    } else {
         ("Ready", ConditionStatus::True, "Serving", message)
     }
 }
@@ -92,7 +101,7 @@ fn public_address(addresses: &[SocketAddr]) -> Observation {
         ("PublicAddress", ConditionStatus::True, "GlobalAddress", message.to_owned())
     } else {
         let message = "Expected an address from a public range, found none: nodes in other networks cannot ask this relay. \
-            If its port is forwarded, give the outer address by --advertise.";
+            If a NAT or router forwards to it, write the outer ADDRESS:PORT into spec.addresses of this MeshRelay.";
         ("PublicAddress", ConditionStatus::False, "PrivateOnly", message.to_owned())
     }
 }
@@ -172,6 +181,16 @@ mod tests {
         assert_eq!(summary(&["203.0.113.7:1"]), [(yes, "Serving".into()), (yes, "GlobalAddress".into())]);
         assert_eq!(summary(&["192.168.1.7:1"]), [(yes, "Serving".into()), (no, "PrivateOnly".into())]);
         assert_eq!(summary(&[]), [(no, "NoAddress".into()), (no, "PrivateOnly".into())]);
+    }
+
+    #[test]
+    fn a_given_address_that_is_nobodys_is_named() {
+        let mut object = relay(1, None);
+        object.spec.addresses = vec!["0.0.0.0:1".into(), "203.0.113.7:3478".into()];
+        let status = written(&object, &["203.0.113.7:3478"], 10);
+        let ready = &status.conditions[0];
+        assert_eq!((ready.status, ready.reason.as_str()), (ConditionStatus::True, "Serving"));
+        assert!(ready.message.ends_with("nobody can send there: 0.0.0.0:1."), "{}", ready.message);
     }
 
     #[test]
