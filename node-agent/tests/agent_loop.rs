@@ -27,7 +27,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -49,6 +49,10 @@ struct Machine {
     plans: watch::Sender<Vec<NetPlan>>,
     taken_ports: Vec<u16>,
     broken: Mutex<Option<String>>,
+    /// No device can be made.
+    no_device: AtomicBool,
+    /// So many times the echo sockets can't be opened.
+    echo_failures: AtomicU32,
     changed: tokio::sync::Mutex<mpsc::Receiver<Changed>>,
 }
 
@@ -65,6 +69,8 @@ impl Machine {
             plans: watch::Sender::new(Vec::new()),
             taken_ports,
             broken: Mutex::default(),
+            no_device: AtomicBool::new(false),
+            echo_failures: AtomicU32::new(0),
             changed: tokio::sync::Mutex::new(changed),
         };
         (Arc::new(machine), change)
@@ -111,6 +117,9 @@ impl Host for Machine {
     }
 
     fn open_device(&self, config: DeviceConfig) -> Result<Arc<dyn Device>, DeviceError> {
+        if self.no_device.load(Ordering::Relaxed) {
+            return Err(DeviceError::BadName(config.name));
+        }
         if self.taken_ports.contains(&config.listen_port) {
             return Err(DeviceError::PortTaken { port: config.listen_port });
         }
@@ -131,6 +140,10 @@ impl Host for Machine {
     }
 
     fn open_echo(&self, _: &str) -> io::Result<Box<dyn Echo>> {
+        let fewer = |left: u32| left.checked_sub(1);
+        if self.echo_failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
         Ok(Box::new(NoEcho))
     }
 
@@ -210,6 +223,23 @@ impl Lab {
 
     async fn ask(&self, question: Question) -> Answer {
         local::ask(&self.asks, question).await
+    }
+
+    /// How often the loop has brought the node in line.
+    async fn reconciles(&self) -> u64 {
+        let metrics = self.ask(Question::Metrics).await.body;
+        let line = metrics.lines().find_map(|l| l.strip_prefix("warren_reconcile_duration_seconds_count "));
+        line.unwrap().parse().unwrap()
+    }
+
+    /// Waits until the agent's own report has this in it.
+    async fn status_with(&self, text: &str) {
+        let found = async {
+            while !self.ask(Question::Status).await.body.contains(text) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, found).await.unwrap();
     }
 
     /// Waits for a state of our MeshNode.
@@ -413,6 +443,41 @@ async fn a_change_of_address_is_a_new_round_with_the_new_candidate() {
     lab.change.send(Changed { links: true, ..Changed::default() }).await.unwrap();
     let after = lab.node_where(|n| n["status"]["candidates"][0]["address"] == "192.0.2.77:21821").await;
     assert!(after["status"]["round"].as_u64() > before["status"]["round"].as_u64());
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn what_nothing_can_be_done_about_does_not_spin() {
+    /// Long enough for thousands of turns of a loop that spins.
+    const WHILE: Duration = Duration::from_millis(800);
+    let (api, address, dir) = cluster().await;
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    for state in ["no MeshNode", "no device", "neither any more"] {
+        match state {
+            "no device" => {
+                lab.machine.no_device.store(true, Ordering::Relaxed);
+                operator::create_node(&api, "a", 1);
+                lab.status_with("DeviceFailed").await;
+            }
+            "neither any more" => {
+                // The next attempt to open the device falls into a time without anything to open it for.
+                let mut node = api.get("meshnodes", "a").unwrap();
+                node["spec"]["meshIPs"] = json!([]);
+                api.put("meshnodes", node);
+                lab.status_with("\"meshIps\":[]").await;
+            }
+            _ => {}
+        }
+        let before = lab.reconciles().await;
+        lab.change.send(Changed::ALL).await.unwrap();
+        tokio::time::sleep(WHILE).await;
+        let turns = lab.reconciles().await - before;
+        assert!(turns <= 6, "{state}: {turns} turns");
+    }
+    // And what happened meanwhile is made up for.
+    lab.machine.no_device.store(false, Ordering::Relaxed);
+    operator::create_node(&api, "a", 1);
+    lab.machine.plan_where(|p| !p.is_empty()).await;
     lab.stop().await;
 }
 

@@ -52,12 +52,22 @@ impl NetworkState {
 
     /// The device is gone, and its addresses and routes with it.
     pub fn forget(&mut self) {
-        self.plan = None;
+        self.suspend();
         self.programmed = None;
     }
 
-    /// Somebody changed the host network: look, as soon as the budget allows.
+    /// There is nothing to program at present. Whatever comes next is programmed as if it were new, so nothing is due until
+    /// then.
+    pub fn suspend(&mut self) {
+        self.plan = None;
+        self.again_at = None;
+    }
+
+    /// Somebody changed the host network: look, as soon as the budget allows. What was never programmed can't be repaired.
     pub fn repair(&mut self, now: Instant) {
+        if self.plan.is_none() {
+            return;
+        }
         let at = self.budget.take(now).map_or_else(|later| later, |()| now);
         self.again_at = Some(self.again_at.map_or(at, |old| old.min(at)));
     }

@@ -54,6 +54,10 @@ impl Agent {
                 // Probes and STUN requests are on their way while routes are made.
                 self.engine_turn(now).await;
                 self.program_network(&intent, now).await;
+            } else {
+                // A timer that nothing can be done about would be due for ever.
+                self.network.suspend();
+                self.device_retry = self.device_retry.filter(|(at, _)| *at > now);
             }
             timer.observe_duration();
         }
@@ -176,7 +180,7 @@ impl Agent {
     }
 
     async fn program_network(&mut self, intent: &Intent, now: Instant) {
-        let Some(port) = self.plane.as_ref().map(Plane::listen_port) else { return };
+        let Some(port) = self.plane.as_ref().map(Plane::listen_port) else { return self.network.suspend() };
         let found = Found {
             survey: &self.network.survey,
             api_servers: &self.api_servers,
@@ -185,7 +189,7 @@ impl Agent {
         let served = |a: &&std::net::SocketAddr| self.host.listens_on(a.port());
         let serves_api = self.api_servers.iter().find(served).map(std::net::SocketAddr::port);
         let plan = intent::net_plan(&self.settings, &self.view, &found, intent, port, serves_api);
-        let Some(plan) = plan else { return };
+        let Some(plan) = plan else { return self.network.suspend() };
         let host = self.host.clone();
         if let Some(repairs) = self.network.program(host.as_ref(), plan, intent.cni.clone(), now).await {
             for kind in repairs {
