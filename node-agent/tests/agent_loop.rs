@@ -482,6 +482,20 @@ async fn what_nothing_can_be_done_about_does_not_spin() {
 }
 
 #[tokio::test]
+async fn a_wider_range_of_ports_keeps_the_device() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    lab.machine.plan_where(|p| !p.is_empty()).await;
+    let mut mesh = api.get("meshes", "default").unwrap();
+    mesh["spec"] = json!({"listenPorts": {"first": 21820, "last": 29999}, "mtu": 1400});
+    api.put("meshes", mesh);
+    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.mtu == 1400)).await;
+    assert_eq!(lab.machine.devices.lock().unwrap().len(), 1);
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn a_host_network_that_refuses_is_a_condition_and_not_ready() {
     let (api, address, dir) = cluster().await;
     operator::create_node(&api, "a", 1);

@@ -43,8 +43,6 @@ impl Settings {
 pub struct DeviceIntent {
     /// The port the operator assigned.
     pub listen_port: u16,
-    /// The last port to try when that one is taken.
-    pub last_port: u16,
     /// The mark of outer packets.
     pub fwmark: u32,
     /// The identity of the mesh.
@@ -56,6 +54,8 @@ pub struct DeviceIntent {
 pub struct Intent {
     /// The device.
     pub device: DeviceIntent,
+    /// The last port to try when the assigned one is taken. An open device has no use for it, so it is no part of what that is.
+    pub last_port: u16,
     /// Its MTU.
     pub mtu: u16,
     /// The peers.
@@ -88,12 +88,12 @@ pub fn intent(settings: &Settings, view: &View, found: &Found<'_>) -> Option<Int
     let object = view.mesh()?;
     let device = DeviceIntent {
         listen_port: spec.listen_port,
-        last_port: mesh.listen_ports.last.max(spec.listen_port),
         fwmark: object.spec.fwmark.value,
         mesh_id: view.mesh_id(),
     };
     Some(Intent {
         device,
+        last_port: mesh.listen_ports.last.max(spec.listen_port),
         mtu: object.spec.mtu.unwrap_or_else(|| found.survey.underlay.device_mtu()),
         forbidden: forbidden(&plan, &mesh, &view.pod_ranges(), found),
         hosts: hosts(&found.survey.underlay),

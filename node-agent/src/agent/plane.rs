@@ -327,7 +327,7 @@ fn open_device(
     intent: &Intent,
 ) -> Result<Arc<dyn Device>, DeviceError> {
     let first = intent.device.listen_port;
-    let last = intent.device.last_port.min(first.saturating_add(PORT_ATTEMPTS - 1));
+    let last = intent.last_port.min(first.saturating_add(PORT_ATTEMPTS - 1));
     let mut port = first;
     loop {
         let opened = host.open_device(DeviceConfig {
