@@ -7,7 +7,7 @@
 //! ([`reconcile::apply`]). Everything up to the writes is free of clocks, clients and chance, and is tested as tables.
 //!
 //! **Two replicas, one writer.** Every replica watches and plans; only the holder of the [`lease`] writes. A leader checks
-//! by its own monotonic clock, right before each single request, that its lease still runs, and gives up on a request before another replica
+//! by its own clock, which counts a suspend too, right before each single request, that its lease still runs, and gives up on a request before another replica
 //! could take over; a process that was stopped and wakes up writes nothing. What it changes it changes by
 //! `resourceVersion`, so that a write that was overtaken is refused. Allocation is read back from the objects, so a new leader
 //! plans byte-identical output and a fail-over writes nothing.

@@ -1,6 +1,6 @@
 //! Feeds the election from the API server and tells the rest of the process whether it may write.
 
-use super::{Elector, LEASE_DURATION, RENEW_DEADLINE, RETRY, Record, Step, WRITE_TIMEOUT};
+use super::{Elector, LEASE_DURATION, RENEW_DEADLINE, RETRY, Record, Step, WRITE_TIMEOUT, clock::Moment};
 use crate::metrics::Metrics;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -11,10 +11,7 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, PostParams},
 };
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// Name of the Lease.
@@ -22,12 +19,12 @@ pub const LEASE_NAME: &str = "warren-operator";
 
 /// Says whether this replica may write. Cheap to ask, and asked before every single write.
 #[derive(Clone, Debug)]
-pub struct Fence(watch::Receiver<Option<Instant>>);
+pub struct Fence(watch::Receiver<Option<Moment>>);
 
 impl Fence {
     /// Whether a write may begin now.
     pub fn holds(&self) -> bool {
-        self.0.borrow().is_some_and(|until| Instant::now() < until)
+        self.0.borrow().is_some_and(|until| Moment::now() < until)
     }
 
     /// Waits until the answer may have changed. False when the election has ended.
@@ -41,7 +38,7 @@ pub struct Election {
     api: Api<Lease>,
     elector: Elector,
     identity: String,
-    term: watch::Sender<Option<Instant>>,
+    term: watch::Sender<Option<Moment>>,
     metrics: Arc<Metrics>,
     failing: bool,
 }
@@ -73,11 +70,11 @@ impl Election {
 
     async fn turn(&mut self) -> anyhow::Result<()> {
         // The holder renews without reading: if somebody else wrote, the version does not fit.
-        if self.elector.valid_until().is_none_or(|until| until <= Instant::now()) {
+        if self.elector.valid_until().is_none_or(|until| until <= Moment::now()) {
             let lease = self.api.get_opt(LEASE_NAME).await?;
-            self.elector.observe(lease.as_ref().map(record), Instant::now());
+            self.elector.observe(lease.as_ref().map(record), Moment::now());
         }
-        let sent = Instant::now();
+        let sent = Moment::now();
         let written = match self.elector.next(sent) {
             Step::Wait => return Ok(()),
             Step::Create => self.api.create(&PostParams::default(), &self.lease(None, 0)).await,
@@ -88,9 +85,10 @@ impl Election {
         };
         match written {
             Ok(lease) => self.elector.written(record(&lease), sent),
-            Err(kube::Error::Api(status)) if status.code == 409 => {
+            // 404: it was deleted under us.
+            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => {
                 let lease = self.api.get_opt(LEASE_NAME).await?;
-                self.elector.observe(lease.as_ref().map(record), Instant::now());
+                self.elector.observe(lease.as_ref().map(record), Moment::now());
             }
             Err(error) => return Err(error.into()),
         }
@@ -110,7 +108,7 @@ impl Election {
     }
 
     fn publish(&self) {
-        let until = self.elector.valid_until().filter(|until| Instant::now() < *until);
+        let until = self.elector.valid_until().filter(|until| Moment::now() < *until);
         let before = self.term.send_replace(until);
         if before.is_some() != until.is_some() {
             self.metrics.lease_held.set(i64::from(until.is_some()));
