@@ -149,7 +149,7 @@ pub fn write(mesh: &Stored<MeshValue>, report: &Report, now: Timestamp) -> Write
         status["proofKey"] = json!(key);
         status["challenge"] = json!(challenge);
     }
-    apply(status)
+    apply(mesh, status)
 }
 
 fn condition(said: &Said, stored: &[Condition], generation: Option<i64>, now: Timestamp) -> Condition {
@@ -164,8 +164,10 @@ fn condition(said: &Said, stored: &[Condition], generation: Option<i64>, now: Ti
     dated(fresh, stored)
 }
 
-fn apply(status: serde_json::Value) -> Write {
-    let body = json!({ "apiVersion": API_VERSION, "kind": "Mesh", "metadata": { "name": MESH }, "status": status });
+// With the version that it was planned from: a leader that slept may not put its old challenge over its successor's.
+fn apply(mesh: &Stored<MeshValue>, status: serde_json::Value) -> Write {
+    let metadata = json!({ "name": MESH, "resourceVersion": mesh.meta.version });
+    let body = json!({ "apiVersion": API_VERSION, "kind": "Mesh", "metadata": metadata, "status": status });
     Write { target: Target::status(Kind::Mesh, MESH), verb: Verb::Apply(body) }
 }
 
@@ -179,6 +181,7 @@ pub fn invalid(mesh: &Stored<MeshValue>, message: &str) -> Option<Write> {
     }
     let condition = condition(&said, stored, mesh.meta.generation, Timestamp::now());
     Some(apply(
+        mesh,
         json!({ "observedGeneration": mesh.meta.generation, "nodes": mesh.value.status.nodes, "conditions": [condition] }),
     ))
 }

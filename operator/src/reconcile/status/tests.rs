@@ -91,3 +91,14 @@ fn a_refused_plan_is_the_first_thing_to_say() {
     assert_eq!((ready.status, ready.reason.as_str()), (ConditionStatus::False, "PlanRefused"));
     assert!(ready.message.contains("PlanRefused it is"));
 }
+
+#[test]
+fn a_report_overwrites_no_version_but_the_one_it_was_made_from() {
+    let report = report(&plan(1, 1, &[]));
+    let mut mesh = written(&report);
+    mesh.meta.version = "77".into();
+    for write in [write(&mesh, &report, Timestamp::UNIX_EPOCH), invalid(&mesh, "it is wrong").unwrap()] {
+        let Verb::Apply(body) = write.verb else { panic!("expected an apply") };
+        assert_eq!(body["metadata"]["resourceVersion"], "77");
+    }
+}
