@@ -51,8 +51,13 @@ impl Prover {
         if in_place {
             self.in_place_since.get_or_insert(now);
         } else {
-            (self.in_place_since, self.challenge) = (None, None);
+            self.disturb();
         }
+    }
+
+    /// A policy was made, altered or removed, however it looks by now: what was answered meanwhile proves nothing.
+    pub fn disturb(&mut self) {
+        (self.in_place_since, self.challenge) = (None, None);
     }
 
     /// When the policies have been in place for long enough.

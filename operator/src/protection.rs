@@ -5,7 +5,7 @@
 //! of the chart, so there is one place to change them; [`ACCEPTED`] also takes the previous release's, because during an upgrade
 //! the operator may be newer than the policies or the other way round.
 
-use crate::index::Collection;
+use crate::index::{Cluster, Collection, Kind, Meta};
 use k8s_openapi::api::admissionregistration::v1::{
     MatchResources, NamedRuleWithOperations, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
     ValidatingAdmissionPolicyBindingSpec, ValidatingAdmissionPolicySpec,
@@ -87,6 +87,18 @@ impl Documents {
         });
         policy_faults.chain(binding_faults).collect()
     }
+}
+
+/// UID and generation of the policies and bindings that are known: it changes whenever one is made again or altered, also if
+/// it is as before by the time somebody looks.
+pub type Seal = BTreeMap<(Kind, String), (String, Option<i64>)>;
+
+/// The present seal.
+pub fn seal(cluster: &Cluster) -> Seal {
+    let known = |kind: Kind, meta: &Meta| ((kind, meta.name.clone()), (meta.uid.clone(), meta.generation));
+    let policies = cluster.policies.iter().map(|(_, stored)| known(Kind::Policy, &stored.meta));
+    let bindings = cluster.bindings.iter().map(|(_, stored)| known(Kind::Binding, &stored.meta));
+    policies.chain(bindings).collect()
 }
 
 /// Compares what is in the cluster with what is accepted.

@@ -4,6 +4,7 @@
 //! them out. [`Reconciler`] owns the state that a replica keeps between passes.
 
 pub mod apply;
+mod confirm;
 pub mod diff;
 pub mod progress;
 pub mod status;
@@ -13,7 +14,7 @@ use crate::{
     coalesce::Lane,
     convert,
     events::{Notice, Recorder},
-    index::Cluster,
+    index::{Change, Cluster, Effect},
     metrics::Metrics,
     proof::{Prover, Seed},
     protection::{self, Documents, Protection},
@@ -35,6 +36,11 @@ use topology::cluster::Plan;
 pub const API_VERSION: &str = "warren.dev/v1alpha1";
 /// Pause between writes of `Mesh.status` for numbers alone: every agent watches the Mesh.
 const COUNTS_SPACING: Duration = Duration::from_secs(10);
+
+/// Plans that are made anew in one pass because they rested on something that is not so.
+const CONFIRMATIONS: usize = 3;
+/// Pause before a pass that could not confirm its plan is tried again.
+const UNCONFIRMED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a replica keeps between passes.
 pub struct Reconciler {
@@ -79,6 +85,11 @@ impl Reconciler {
             counts_written: None,
             reported_problem: None,
         }
+    }
+
+    /// Takes a change in.
+    pub fn absorb(&mut self, change: Change) -> Effect {
+        absorb(&mut self.cluster, &mut self.prover, change)
     }
 
     /// Plans, and if this replica leads, writes. Nothing is concluded before every kind was listed.
@@ -163,11 +174,7 @@ impl Reconciler {
     }
 
     async fn plan_and_write(&mut self, lane: Lane, mesh: topology::mesh::MeshConfig, protection: Protection) -> WakeUp {
-        let now = Instant::now();
-        let protected = self.prover.protected(now);
-        let view = convert::view(&self.cluster, mesh, &self.prover, protected);
-        let plan = self.sound(&view, topology::cluster::plan(&view));
-        self.export(&plan);
+        let Some(plan) = self.confirmed_plan(&mesh).await else { return Some(Instant::now() + UNCONFIRMED_PAUSE) };
         if !self.applier.fence().holds() {
             return None;
         }
@@ -180,6 +187,53 @@ impl Reconciler {
             return Some(Instant::now());
         }
         self.write_mesh_status(&plan, protection).await
+    }
+
+    /// A plan that rests on no absence that the API server itself does not confirm; `None` when it can't be asked.
+    async fn confirmed_plan(&mut self, mesh: &topology::mesh::MeshConfig) -> Option<Plan> {
+        for _ in 0..CONFIRMATIONS {
+            let protected = self.prover.protected(Instant::now());
+            let view = convert::view(&self.cluster, mesh.clone(), &self.prover, protected);
+            let plan = self.sound(&view, topology::cluster::plan(&view));
+            self.export(&plan);
+            if !self.applier.fence().holds() {
+                return Some(plan);
+            }
+            match self.stands(&view, &plan).await {
+                Ok(true) => return Some(plan),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot confirm what a plan rests on; nothing is written");
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    async fn stands(&mut self, view: &topology::cluster::ClusterView, plan: &Plan) -> kube::Result<bool> {
+        let client = self.applier.client();
+        if confirm::admits_keys(plan) {
+            let seen = protection::seal(&self.cluster);
+            if confirm::present_seal(client, &seen).await? != seen {
+                tracing::warn!("the admission policies are not what they were when they were seen; no key is admitted");
+                self.prover.disturb();
+                return Ok(false);
+            }
+        }
+        let absences = confirm::absences(&self.cluster, view, plan);
+        let answers = confirm::look_for(client, absences).await?;
+        let mut stands = true;
+        for (absence, found) in answers {
+            if confirm::settle(&mut self.cluster, &absence, found) {
+                tracing::warn!(
+                    name = absence.name(),
+                    "an object that was taken for gone is there; the plan is made anew"
+                );
+                stands = false;
+            }
+        }
+        Ok(stands)
     }
 
     /// The plan, or what may be written of it when it breaks an invariant.
@@ -227,7 +281,13 @@ impl Reconciler {
         let outcomes = self.applier.apply(writes).await;
         let now = Instant::now();
         let mut results = Vec::with_capacity(outcomes.len());
-        for (target, outcome) in outcomes {
+        for (target, mut outcome) in outcomes {
+            // A node may hold on to a condition of a type of ours: what can't be changed is not tried without a pause.
+            if let Outcome::Written(object) = &outcome
+                && diff::known_version(&self.cluster, &target) == object.metadata.resource_version.as_deref()
+            {
+                outcome = Outcome::WithoutEffect;
+            }
             let fine = outcome.is_fine();
             if fine {
                 self.wrote = true;
@@ -329,9 +389,72 @@ impl Reconciler {
     }
 }
 
+// A policy that is altered and restored between two passes is noticed here, by its generation.
+fn absorb(cluster: &mut Cluster, prover: &mut Prover, change: Change) -> Effect {
+    let guards = matches!(change, Change::Policy(_) | Change::Binding(_));
+    let before = guards.then(|| protection::seal(cluster));
+    let effect = cluster.absorb(change);
+    if before.is_some_and(|before| before != protection::seal(cluster)) {
+        prover.disturb();
+        return effect.max(Effect::Changed);
+    }
+    effect
+}
+
 fn seed() -> Result<Seed, getrandom::Error> {
     let (mut key, mut challenge) = ([0; 32], [0; 32]);
     getrandom::fill(&mut key)?;
     getrandom::fill(&mut challenge)?;
     Ok(Seed { key, challenge })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::{Meta, Stored, Update};
+    use std::convert::Infallible;
+
+    fn policy(version: u64, generation: i64, altered: bool) -> Change {
+        let meta = Meta {
+            name: crds::names::AGENT_POLICY.into(),
+            uid: "u".into(),
+            version: version.to_string(),
+            generation: Some(generation),
+            ..Meta::default()
+        };
+        let value = k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicySpec {
+            failure_policy: altered.then(|| "Ignore".into()),
+            ..Default::default()
+        };
+        Change::Policy(Update::Applied(Stored { meta, value }))
+    }
+
+    /// A replica with an open challenge.
+    fn challenged() -> (Cluster, Prover) {
+        let (mut cluster, mut prover) = (Cluster::default(), Prover::default());
+        absorb(&mut cluster, &mut prover, policy(1, 1, false));
+        let now = Instant::now();
+        prover.observe(true, now);
+        let seed = || Ok::<_, Infallible>(Seed { key: [1; 32], challenge: [2; 32] });
+        prover.issue(now + crate::proof::SETTLE, seed, BTreeSet::new).unwrap();
+        assert!(prover.challenge().is_some());
+        (cluster, prover)
+    }
+
+    #[test]
+    fn a_policy_altered_and_restored_between_two_passes_ends_the_challenge() {
+        let (mut cluster, mut prover) = challenged();
+        assert_eq!(absorb(&mut cluster, &mut prover, policy(2, 1, false)), Effect::Nothing);
+        assert!(prover.challenge().is_some(), "its status or a label is no alteration");
+        absorb(&mut cluster, &mut prover, policy(3, 2, true));
+        absorb(&mut cluster, &mut prover, policy(4, 3, false));
+        assert!(prover.challenge().is_none() && prover.settles_at().is_none());
+    }
+
+    #[test]
+    fn a_list_that_shows_only_the_restored_policy_ends_the_challenge_too() {
+        let (mut cluster, mut prover) = challenged();
+        assert_eq!(absorb(&mut cluster, &mut prover, policy(4, 3, false)), Effect::Changed, "a pass must say so");
+        assert!(prover.challenge().is_none());
+    }
 }

@@ -93,10 +93,10 @@ async fn turn(
         let due = coalescer.due().map_or(now + TURN, |due| due.min(now + TURN));
         tokio::select! {
             Some(change) = changes.next() => {
-                note(&mut coalescer, reconciler.cluster.absorb(change));
+                note(&mut coalescer, reconciler.absorb(change));
                 for _ in 1..DRAIN {
                     let Some(Some(change)) = futures::FutureExt::now_or_never(changes.next()) else { break };
-                    note(&mut coalescer, reconciler.cluster.absorb(change));
+                    note(&mut coalescer, reconciler.absorb(change));
                 }
             }
             // It also changes with every renewal, which is no news.

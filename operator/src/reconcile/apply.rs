@@ -67,6 +67,11 @@ impl Applier {
         Self { client, fence, metrics }
     }
 
+    /// The connection.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// What it asks.
     pub fn fence(&self) -> &Fence {
         &self.fence

@@ -56,7 +56,8 @@ pub struct Write {
 pub enum Verb {
     /// Makes an object that must not be there yet.
     Create(Value),
-    /// Server-side apply; carries the `resourceVersion` that it was planned from, except for a status, which is merged by condition.
+    /// Server-side apply; carries the `resourceVersion` that it was planned from, except for the status of a node, which
+    /// is merged by condition.
     Apply(Value),
     /// Merge patch with the `resourceVersion` that it was planned from: for a field that must go whoever wrote it, which
     /// server-side apply leaves to its owner.
@@ -240,6 +241,19 @@ pub fn learn(cluster: &mut Cluster, target: &Target, object: DynamicObject) -> R
         Kind::Node | Kind::Policy | Kind::Binding => {}
     }
     Ok(())
+}
+
+/// The version that is known of the object.
+pub fn known_version<'a>(cluster: &'a Cluster, target: &Target) -> Option<&'a str> {
+    let name = &target.name;
+    let meta = match target.kind {
+        Kind::Mesh => cluster.meshes.get(name).map(|stored| &stored.meta),
+        Kind::MeshNode => cluster.mesh_nodes.get(name).map(|stored| &stored.meta),
+        Kind::MeshPeerSlice => cluster.slices.get(name).map(|stored| &stored.meta),
+        Kind::MeshRelay => cluster.relays.get(name).map(|stored| &stored.meta),
+        Kind::Node | Kind::Policy | Kind::Binding => None,
+    };
+    meta.map(|meta| meta.version.as_str())
 }
 
 /// Takes it that a deleted object is gone.
