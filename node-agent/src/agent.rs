@@ -172,7 +172,7 @@ impl Agent {
             }
             let deadline = self.poll_timeout();
             let device = self.plane.as_ref().map(Plane::device);
-            let echo = self.plane.as_ref().and_then(Plane::echo);
+            let echo = self.plane.as_ref().map(Plane::echo);
             let wake = tokio::select! {
                 biased;
                 _ = inputs.stop.wait_for(|stop| *stop) => Wake::Stop,

@@ -36,8 +36,15 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
 };
-use wgdev::{BoxFuture, Device, DeviceConfig, DeviceError, Fake};
-use wire::key::{PrivateKey, PublicKey};
+use wgdev::{
+    BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, Fake, PeerStatus, PeerUpdate, Refusal,
+    RefusalReason,
+};
+use wire::{
+    key::{PrivateKey, PublicKey},
+    pair::PairKeys,
+    probe::{self, Probe},
+};
 
 /// Far more than any step takes; only a broken agent gets there.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -51,6 +58,8 @@ struct Machine {
     broken: Mutex<Option<String>>,
     /// No device can be made.
     no_device: AtomicBool,
+    /// Devices refuse every endpoint.
+    picky: AtomicBool,
     /// So many times the echo sockets can't be opened.
     echo_failures: AtomicU32,
     changed: tokio::sync::Mutex<mpsc::Receiver<Changed>>,
@@ -70,6 +79,7 @@ impl Machine {
             taken_ports,
             broken: Mutex::default(),
             no_device: AtomicBool::new(false),
+            picky: AtomicBool::new(false),
             echo_failures: AtomicU32::new(0),
             changed: tokio::sync::Mutex::new(changed),
         };
@@ -99,6 +109,58 @@ fn survey(address: &str) -> Survey {
     Survey { underlay, own_addresses: vec![address] }
 }
 
+/// A device that refuses every endpoint, as one that is full refuses whom it has no place for.
+struct Picky(Arc<Fake>);
+
+impl Device for Picky {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn if_index(&self) -> u32 {
+        self.0.if_index()
+    }
+
+    fn listen_port(&self) -> u16 {
+        self.0.listen_port()
+    }
+
+    fn mtu(&self) -> u16 {
+        self.0.mtu()
+    }
+
+    fn apply<'a>(&'a self, delta: &'a Delta) -> BoxFuture<'a, Result<(), DeviceError>> {
+        Box::pin(async move {
+            self.0.apply(delta).await?;
+            let refused = delta.upsert.iter().filter(|update| update.endpoint.is_some());
+            let refusal =
+                |update: &PeerUpdate| Refusal { public_key: update.public_key, reason: RefusalReason::TooManyPeers };
+            let refused: Vec<Refusal> = refused.map(refusal).collect();
+            if refused.is_empty() { Ok(()) } else { Err(DeviceError::Refused(refused)) }
+        })
+    }
+
+    fn peers(&self) -> BoxFuture<'_, Result<Vec<PeerStatus>, DeviceError>> {
+        self.0.peers()
+    }
+
+    fn start_handshake<'a>(&'a self, peer: &'a PublicKey) -> BoxFuture<'a, Result<(), DeviceError>> {
+        self.0.start_handshake(peer)
+    }
+
+    fn send(&self, datagram: Datagram) -> BoxFuture<'_, io::Result<()>> {
+        self.0.send(datagram)
+    }
+
+    fn recv(&self) -> BoxFuture<'_, io::Result<Datagram>> {
+        self.0.recv()
+    }
+
+    fn stats(&self) -> DeviceStats {
+        self.0.stats()
+    }
+}
+
 struct NoEcho;
 
 impl Echo for NoEcho {
@@ -125,6 +187,9 @@ impl Host for Machine {
         }
         let device = Arc::new(Fake::new(config));
         self.devices.lock().unwrap().push(device.clone());
+        if self.picky.load(Ordering::Relaxed) {
+            return Ok(Arc::new(Picky(device)));
+        }
         Ok(device)
     }
 
@@ -492,6 +557,19 @@ async fn a_wider_range_of_ports_keeps_the_device() {
     api.put("meshes", mesh);
     lab.machine.plan_where(|p| p.last().is_some_and(|p| p.mtu == 1400)).await;
     assert_eq!(lab.machine.devices.lock().unwrap().len(), 1);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn echo_sockets_that_fail_are_tried_again_and_named() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let machine = Machine::new();
+    machine.0.echo_failures.store(2, Ordering::Relaxed);
+    let lab = Lab::start(&dir.0, &api, address, machine).await;
+    lab.status_with("open the echo sockets").await;
+    lab.machine.plan_where(|p| !p.is_empty()).await;
+    assert_eq!(lab.machine.devices.lock().unwrap().len(), 3);
     lab.stop().await;
 }
 

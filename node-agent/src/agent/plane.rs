@@ -36,7 +36,7 @@ pub struct Plane {
     device: Arc<dyn Device>,
     wanted: DeviceIntent,
     engine: Engine,
-    echo: Option<Arc<dyn Echo>>,
+    echo: Arc<dyn Echo>,
     plan: NodePlan,
     fed: Fed,
     by_mesh_ip: BTreeMap<IpAddr, PublicKey>,
@@ -72,8 +72,8 @@ impl Plane {
         now: Instant,
     ) -> Result<Self, DeviceError> {
         let device = open_device(host, name, identity, intent)?;
-        let echo = host.open_echo(name);
-        let echo = echo.inspect_err(|e| tracing::warn!(error = %e, "no echo socket: paths can't be confirmed")).ok();
+        // Without them no path would ever be confirmed, so a device alone is of no use.
+        let echo = host.open_echo(name).map_err(|source| DeviceError::Io { doing: "open the echo sockets", source })?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed)
             .map_err(|e| DeviceError::Io { doing: "draw a seed", source: std::io::Error::other(e.to_string()) })?;
@@ -87,7 +87,7 @@ impl Plane {
         Ok(Self {
             wanted: intent.device.clone(),
             engine: Engine::new(config, now),
-            echo: echo.map(Arc::from),
+            echo: Arc::from(echo),
             device,
             plan: NodePlan::default(),
             fed: Fed::default(),
@@ -109,7 +109,7 @@ impl Plane {
     }
 
     /// The echo sockets, for the loop to receive from.
-    pub fn echo(&self) -> Option<Arc<dyn Echo>> {
+    pub fn echo(&self) -> Arc<dyn Echo> {
         self.echo.clone()
     }
 
@@ -314,7 +314,7 @@ impl Plane {
     }
 
     fn send_echo(&self, to: SocketAddr, message: Message) {
-        if let Some(Err(e)) = self.echo.as_ref().map(|e| e.send(to, &message.encode())) {
+        if let Err(e) = self.echo.send(to, &message.encode()) {
             tracing::debug!(error = %e, "an echo was not sent");
         }
     }
