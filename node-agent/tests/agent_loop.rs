@@ -561,6 +561,41 @@ async fn a_wider_range_of_ports_keeps_the_device() {
 }
 
 #[tokio::test]
+async fn a_peer_that_the_device_refuses_costs_nobody_the_device() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    put_slice(&api, "peers-0", &[peer("b", 2).1]);
+    let machine = Machine::new();
+    machine.0.picky.store(true, Ordering::Relaxed);
+    let lab = Lab::start(&dir.0, &api, address, machine).await;
+    let node = lab.node_where(|n| n["status"]["publicKey"].is_string()).await;
+    let own: PublicKey = node["status"]["publicKey"].as_str().unwrap().parse().unwrap();
+    let mesh = api.get("meshes", "default").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let keys = PairKeys::derive(&PrivateKey::from_bytes([2; 32]), &own, &mesh, None).unwrap();
+
+    // The peer answers a probe and, if it is the one who does that, nominates: the engine sets an endpoint.
+    let remote = "198.51.100.2:21820".parse().unwrap();
+    let device = lab.machine.device();
+    let deliver =
+        |tx, said: &Probe| device.deliver(Datagram { remote, local: None, payload: probe::seal(&keys, tx, said) });
+    let answered = async {
+        while !device.take_applied().iter().flat_map(|delta| &delta.upsert).any(|update| update.endpoint.is_some()) {
+            for sent in device.take_sent() {
+                if let Ok((tx, Probe::Ping)) = probe::open(&keys, &sent.payload) {
+                    deliver(tx, &Probe::Pong { observed: "192.0.2.10:21821".parse().unwrap() });
+                    deliver(wire::stun::TransactionId([7; 12]), &Probe::Nominate { epoch: 1 });
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, answered).await.unwrap();
+    assert!(lab.ask(Question::Status).await.body.contains("\"device\":\"warren0\""));
+    assert_eq!(lab.machine.devices.lock().unwrap().len(), 1);
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn echo_sockets_that_fail_are_tried_again_and_named() {
     let (api, address, dir) = cluster().await;
     operator::create_node(&api, "a", 1);

@@ -276,13 +276,13 @@ impl Plane {
             Event::SetEndpoint { peer, endpoint, keepalive } if self.plan.peers.contains_key(&peer) => {
                 let update =
                     PeerUpdate { endpoint: Some(endpoint), keepalive: Some(keepalive), ..PeerUpdate::new(peer) };
-                self.device.apply(&Delta { upsert: vec![update], remove: Vec::new() }).await?;
+                self.update(Delta { upsert: vec![update], remove: Vec::new() }).await?;
             }
             Event::ClearEndpoint { peer } if self.plan.peers.contains_key(&peer) => {
                 // WireGuard has no way to forget an endpoint but to forget the peer.
                 let allowed_ips = Some(self.plan.peers[&peer].allowed_ips.clone());
                 let update = PeerUpdate { allowed_ips, ..PeerUpdate::new(peer) };
-                self.device.apply(&Delta { upsert: vec![update], remove: vec![peer] }).await?;
+                self.update(Delta { upsert: vec![update], remove: vec![peer] }).await?;
             }
             Event::SetEndpoint { .. } | Event::ClearEndpoint { .. } => {}
             Event::StartHandshake { peer } => match self.device.start_handshake(&peer).await {
@@ -311,6 +311,17 @@ impl Plane {
             }
         }
         Ok(())
+    }
+
+    /// Changes one peer. That the device refuses it concerns that peer, and was said when it was configured.
+    async fn update(&self, delta: Delta) -> Result<(), DeviceError> {
+        match self.device.apply(&delta).await {
+            Err(e @ DeviceError::Refused(_)) => {
+                tracing::debug!(error = %e, "an endpoint was not set");
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     fn send_echo(&self, to: SocketAddr, message: Message) {
