@@ -82,7 +82,7 @@ pub struct Agent {
     paths: PathTable,
     reporter: Reporter,
     report_at: Option<Instant>,
-    /// When there was first something to publish.
+    /// Since when the candidates of this device are waited for.
     publish_from: Option<Instant>,
     metrics: Metrics,
     api_servers: Vec<SocketAddr>,
@@ -266,6 +266,7 @@ impl Agent {
     fn device_lost(&mut self, why: &str, now: Instant) {
         tracing::error!(why, "the mesh device is gone; opening it again");
         self.plane = None;
+        self.publish_from = None;
         self.network.forget();
         self.device_error = Some(why.into());
         self.device_retry = Some((now + DEVICE_RETRY.0, DEVICE_RETRY.0));

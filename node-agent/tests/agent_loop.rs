@@ -561,6 +561,43 @@ async fn a_wider_range_of_ports_keeps_the_device() {
 }
 
 #[tokio::test]
+async fn a_device_that_is_opened_again_withdraws_nothing_that_was_published() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    put_slice(&api, "peers-0", &[peer("b", 2).1]);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    lab.node_where(|n| n["status"]["candidates"].as_array().is_some_and(|c| !c.is_empty())).await;
+    operator::admit(&api, "a");
+    lab.node_where(|n| operator::condition(n, "Ready").is_some_and(|c| c.1 == "NotInDirectory")).await;
+    let before = api.patches().len();
+
+    // Another mark needs another device; then the device is lost, and for longer than the wait for candidates.
+    let mut mesh = api.get("meshes", "default").unwrap();
+    mesh["spec"] = json!({"fwmark": {"value": 32, "mask": 32}});
+    api.put("meshes", mesh);
+    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.mark.value == 32)).await;
+    lab.machine.no_device.store(true, Ordering::Relaxed);
+    lab.machine.device().set_broken(true);
+    lab.node_where(|n| operator::condition(n, "Ready").is_some_and(|c| c.1 == "DeviceFailed")).await;
+    lab.machine.no_device.store(false, Ordering::Relaxed);
+    lab.node_where(|n| operator::condition(n, "Ready").is_some_and(|c| c.1 == "NotInDirectory")).await;
+    for status in &api.patches()[before..] {
+        assert_eq!(status["candidates"], json!([{"address": "192.0.2.10:21821", "kind": "Host"}]), "{status:#}");
+        assert_eq!(status["listenPort"], 21821, "{status:#}");
+    }
+    lab.stop().await;
+
+    // A restart with the old cache and a network that shows nothing yet.
+    let machine = Machine::new();
+    *machine.0.survey.lock().unwrap() = Survey::default();
+    let lab = Lab::start(&dir.0, &api, address, machine).await;
+    let round = api.get("meshnodes", "a").unwrap()["status"]["round"].as_u64();
+    let node = lab.node_where(|n| n["status"]["round"].as_u64() > round).await;
+    assert_eq!(node["status"]["candidates"][0]["address"], "192.0.2.10:21821");
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn a_peer_that_the_device_refuses_costs_nobody_the_device() {
     let (api, address, dir) = cluster().await;
     operator::create_node(&api, "a", 1);

@@ -86,11 +86,8 @@ pub fn intent(settings: &Settings, view: &View, found: &Found<'_>) -> Option<Int
     let spec = view.own_spec().filter(|s| !s.mesh_ips.is_empty())?;
     let plan = plan_node(&facts(settings, &spec, found), &mesh, view.table());
     let object = view.mesh()?;
-    let device = DeviceIntent {
-        listen_port: spec.listen_port,
-        fwmark: object.spec.fwmark.value,
-        mesh_id: view.mesh_id(),
-    };
+    let device =
+        DeviceIntent { listen_port: spec.listen_port, fwmark: object.spec.fwmark.value, mesh_id: view.mesh_id() };
     Some(Intent {
         device,
         last_port: mesh.listen_ports.last.max(spec.listen_port),

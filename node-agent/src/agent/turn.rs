@@ -9,11 +9,11 @@ use crate::{
     net::Changed,
     status::{
         conditions::{Admission, Cni, Facts, Network},
-        content::Content,
+        content::{self, Content},
     },
 };
 use crds::mesh_node::Backend;
-use path::{CandidateKind, NatReport};
+use path::CandidateKind;
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
@@ -160,6 +160,7 @@ impl Agent {
         }
         // The old one lets go of its port and interface first.
         self.plane = None;
+        self.publish_from = None;
         match Plane::open(self.host.as_ref(), &self.settings.device, &self.identity, intent, now) {
             Ok(plane) => {
                 tracing::info!(device = self.settings.device, port = plane.listen_port(), "the mesh device is open");
@@ -254,12 +255,21 @@ impl Agent {
 
     fn content(&mut self) -> Content {
         let key_proof = self.identity.proof(self.view.mesh(), self.view.node());
+        // A device that is being opened, or has not heard from outside yet, is no news of the node's addresses: what this key
+        // published last stands until there is something better.
+        let own = self.identity.public_key().to_string();
+        let published = self.view.node().and_then(|n| n.status.as_ref());
+        let published = published.filter(|status| status.public_key.as_ref() == Some(&own));
         let local = self.plane.as_ref().and_then(Plane::local);
-        let (candidates, nat) = local.cloned().unwrap_or((Vec::new(), NatReport::default()));
+        let (candidates, nat) = match local {
+            Some((candidates, nat)) => (content::candidates(candidates), content::nat(nat)),
+            None => published.map(|status| (status.candidates.clone(), status.nat.clone())).unwrap_or_default(),
+        };
+        let open_port = self.plane.as_ref().map(Plane::listen_port);
         Content {
             public_key: self.identity.public_key(),
             key_proof,
-            listen_port: self.plane.as_ref().map(Plane::listen_port),
+            listen_port: open_port.or(published.and_then(|status| status.listen_port)),
             round: self.identity.round(),
             candidates,
             nat,

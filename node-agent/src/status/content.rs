@@ -30,9 +30,9 @@ pub struct Content {
     /// Counts starts and changes of address.
     pub round: u32,
     /// Where we may be reached.
-    pub candidates: Vec<Candidate>,
+    pub candidates: Vec<mesh_node::Candidate>,
     /// What NATs we stand behind.
-    pub nat: NatReport,
+    pub nat: Nat,
     /// Which WireGuard runs.
     pub backend: Option<Backend>,
     /// Generation of the spec that is programmed.
@@ -48,8 +48,8 @@ pub fn status(content: &Content, facts: &Facts, before: &[Condition], now: &Time
         key_proof: content.key_proof.clone(),
         listen_port: content.listen_port,
         round: content.round,
-        candidates: candidates(&content.candidates),
-        nat: Nat { ipv4: nat_class(content.nat.v4), ipv6: nat_class(content.nat.v6) },
+        candidates: content.candidates.clone(),
+        nat: content.nat.clone(),
         backend: content.backend,
         mtu: facts.device.as_ref().and_then(|d| d.as_ref().ok()).copied(),
         version: Some(env!("CARGO_PKG_VERSION").into()),
@@ -93,8 +93,13 @@ fn same_conditions(a: &MeshNodeStatus, b: &MeshNodeStatus, which: fn(&&Condition
     a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.same_as(b))
 }
 
-/// Sorted and without duplicates, so that the same set is the same text.
-fn candidates(found: &[Candidate]) -> Vec<mesh_node::Candidate> {
+/// NATs as the API names them.
+pub fn nat(report: &NatReport) -> Nat {
+    Nat { ipv4: nat_class(report.v4), ipv6: nat_class(report.v6) }
+}
+
+/// Candidates as the API has them: sorted and without duplicates, so that the same set is the same text.
+pub fn candidates(found: &[Candidate]) -> Vec<mesh_node::Candidate> {
     let mut listed: Vec<(CandidateKind, mesh_node::Candidate)> =
         found.iter().filter_map(|c| Some((c.kind, published(c)?))).collect();
     // What works through a NAT first: it is what the column of endpoints shows.
@@ -141,20 +146,24 @@ mod tests {
     use crate::paths::Summary;
     use path::Reason;
 
-    fn content() -> Content {
+    fn found() -> Vec<Candidate> {
         let host = |a: &str| Candidate::new(CandidateKind::Host, a.parse().unwrap());
+        vec![
+            host("192.0.2.7:21820"),
+            host("10.0.0.7:21820"),
+            Candidate::new(CandidateKind::ServerReflexive, "198.51.100.7:4242".parse().unwrap()),
+            host("192.0.2.7:21820"),
+        ]
+    }
+
+    fn content() -> Content {
         Content {
             public_key: PublicKey::from_bytes([9; 32]),
             key_proof: None,
             listen_port: Some(21820),
             round: 3,
-            candidates: vec![
-                host("192.0.2.7:21820"),
-                host("10.0.0.7:21820"),
-                Candidate::new(CandidateKind::ServerReflexive, "198.51.100.7:4242".parse().unwrap()),
-                host("192.0.2.7:21820"),
-            ],
-            nat: NatReport { v4: NatClass::EndpointIndependent, v6: NatClass::Unknown },
+            candidates: candidates(&found()),
+            nat: nat(&NatReport { v4: NatClass::EndpointIndependent, v6: NatClass::Unknown }),
             backend: Some(Backend::Userspace),
             generation: Some(2),
         }
@@ -166,16 +175,16 @@ mod tests {
 
     #[test]
     fn candidates_are_sorted_and_unique_and_reflexive_ones_come_first() {
-        let shown: Vec<String> =
-            make(&content(), &Facts::default(), 1).candidates.into_iter().map(|c| c.address).collect();
+        let shown: Vec<String> = candidates(&found()).into_iter().map(|c| c.address).collect();
         assert_eq!(shown, ["198.51.100.7:4242", "10.0.0.7:21820", "192.0.2.7:21820"]);
     }
 
     #[test]
     fn the_order_in_which_candidates_were_found_is_no_change() {
         let old = make(&content(), &Facts::default(), 1);
-        let mut other = content();
-        other.candidates.reverse();
+        let mut reversed = found();
+        reversed.reverse();
+        let other = Content { candidates: candidates(&reversed), ..content() };
         assert_eq!(change(Some(&old), &make(&other, &Facts::default(), 2)), Change::None);
     }
 
@@ -195,8 +204,7 @@ mod tests {
 
     #[test]
     fn peer_reflexive_addresses_are_never_published() {
-        let mut only = content();
-        only.candidates = vec![Candidate::new(CandidateKind::PeerReflexive, "192.0.2.1:1".parse().unwrap())];
-        assert!(make(&only, &Facts::default(), 1).candidates.is_empty());
+        let learned = Candidate::new(CandidateKind::PeerReflexive, "192.0.2.1:1".parse().unwrap());
+        assert!(candidates(&[learned]).is_empty());
     }
 }
