@@ -4,6 +4,7 @@ pub mod client;
 pub mod report;
 pub mod server;
 
+use crate::metrics::Metrics;
 use tokio::sync::{mpsc, oneshot};
 
 /// Questions that may wait for the loop; more are answered with "busy".
@@ -51,6 +52,11 @@ impl Answer {
             Ok(body) => Self { status: 200, content_type: "application/json", body },
             Err(e) => Self::text(500, e.to_string()),
         }
+    }
+
+    /// The metrics as they are now.
+    pub fn metrics(metrics: &Metrics) -> Self {
+        Self { content_type: "text/plain; version=0.0.4", ..Self::text(200, metrics.encode()) }
     }
 
     /// A plain answer.

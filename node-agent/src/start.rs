@@ -11,13 +11,14 @@ use crate::{
     files,
     host::{Host, System},
     key::KeyFile,
-    local::{self, Ask, server},
+    local::{self, Answer, Ask, Question, server},
     metrics::Metrics,
     process,
     told::View,
 };
 use anyhow::{Context, bail};
 use std::{
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -110,11 +111,7 @@ impl Shell {
         let epoch = Instant::now();
         let mut view = Box::new(View::restore(self.cache.clone(), &self.settings.node_name));
         loop {
-            let mut stop = inputs.stop.clone();
-            let identity = tokio::select! {
-                identity = self.identity() => identity,
-                _ = stop.wait_for(|stop| *stop) => return,
-            };
+            let Some(identity) = self.identity_or_stop(&mut inputs).await else { return };
             tracing::info!(key = identity.public_key().short(), round = identity.round(), "the agent starts");
             let parts = Parts {
                 settings: self.settings.clone(),
@@ -132,6 +129,30 @@ impl Shell {
                 // The feeds tell changes only, so what they told the old agent goes to the new one.
                 Outcome::KeyGone(told) => view = told,
             }
+        }
+    }
+
+    /// The key, however long that takes; `None` when told to stop. Until then questions are answered, or kubelet would take
+    /// the process for dead and kill it again and again.
+    async fn identity_or_stop(&self, inputs: &mut Inputs) -> Option<Box<Identity>> {
+        let mut identity = pin!(self.identity());
+        loop {
+            tokio::select! {
+                identity = &mut identity => return Some(identity),
+                Some(ask) = inputs.asks.recv() => {
+                    // Whoever asked may be gone.
+                    let _ = ask.reply.send(self.answer_without_key(&ask.question));
+                }
+                _ = inputs.stop.wait_for(|stop| *stop) => return None,
+            }
+        }
+    }
+
+    fn answer_without_key(&self, question: &Question) -> Answer {
+        match question {
+            Question::Live => Answer::text(200, "ok\n"),
+            Question::Metrics => Answer::metrics(&self.metrics),
+            _ => Answer::text(503, "KeyMissing: the key can't be read or made; the log says why\n"),
         }
     }
 

@@ -646,6 +646,23 @@ async fn echo_sockets_that_fail_are_tried_again_and_named() {
 }
 
 #[tokio::test]
+async fn an_agent_that_waits_for_its_key_is_alive_and_not_ready() {
+    let (api, address, dir) = cluster().await;
+    fs::write(dir.0.join("private.key"), "half a k").unwrap();
+    api.set_up(false);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    let ask = |question| tokio::time::timeout(DEADLINE, lab.ask(question));
+    assert_eq!(ask(Question::Live).await.unwrap().status, 200);
+    let ready = ask(Question::Ready).await.unwrap();
+    assert_eq!(ready.status, 503);
+    assert!(ready.body.contains("KeyMissing"), "{}", ready.body);
+    api.set_up(true);
+    operator::create_node(&api, "a", 1);
+    lab.node_where(|n| n["status"]["publicKey"].is_string()).await;
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn a_host_network_that_refuses_is_a_condition_and_not_ready() {
     let (api, address, dir) = cluster().await;
     operator::create_node(&api, "a", 1);

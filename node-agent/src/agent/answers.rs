@@ -30,7 +30,7 @@ pub(super) async fn answer(agent: &mut Agent, ask: Ask, now: Instant) {
         Question::Metrics => {
             agent.read_counters(now).await;
             agent.export();
-            Answer { content_type: "text/plain; version=0.0.4", ..Answer::text(200, agent.metrics.encode()) }
+            Answer::metrics(&agent.metrics)
         }
     };
     let _ = ask.reply.send(answer);
