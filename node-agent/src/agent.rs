@@ -209,7 +209,8 @@ impl Agent {
             Wake::Written(result) => {
                 self.reporter.finish(&result, now);
                 if let Ok(node) = result {
-                    self.view.node_written(node);
+                    let changed = self.view.node_written(node);
+                    self.take_in(changed);
                 }
                 self.report_at = Some(now);
             }
@@ -239,17 +240,19 @@ impl Agent {
 
     fn told(&mut self, told: Told) {
         let present = self.view.node_is_present();
-        let changed: told::Changed = self.view.handle(told, self.epoch.elapsed());
+        let changed = self.view.handle(told, self.epoch.elapsed());
         if self.view.node_is_present() && !present {
             self.reporter.retry_now();
         }
+        self.take_in(changed);
+        self.report_at = Some(Instant::now());
+    }
+
+    fn take_in(&mut self, changed: told::Changed) {
         if let Some(status) = self.view.node().and_then(|n| n.status.as_ref()) {
             self.identity.learn_round(status);
         }
-        if changed.mesh || changed.node || changed.peers || changed.relays {
-            self.dirty = true;
-        }
-        self.report_at = Some(Instant::now());
+        self.dirty |= changed.any();
     }
 
     fn datagrams(&mut self, first: Datagram, now: Instant) {

@@ -100,17 +100,12 @@ impl View {
             }
             Told::Node(fed) => {
                 // An object that is gone while the control plane is being restored must not take the node down: its spec stays.
-                let before = self.node.clone();
                 self.node_present = match &fed {
                     Fed::Listed(nodes) => nodes.iter().any(|n| n.name_any() == self.own_name),
                     Fed::Applied(_) => true,
                     Fed::Deleted(_) => false,
                 };
-                changed.node = !self.is_stale(&fed) && single(&mut self.node, fed, &self.own_name);
-                let spec = |n: &Option<MeshNode>| n.as_ref().map(|n| (n.uid(), n.spec.clone()));
-                if spec(&before) != spec(&self.node) {
-                    self.keep("node", &self.node);
-                }
+                changed.node = self.take_node(fed);
             }
             Told::Relays(fed) => {
                 changed.relays = relays(&mut self.relays, fed);
@@ -153,9 +148,11 @@ impl View {
         self.node_present
     }
 
-    /// A write of ours was answered with this object.
-    pub fn node_written(&mut self, node: MeshNode) {
-        self.node = Some(node);
+    /// A write of ours was answered with this object: news like any other, and perhaps late. It says what was written, not
+    /// that the object is still there.
+    pub fn node_written(&mut self, mut node: MeshNode) -> Changed {
+        node.metadata.managed_fields = None;
+        Changed { node: self.take_node(Fed::Applied(node)), ..Changed::default() }
     }
 
     /// Our own spec as topology sees it.
@@ -197,11 +194,26 @@ impl View {
         self.mesh.as_ref().and_then(ResourceExt::uid).unwrap_or_default()
     }
 
-    /// Whether this is an echo of what our own write has replaced already.
+    fn take_node(&mut self, fed: Fed<MeshNode>) -> bool {
+        if self.is_stale(&fed) {
+            return false;
+        }
+        let spec = |n: &Option<MeshNode>| n.as_ref().map(|n| (n.uid(), n.spec.clone()));
+        let before = spec(&self.node);
+        let changed = single(&mut self.node, fed, &self.own_name);
+        if before != spec(&self.node) {
+            self.keep("node", &self.node);
+        }
+        changed
+    }
+
+    /// Whether something later is known already: the watch and the answers to our own writes overtake each other. The
+    /// version also orders an object and the one that was made again under its name; a list may set it back (a restored
+    /// etcd), single objects may not.
     fn is_stale(&self, fed: &Fed<MeshNode>) -> bool {
         let (Some(known), Fed::Applied(told)) = (&self.node, fed) else { return false };
         let version = |n: &MeshNode| n.resource_version().and_then(|v| v.parse::<u64>().ok());
-        known.uid() == told.uid() && version(told) < version(known)
+        version(told).zip(version(known)).is_some_and(|(told, known)| told < known)
     }
 
     fn slices(&mut self, fed: Fed<MeshPeerSlice>, now: Duration) -> bool {
@@ -312,6 +324,21 @@ mod tests {
         relay
     }
 
+    fn peer(n: u8) -> crds::PeerEntry {
+        crds::PeerEntry {
+            name: format!("n{n}"),
+            uid: format!("u{n}"),
+            public_key: PublicKey::from_bytes([n; 32]).to_string(),
+            generation: 1,
+            ..Default::default()
+        }
+    }
+
+    fn slice(name: &str, numbers: std::ops::Range<u8>) -> MeshPeerSlice {
+        let entries = numbers.map(peer).collect();
+        MeshPeerSlice::new(name, crds::MeshPeerSliceSpec { entries, ..Default::default() })
+    }
+
     #[test]
     fn what_was_told_is_there_after_a_restart() {
         let (_dir, cache) = open();
@@ -350,22 +377,47 @@ mod tests {
     fn what_the_guard_holds_back_is_held_on_disk_too() {
         let (_dir, cache) = open();
         let mut view = View::restore(cache.clone(), "a");
-        let entry = |n: u8| crds::PeerEntry {
-            name: format!("n{n}"),
-            uid: format!("u{n}"),
-            public_key: wire::key::PublicKey::from_bytes([n; 32]).to_string(),
-            generation: 1,
-            ..Default::default()
-        };
-        let slice = |numbers: std::ops::Range<u8>| {
-            let spec = crds::MeshPeerSliceSpec { entries: numbers.map(entry).collect(), ..Default::default() };
-            MeshPeerSlice::new("peers-0", spec)
-        };
-        assert!(view.handle(Told::Slices(Fed::Listed(vec![slice(1..4)])), Duration::ZERO).peers);
-        view.handle(Told::Slices(Fed::Applied(slice(0..0))), Duration::from_secs(1));
+        assert!(view.handle(Told::Slices(Fed::Listed(vec![slice("peers-0", 1..4)])), Duration::ZERO).peers);
+        view.handle(Told::Slices(Fed::Applied(slice("peers-0", 0..0))), Duration::from_secs(1));
         assert!(view.table().guard(Duration::from_secs(1)).is_some());
         cache.flush();
         assert_eq!(View::restore(cache, "a").table().entries().len(), 3);
+    }
+
+    fn node(uid: &str, version: u64, port: u16) -> MeshNode {
+        let mut node = MeshNode::new("a", crds::MeshNodeSpec { listen_port: Some(port), ..Default::default() });
+        node.metadata.uid = Some(uid.into());
+        node.metadata.resource_version = Some(version.to_string());
+        node
+    }
+
+    #[test]
+    fn an_answer_to_a_write_is_taken_as_any_other_news() {
+        let (_dir, cache) = open();
+        let mut view = View::restore(cache.clone(), "a");
+        view.handle(Told::Node(Fed::Listed(vec![node("u", 5, 1)])), Duration::ZERO);
+        let mut answer = node("u", 7, 2);
+        answer.metadata.managed_fields = Some(Vec::new());
+        assert!(view.node_written(answer).node, "the spec of the answer is news");
+        assert_eq!(view.node().unwrap().metadata.managed_fields, None);
+        assert!(!view.handle(Told::Node(Fed::Applied(node("u", 7, 2))), Duration::ZERO).node, "and its echo is none");
+        cache.flush();
+        assert_eq!(View::restore(cache, "a").node().unwrap().spec.listen_port, Some(2));
+    }
+
+    #[test]
+    fn a_late_answer_to_a_write_undoes_nothing() {
+        let (_dir, cache) = open();
+        let mut view = View::restore(cache, "a");
+        view.handle(Told::Node(Fed::Applied(node("u", 9, 2))), Duration::ZERO);
+        assert!(!view.node_written(node("u", 8, 1)).node);
+        assert_eq!(view.node().unwrap().spec.listen_port, Some(2));
+        // Deleted and made again under the same name: the answer may be about the old object, or already about the new one.
+        assert!(!view.node_written(node("older", 8, 1)).node);
+        assert!(view.node_written(node("newer", 10, 3)).node);
+        view.handle(Told::Node(Fed::Deleted("a".into())), Duration::ZERO);
+        view.node_written(node("newer", 11, 3));
+        assert!(!view.node_is_present(), "the answer says what was, not what is");
     }
 
     #[test]
