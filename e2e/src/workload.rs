@@ -183,7 +183,7 @@ fn manifests(dual_stack: bool) -> Value {
             }},
         }},
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "lab-pod", "namespace": NAMESPACE}, "spec": {
-            "clusterIPs": addresses, "ipFamilyPolicy": families, "selector": labels,
+            "clusterIP": addresses[0], "clusterIPs": addresses, "ipFamilyPolicy": families, "selector": labels,
             "ports": [{"port": 80, "targetPort": PORT}],
         }},
     ]})
