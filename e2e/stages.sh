@@ -11,9 +11,10 @@ stage_build() { make -s build; }
 stage_unit() {
 	local tests
 	tests=$(printf '%s\n' {crates/*,node-agent,operator,relay}/tests/*.rs | sed 's|.*/|--test=|; s|\.rs$||' | sort -u)
-	# The API scenarios of the operator use the real API server.
+	WARREN_PARTS=$(./e2e/tools/build.sh) || return
+	export WARREN_PARTS # the API scenarios of the operator use the real API server
 	# shellcheck disable=SC2086 # one argument a test
-	WARREN_PARTS=$(./e2e/tools/build.sh) cargo test --locked --workspace --lib --bins $tests
+	./charts/test.sh "$WARREN_PARTS/helm" && cargo test --locked --workspace --lib --bins $tests
 }
 # One cluster at a time: two cores carry no more. --workspace, so that dependencies have the features, and the build, of the unit tests.
 lab_tests() { cargo test --locked --workspace "${@/#/--test=}"; }
