@@ -7,9 +7,9 @@
 
 pub mod kinds;
 
-pub use kinds::{Kind, MeshNodeValue, MeshValue, NodeValue, Watched};
+pub use kinds::{Kind, MeshNodeValue, MeshValue, NodeValue, RelayValue, Watched};
 
-use crds::{MeshPeerSliceSpec, MeshRelaySpec};
+use crds::MeshPeerSliceSpec;
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicyBindingSpec, ValidatingAdmissionPolicySpec,
 };
@@ -282,7 +282,7 @@ pub struct Cluster {
     /// The slices, `removed` among them.
     pub slices: Collection<MeshPeerSliceSpec>,
     /// The relays.
-    pub relays: Collection<MeshRelaySpec>,
+    pub relays: Collection<RelayValue>,
     /// The admission policies.
     pub policies: Collection<ValidatingAdmissionPolicySpec>,
     /// What binds them.
@@ -301,7 +301,7 @@ pub enum Change {
     /// Of a slice.
     Slice(Update<MeshPeerSliceSpec>),
     /// Of a relay.
-    Relay(Update<MeshRelaySpec>),
+    Relay(Update<RelayValue>),
     /// Of a policy.
     Policy(Update<ValidatingAdmissionPolicySpec>),
     /// Of a binding.

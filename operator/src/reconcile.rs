@@ -7,6 +7,7 @@ pub mod apply;
 mod confirm;
 pub mod diff;
 pub mod progress;
+mod relays;
 pub mod status;
 
 use crate::{

@@ -61,8 +61,12 @@ pub fn tombstone_spec(stones: &[Tombstone]) -> Value {
 }
 
 /// `MeshRelay.spec` of the relay on a Node.
-pub fn relay_spec(node: &str, uid: &str) -> Value {
-    json!({ "nodeName": node, "nodeUID": uid })
+pub fn relay_spec(node: &str, uid: &str, addresses: &[String]) -> Value {
+    let mut body = json!({ "nodeName": node, "nodeUID": uid });
+    if !addresses.is_empty() {
+        body["addresses"] = json!(addresses);
+    }
+    body
 }
 
 fn entry(entry: &Entry) -> Value {

@@ -2,8 +2,9 @@
 
 use super::{Change, Update, Urgency};
 use crds::{
-    Mesh, MeshNode, MeshNodeSpec, MeshNodeStatus, MeshPeerSlice, MeshPeerSliceSpec, MeshRelay, MeshRelaySpec, MeshSpec,
-    MeshStatus, names::RELAY_LABEL,
+    Mesh, MeshNode, MeshNodeSpec, MeshNodeStatus, MeshPeerSlice, MeshPeerSliceSpec, MeshRelay, MeshRelayStatus,
+    MeshSpec, MeshStatus,
+    names::{OPERATOR_MANAGER, RELAY_LABEL},
 };
 use ipnet::IpNet;
 use k8s_openapi::api::{
@@ -77,6 +78,8 @@ pub struct NodeValue {
     pub internal_ips: Vec<IpAddr>,
     /// Whether a relay runs there.
     pub relay: bool,
+    /// Of a Node with a relay, the addresses of type ExternalIP.
+    pub external_ips: Vec<IpAddr>,
 }
 
 impl Urgency for NodeValue {
@@ -93,11 +96,16 @@ impl Watched for Node {
         // podCIDR is the first of podCIDRs, and all there is on old objects.
         let pod_cidrs = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
         let addresses = self.status.and_then(|status| status.addresses).unwrap_or_default();
-        let internal = addresses.iter().filter(|address| address.type_ == "InternalIP");
+        let of_type = |type_: &str| {
+            let listed = addresses.iter().filter(|address| address.type_ == type_);
+            listed.filter_map(|address| address.address.parse().ok()).collect()
+        };
+        let relay = relay.is_some_and(|value| value != "false");
         NodeValue {
             pod_cidrs: pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect(),
-            internal_ips: internal.filter_map(|address| address.address.parse().ok()).collect(),
-            relay: relay.is_some_and(|value| value != "false"),
+            internal_ips: of_type("InternalIP"),
+            relay,
+            external_ips: if relay { of_type("ExternalIP") } else { Vec::new() },
         }
     }
 
@@ -203,6 +211,55 @@ fn items<T: DeserializeOwned>(status: &mut Value, name: &str) -> Vec<T> {
     list.into_iter().filter_map(|item| serde_json::from_value(item).ok()).collect()
 }
 
+/// What is kept of a `MeshRelay`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RelayValue {
+    /// The Node that it runs on.
+    pub node_name: Option<String>,
+    /// UID of that Node.
+    pub node_uid: Option<String>,
+    /// Public addresses that somebody wrote.
+    pub addresses: Vec<String>,
+    /// Whether somebody else than the operator wrote them.
+    pub is_addressed_by_others: bool,
+    /// Where the relay says that it answers.
+    pub stun: Vec<String>,
+}
+
+impl Urgency for RelayValue {}
+
+impl Watched for MeshRelay {
+    const KIND: Kind = Kind::MeshRelay;
+    type Value = RelayValue;
+
+    fn reduce(self) -> RelayValue {
+        let managers = self.metadata.managed_fields.unwrap_or_default();
+        let has_addresses = |fields: &Value| fields["f:spec"].get("f:addresses").is_some();
+        let others = managers.iter().filter(|entry| entry.manager.as_deref() != Some(OPERATOR_MANAGER));
+        RelayValue {
+            is_addressed_by_others: others.filter_map(|entry| entry.fields_v1.as_ref()).any(|f| has_addresses(&f.0)),
+            node_name: self.spec.node_name,
+            node_uid: self.spec.node_uid,
+            addresses: self.spec.addresses,
+            stun: self.status.map(|status| status.stun).unwrap_or_default(),
+        }
+    }
+
+    // As with a MeshNode: the status is the relay's and may not hide the spec.
+    fn decode(mut object: DynamicObject) -> Result<RelayValue, String> {
+        let spec = serde_json::from_value(object.data["spec"].take()).map_err(|error| error.to_string())?;
+        let mut relay = MeshRelay::new("", spec);
+        relay.metadata.managed_fields = object.metadata.managed_fields;
+        let stun = items(&mut object.data["status"], "stun");
+        relay.status = Some(MeshRelayStatus { stun, ..MeshRelayStatus::default() });
+        Ok(relay.reduce())
+    }
+
+    fn change(update: Update<RelayValue>) -> Change {
+        Change::Relay(update)
+    }
+}
+
 macro_rules! spec_only {
     ($object:ty, $kind:ident, $spec:ty, $change:ident, $reduce:expr) => {
         impl Urgency for $spec {}
@@ -224,7 +281,6 @@ macro_rules! spec_only {
 }
 
 spec_only!(MeshPeerSlice, MeshPeerSlice, MeshPeerSliceSpec, Slice, |object| object.spec);
-spec_only!(MeshRelay, MeshRelay, MeshRelaySpec, Relay, |object| object.spec);
 spec_only!(ValidatingAdmissionPolicy, Policy, ValidatingAdmissionPolicySpec, Policy, |object| {
     object.spec.unwrap_or_default()
 });

@@ -128,6 +128,7 @@ fn a_node_is_reduced_to_what_planning_looks_at() {
     assert_eq!(full.pod_cidrs.len(), 2);
     assert_eq!(full.internal_ips, ["192.168.1.10".parse::<std::net::IpAddr>().unwrap()]);
     assert!(full.relay);
+    assert_eq!(full.external_ips, ["203.0.113.5".parse::<std::net::IpAddr>().unwrap()]);
     let old = reduce(json!({ "metadata": {}, "spec": { "podCIDR": "10.244.1.0/24" } }));
     assert_eq!(old.pod_cidrs.len(), 1);
     let off = reduce(json!({ "metadata": { "labels": { "warren.dev/relay": "false" } } }));

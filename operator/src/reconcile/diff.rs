@@ -1,6 +1,6 @@
 //! From a plan to writes: what differs, in the order in which it must be written.
 
-use super::API_VERSION;
+use super::{API_VERSION, relays};
 use crate::{
     convert,
     index::{Cluster, Kind, Stored, Unreadable},
@@ -103,7 +103,7 @@ impl Phase {
 
 /// Every write that the plan asks for, conditions aside.
 pub fn phases(cluster: &Cluster, plan: &Plan) -> Vec<(Phase, Vec<Write>)> {
-    let (relays_to_delete, relays) = relays(cluster);
+    let (relays_to_delete, relays) = relays::writes(cluster);
     let retire = plan.retire.iter().map(|retire| Write {
         target: Target::new(Kind::MeshNode, &retire.name),
         verb: Verb::Delete { uid: retire.uid.0.clone(), version: None },
@@ -195,40 +195,6 @@ fn condition_write(cluster: &Cluster, name: &str, node: &PlannedNode, now: Times
         "status": { "conditions": conditions },
     });
     Some(Write { target: Target::status(Kind::MeshNode, name), verb: Verb::Apply(body) })
-}
-
-/// Relays to delete, and relays to make. A relay without a Node is an admin's and left alone.
-fn relays(cluster: &Cluster) -> (Vec<Write>, Vec<Write>) {
-    let wanted = |name: &str| cluster.nodes.get(name).filter(|node| node.value.relay);
-    let mut retire = Vec::new();
-    for (name, relay) in cluster.relays.iter() {
-        let ours = relay.value.node_name.as_deref() == Some(name.as_str());
-        let current = wanted(name).is_some_and(|node| relay.value.node_uid.as_ref() == Some(&node.meta.uid));
-        // No Node at all is a broken list rather than the end of every relay.
-        if ours && !current && !cluster.nodes.is_empty() {
-            let verb = Verb::Delete { uid: relay.meta.uid.clone(), version: None };
-            retire.push(Write { target: Target::new(Kind::MeshRelay, name), verb });
-        }
-    }
-    let missing = cluster.nodes.iter().filter(|(_, node)| node.value.relay).filter(|(name, node)| {
-        let known = cluster.relays.get(name);
-        known.is_none_or(|relay| {
-            relay.value.node_name.as_deref() == Some(name.as_str())
-                && relay.value.node_uid.as_ref() != Some(&node.meta.uid)
-        })
-    });
-    (retire, missing.map(|(name, node)| relay_create(name, &node.meta.uid)).collect())
-}
-
-fn relay_create(name: &str, uid: &str) -> Write {
-    let owner = json!({ "apiVersion": "v1", "kind": "Node", "name": name, "uid": uid });
-    let body = json!({
-        "apiVersion": API_VERSION,
-        "kind": "MeshRelay",
-        "metadata": { "name": name, "ownerReferences": [owner] },
-        "spec": convert::relay_spec(name, uid),
-    });
-    Write { target: Target::new(Kind::MeshRelay, name), verb: Verb::Create(body) }
 }
 
 /// Takes the answer to a write in.
