@@ -58,7 +58,8 @@ pub struct View {
     node: Option<MeshNode>,
     /// Whether the API has our object; the spec outlives it.
     node_present: bool,
-    slices: BTreeSet<String>,
+    /// The slices on disk, and the peers in each.
+    stored: BTreeMap<String, BTreeSet<String>>,
     relays: BTreeMap<String, MeshRelay>,
     table: PeerTable,
 }
@@ -68,12 +69,12 @@ impl View {
     pub fn restore(cache: Cache, own_name: &str) -> Self {
         let mut entries = Vec::new();
         let mut tombstones = Vec::new();
-        let mut slices = BTreeSet::new();
+        let mut stored = BTreeMap::new();
         for file in cache.names("slice") {
             if let Some(slice) = cache.load::<MeshPeerSlice>(&file) {
                 entries.extend(convert::entries(&slice));
                 tombstones.extend(convert::tombstones(&slice));
-                slices.insert(slice.name_any());
+                stored.insert(slice.name_any(), convert::names(&slice));
             }
         }
         Self {
@@ -83,7 +84,7 @@ impl View {
             node_present: false,
             relays: cache.load(&Name::single("relays")).unwrap_or_default(),
             table: PeerTable::restore(own_name, entries, tombstones),
-            slices,
+            stored,
             cache,
         }
     }
@@ -230,40 +231,49 @@ impl View {
             Fed::Applied(slice) => self.table.handle_slice(&slice.name_any(), convert::entries(slice), now),
             Fed::Deleted(name) => self.table.handle_slice_deleted(name, now),
         };
-        // While the guard holds peers back, the disk keeps them too: a restart must not do what the guard prevented.
-        // What settles it is a full list, and that is persisted whole.
-        if self.table.guard(now).is_none() {
-            self.persist(fed);
-        }
+        self.persist(fed, self.table.guard(now).is_some());
         !delta.upsert.is_empty() || !delta.remove.is_empty()
     }
 
-    fn persist(&mut self, fed: Fed<MeshPeerSlice>) {
+    /// The disk follows what is in force: while the guard holds a peer back, the slice that names it stays as it is there,
+    /// because a restart must not do what the guard prevented. All else is kept, tombstones above all, because a restart
+    /// must not undo a revocation either.
+    fn persist(&mut self, fed: Fed<MeshPeerSlice>, holds: bool) {
         match fed {
             Fed::Listed(all) => {
                 let listed: BTreeSet<String> = all.iter().map(ResourceExt::name_any).collect();
-                let gone: Vec<String> = self.slices.difference(&listed).cloned().collect();
-                gone.iter().for_each(|name| self.forget_slice(name));
+                let gone: Vec<String> = self.stored.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+                gone.iter().for_each(|name| self.forget_slice(name, holds));
                 all.iter().for_each(|slice| self.keep_slice(slice));
             }
             Fed::Applied(slice) => self.keep_slice(&slice),
-            Fed::Deleted(name) => self.forget_slice(&name),
+            Fed::Deleted(name) => self.forget_slice(&name, holds),
         }
     }
 
     fn keep_slice(&mut self, slice: &MeshPeerSlice) {
-        let name = slice.name_any();
-        if self.slices.len() >= MAX_SLICES && !self.slices.contains(&name) {
+        let (name, names) = (slice.name_any(), convert::names(slice));
+        if self.would_lose(&name, &names) || (self.stored.len() >= MAX_SLICES && !self.stored.contains_key(&name)) {
             return;
         }
         if let Some(file) = Name::of("slice", &name) {
             self.cache.store(&file, slice);
-            self.slices.insert(name);
+            self.stored.insert(name, names);
         }
     }
 
-    fn forget_slice(&mut self, name: &str) {
-        self.slices.remove(name);
+    /// Whether the disk would forget somebody whom the guard holds.
+    fn would_lose(&self, slice: &str, names: &BTreeSet<String>) -> bool {
+        let stored = self.stored.get(slice);
+        stored.is_some_and(|stored| stored.difference(names).any(|name| self.table.is_held(name)))
+    }
+
+    fn forget_slice(&mut self, name: &str, holds: bool) {
+        // Slices that stay for the guard may still name those whom the tombstones bury.
+        if self.would_lose(name, &BTreeSet::new()) || (holds && name == names::REMOVED_SLICE) {
+            return;
+        }
+        self.stored.remove(name);
         if let Some(file) = Name::of("slice", name) {
             self.cache.remove(&file);
         }
@@ -389,6 +399,31 @@ mod tests {
         node.metadata.uid = Some(uid.into());
         node.metadata.resource_version = Some(version.to_string());
         node
+    }
+
+    #[test]
+    fn a_revocation_outlives_a_restart_although_the_guard_holds_others() {
+        let (_dir, cache) = open();
+        let mut view = View::restore(cache.clone(), "a");
+        view.handle(Told::Slices(Fed::Listed(vec![slice("peers-0", 1..5), slice("peers-1", 11..13)])), Duration::ZERO);
+        let names = |view: &View| view.table().entries().keys().cloned().collect::<Vec<_>>();
+        // Peers vanish without a word, and the guard keeps them. Then one is revoked, and one is new.
+        let now = Duration::from_secs(1);
+        view.handle(Told::Slices(Fed::Applied(slice("peers-0", 1..2))), now);
+        assert!(view.table().guard(now).is_some());
+        let mut removed = slice("removed", 0..0);
+        removed.spec.tombstones = vec![crds::Tombstone {
+            name: "n11".into(),
+            uid: "u11".into(),
+            public_key: peer(11).public_key,
+            generation: 1,
+        }];
+        view.handle(Told::Slices(Fed::Applied(removed)), now);
+        view.handle(Told::Slices(Fed::Applied(slice("peers-1", 12..14))), now);
+        let expected = ["n1", "n12", "n13", "n2", "n3", "n4"];
+        assert_eq!(names(&view), expected);
+        cache.flush();
+        assert_eq!(names(&View::restore(cache, "a")), expected);
     }
 
     #[test]

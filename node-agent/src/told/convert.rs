@@ -4,7 +4,7 @@
 use crds::{Mesh, MeshNode, MeshPeerSlice, PeerEntry, mesh, mesh_node};
 use ipnet::IpNet;
 use kube::ResourceExt;
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 use topology::{
     mesh::{AdmissionMode, MeshConfig, NodeAddresses, PortRange},
     peer::{Candidate, CandidateKind, Entry, MAX_CANDIDATES, MAX_SLICE_ENTRIES, MAX_TOMBSTONES, Tombstone, Uid},
@@ -60,6 +60,11 @@ pub fn node_spec(node: &MeshNode) -> NodeSpec {
 /// The peers of a slice.
 pub fn entries(slice: &MeshPeerSlice) -> Vec<Entry> {
     slice.spec.entries.iter().take(MAX_SLICE_ENTRIES).filter_map(entry).collect()
+}
+
+/// The names of a slice's peers, readable or not.
+pub fn names(slice: &MeshPeerSlice) -> BTreeSet<String> {
+    slice.spec.entries.iter().take(MAX_SLICE_ENTRIES).map(|entry| entry.name.clone()).collect()
 }
 
 /// The tombstones of a slice; only `removed` has any.
