@@ -38,6 +38,8 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     protection::no_key_is_admitted_without_the_policies,
     protection::altered_policies_are_noticed,
     protection::agents_write_only_their_own_status,
+    protection::relays_write_only_their_own_status,
+    protection::a_policy_altered_for_a_moment_voids_the_challenge,
     repairs::garbage_by_hand_is_named_and_nothing_is_lost,
     repairs::a_node_made_again_under_its_name_is_another_node,
     repairs::relays_follow_the_label,

@@ -2,8 +2,11 @@
 
 use crate::cluster::{Cluster, NAMESPACE};
 use anyhow::{Result, bail, ensure};
-use crds::{ConditionStatus, Mesh, MeshNode};
-use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
+use crds::{ConditionStatus, Mesh, MeshNode, MeshPeerSlice, MeshRelay};
+use k8s_openapi::api::{
+    authentication::v1::TokenRequest,
+    core::v1::{Node, Pod, Secret, ServiceAccount},
+};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
@@ -132,11 +135,88 @@ pub async fn agents_write_only_their_own_status(cluster: &Cluster) -> Result<()>
         cluster.until_node("n1", "in round 4", |node| node.status.as_ref().is_some_and(|s| s.round == 4)).await?;
     ensure!(before == Some((node.spec, node.metadata.labels)), "spec and labels stand");
     let spec = json!({ "spec": { "suspended": true } });
-    ensure!(
-        api.patch("n1", &PatchParams::default(), &Patch::Merge(&spec)).await.is_err(),
-        "the spec is not the agent's"
-    );
-    Ok(())
+    forbidden(api.patch("n1", &PatchParams::default(), &Patch::Merge(&spec)).await, "the spec of its MeshNode")?;
+
+    // Nothing else is an agent's either.
+    let slice = json!({ "apiVersion": "warren.dev/v1alpha1", "kind": "MeshPeerSlice", "metadata": { "name": "peers-0099" }, "spec": { "count": 0 } });
+    let slices: Api<MeshPeerSlice> = Api::all(own.clone());
+    forbidden(slices.create(&PostParams::default(), &serde_json::from_value(slice.clone())?).await, "a slice")?;
+    cluster.create(slice).await?;
+    let tombstones = json!({ "spec": { "count": 7 } });
+    forbidden(slices.patch("peers-0099", &PatchParams::default(), &Patch::Merge(&tombstones)).await, "a slice")?;
+    let container = json!({ "name": "c", "image": "none" });
+    let pod = json!({ "metadata": { "name": "p" }, "spec": { "containers": [container] } });
+    let pods: Api<Pod> = Api::namespaced(own.clone(), NAMESPACE);
+    forbidden(pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await, "a Pod")?;
+    let secrets: Api<Secret> = Api::namespaced(own.clone(), NAMESPACE);
+    let secret = serde_json::from_value(json!({ "metadata": { "name": "s" } }))?;
+    forbidden(secrets.create(&PostParams::default(), &secret).await, "a Secret")?;
+    forbidden(secrets.list(&Default::default()).await, "Secrets")?;
+    forbidden(Api::<Node>::all(own).list(&Default::default()).await, "Nodes")
+}
+
+/// The same for relays.
+pub async fn relays_write_only_their_own_status(cluster: &Cluster) -> Result<()> {
+    cluster.install_policies().await?;
+    let _replica = cluster.operator("a", &[])?;
+    let label = json!({ "metadata": { "labels": { crds::names::RELAY_LABEL: "true" } } });
+    for (number, name) in [(1, "n1"), (2, "n2")] {
+        cluster.add_node(name, number).await?;
+        cluster.all::<Node>().patch(name, &PatchParams::default(), &Patch::Merge(&label)).await?;
+    }
+    let relays = cluster.all::<MeshRelay>();
+    for name in ["n1", "n2"] {
+        cluster.until("the relays", || async { Ok(relays.get_opt(name).await?) }).await?;
+    }
+    cluster.grant("warren-relay", "meshrelays/status").await?;
+    let own = cluster.token_of("warren-relay", Some("n1")).await?;
+    let unbound = cluster.token_of("warren-relay", None).await?;
+    let stun = |address: &str| Patch::Merge(json!({ "status": { "stun": [address] } }));
+    let write = |client: &Client, name: &'static str| {
+        let api: Api<MeshRelay> = Api::all(client.clone());
+        async move { api.patch_status(name, &PatchParams::default(), &stun("203.0.113.7:3478")).await }
+    };
+    cluster.until("the policy to act", || async { Ok(write(&unbound, "n1").await.is_err().then_some(())) }).await?;
+    write(&own, "n1").await?;
+    refused(write(&own, "n2").await, "bound to node n1, not to n2")?;
+    refused(write(&unbound, "n1").await, "bound to node (none)")?;
+    let theirs = relays.get("n2").await?.status.map(|status| status.stun).unwrap_or_default();
+    ensure!(theirs.is_empty(), "another relay's status stands");
+    let api: Api<MeshRelay> = Api::all(own);
+    let spec = Patch::Merge(json!({ "spec": { "addresses": ["203.0.113.9:1"] } }));
+    forbidden(api.patch("n1", &PatchParams::default(), &spec).await, "the spec of its MeshRelay")
+}
+
+/// A policy that was altered for a moment may have let a key in: the challenge that was open then is void.
+pub async fn a_policy_altered_for_a_moment_voids_the_challenge(cluster: &Cluster) -> Result<()> {
+    cluster.install_policies().await?;
+    let _replica = cluster.operator("a", &[])?;
+    cluster.add_node("n1", 1).await?;
+    cluster.publish_key("n1", &PrivateKey::from_bytes([1; 32])).await?;
+    cluster.until_node("n1", "admitted", |node| reason(node) == Some("KeyAccepted")).await?;
+    let challenge = |mesh: &Mesh| mesh.status.as_ref().and_then(|status| status.challenge.clone());
+    let before = challenge(&cluster.until_mesh("a challenge", |mesh| challenge(mesh).is_some()).await?);
+    cluster
+        .apply(json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": { "name": crds::names::AGENT_POLICY },
+            "spec": { "policyName": crds::names::AGENT_POLICY, "validationActions": ["Warn"] },
+        }))
+        .await?;
+    cluster.install_policies().await?;
+    cluster
+        .until_mesh("another challenge", |mesh| challenge(mesh).is_some() && challenge(mesh) != before)
+        .await
+        .map(|_| ())
+}
+
+fn forbidden<T>(result: kube::Result<T>, what: &str) -> Result<()> {
+    match result {
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
+        Err(error) => bail!("{what}: expected it to be forbidden, found: {error}"),
+        Ok(_) => bail!("{what}: expected it to be forbidden"),
+    }
 }
 
 async fn patch(client: &Client, name: &str, status: Value) -> kube::Result<MeshNode> {
@@ -154,37 +234,46 @@ fn refused<T>(result: kube::Result<T>, with: &str) -> Result<()> {
 
 impl Cluster {
     async fn grant_agents(&self) -> Result<()> {
-        let name = json!({ "name": "warren-agent", "namespace": NAMESPACE });
+        self.grant("warren-agent", "meshnodes/status").await
+    }
+
+    /// Lets a service account patch what the chart lets it patch.
+    async fn grant(&self, account: &str, resource: &str) -> Result<()> {
+        let name = json!({ "name": account, "namespace": NAMESPACE });
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let account = serde_json::from_value(json!({ "metadata": name }))?;
-        if let Err(error) = accounts.create(&PostParams::default(), &account).await {
+        let created = serde_json::from_value(json!({ "metadata": name }))?;
+        if let Err(error) = accounts.create(&PostParams::default(), &created).await {
             ensure!(error.to_string().contains("already exists"), "{error}");
         }
-        let rules = json!([{ "apiGroups": ["warren.dev"], "resources": ["meshnodes/status"], "verbs": ["patch"] }]);
-        let role = json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": "agent" }, "rules": rules });
+        let rules = json!([{ "apiGroups": ["warren.dev"], "resources": [resource], "verbs": ["patch"] }]);
+        let role = json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": account }, "rules": rules });
         self.apply(role).await?;
         self.apply(json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": "agent" },
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "agent" },
-            "subjects": [{ "kind": "ServiceAccount", "name": "warren-agent", "namespace": NAMESPACE }],
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": account },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": account },
+            "subjects": [{ "kind": "ServiceAccount", "name": account, "namespace": NAMESPACE }],
         }))
         .await?;
         Ok(())
     }
 
-    /// A client with the token of the agent on `node`, or with one that is bound to no node.
     async fn agent(&self, node: Option<&str>) -> Result<Client> {
+        self.token_of("warren-agent", node).await
+    }
+
+    /// A client with the account's token on `node`, or with one that is bound to no node.
+    async fn token_of(&self, account: &str, node: Option<&str>) -> Result<Client> {
         let mut spec = json!({ "audiences": [], "expirationSeconds": 3600 });
         if let Some(name) = node {
-            let uid = self.all::<k8s_openapi::api::core::v1::Node>().get(name).await?.metadata.uid;
+            let uid = self.all::<Node>().get(name).await?.metadata.uid;
             spec["boundObjectRef"] = json!({ "kind": "Node", "apiVersion": "v1", "name": name, "uid": uid });
         }
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), NAMESPACE);
         let request: TokenRequest = serde_json::from_value(json!({ "spec": spec }))?;
-        let answer = accounts.create_token_request("warren-agent", &PostParams::default(), &request).await?;
+        let answer = accounts.create_token_request(account, &PostParams::default(), &request).await?;
         let token = answer.status.and_then(|status| status.token).unwrap_or_default();
         let text = std::fs::read_to_string(&self.parts.kubeconfig)?.replace(crate::parts::ADMIN_TOKEN, &token);
-        let path = self.parts.dir.join("agent.kubeconfig");
+        let path = self.parts.dir.join(format!("{account}.kubeconfig"));
         std::fs::write(&path, text)?;
         operator::client::connect(Some(&path)).await
     }

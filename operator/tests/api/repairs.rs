@@ -84,11 +84,31 @@ pub async fn garbage_by_hand_is_named_and_nothing_is_lost(cluster: &Cluster) -> 
     ensure!(node.spec.node_ips.is_empty(), "a contested node address stays with the incumbent");
     cluster.until_event("Conflict", "n4").await?;
 
-    // A slice that was written by hand.
+    // Candidates that nobody should send to, beside one that is fine.
+    let candidates = ["127.0.0.1:1", "169.254.169.254:80", "224.0.0.1:1", "10.244.1.9:1", "203.0.113.9:21820"];
+    let candidates = candidates.map(|address| json!({ "address": address, "kind": "Host" }));
+    let status = Patch::Merge(json!({ "status": { "candidates": candidates } }));
+    cluster.all::<MeshNode>().patch_status("n2", &PatchParams::default(), &status).await?;
+    cluster.until_node("n2", "told which are dropped", |node| has(node, "CandidatesDropped")).await?;
+    cluster
+        .until("the good one to be listed", || async {
+            let slices = cluster.all::<MeshPeerSlice>().list(&Default::default()).await?;
+            let entry = slices.items.into_iter().flat_map(|slice| slice.spec.entries).find(|entry| entry.name == "n2");
+            let listed = entry.map(|entry| entry.candidates).unwrap_or_default();
+            Ok((listed.len() == 1 && listed[0].address == "203.0.113.9:21820").then_some(()))
+        })
+        .await?;
+
+    // A slice that was written by hand, and a copy of the real one that says something else at the same generation.
+    let slices = cluster.all::<MeshPeerSlice>();
+    let mut copy = slices.get("peers-0001").await?.spec;
+    copy.entries[0].round += 1;
+    cluster.apply(json!({ "apiVersion": "warren.dev/v1alpha1", "kind": "MeshPeerSlice", "metadata": { "name": "peers-0002" }, "spec": copy })).await?;
     cluster.apply(json!({ "apiVersion": "warren.dev/v1alpha1", "kind": "MeshPeerSlice", "metadata": { "name": "by-hand" }, "spec": { "count": 0 } })).await?;
     cluster
         .until("the slice by hand to be taken away", || async {
-            Ok(cluster.all::<MeshPeerSlice>().get_opt("by-hand").await?.is_none().then_some(()))
+            let gone = slices.get_opt("by-hand").await?.is_none() && slices.get_opt("peers-0002").await?.is_none();
+            Ok(gone.then_some(()))
         })
         .await?;
     cluster.until_listed(2).await?;
@@ -140,6 +160,27 @@ pub async fn relays_follow_the_label(cluster: &Cluster) -> Result<()> {
     let relays = cluster.all::<MeshRelay>();
     let relay = cluster.until("the relay", || async { Ok(relays.get_opt("n1").await?) }).await?;
     ensure!(relay.spec.node_uid == node.metadata.uid, "only a token of this very node may write its status");
+
+    // Its public address is the operator's to say, until an admin does.
+    let external = |address: &str| json!({ "status": { "addresses": [{ "type": "ExternalIP", "address": address }] } });
+    let addresses = |expected: &'static str| {
+        let relays = relays.clone();
+        cluster.until("the address of the relay", move || {
+            let relays = relays.clone();
+            async move { Ok((relays.get("n1").await?.spec.addresses == [expected]).then_some(())) }
+        })
+    };
+    nodes.patch_status("n1", &PatchParams::default(), &Patch::Merge(&external("203.0.113.1"))).await?;
+    addresses("203.0.113.1:3478").await?;
+    let stun = json!({ "status": { "stun": ["203.0.113.1:3478", "192.168.1.1:4000"] } });
+    relays.patch_status("n1", &PatchParams::default(), &Patch::Merge(&stun)).await?;
+    addresses("203.0.113.1:4000").await?;
+    let chosen = json!({ "spec": { "addresses": ["198.51.100.9:443"] } });
+    relays.patch("n1", &PatchParams::default(), &Patch::Merge(&chosen)).await?;
+    nodes.patch_status("n1", &PatchParams::default(), &Patch::Merge(&external("203.0.113.99"))).await?;
+    nodes.patch("n2", &PatchParams::default(), &Patch::Merge(&label(Some("true")))).await?;
+    cluster.until("the other relay", || async { Ok(relays.get_opt("n2").await?) }).await?;
+    ensure!(relays.get("n1").await?.spec.addresses == ["198.51.100.9:443"], "an admin's word stands");
     nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&label(None))).await?;
     cluster.until("the relay to go", || async { Ok(relays.get_opt("n1").await?.is_none().then_some(())) }).await?;
     ensure!(relays.get_opt("outside").await?.is_some(), "an admin's relay is left alone");

@@ -104,10 +104,25 @@ pub async fn one_of_two_replicas_writes_and_the_other_takes_over(cluster: &Clust
     cluster.until_ready("b").await?;
     cluster.settle(&["n1", "n2", "n3"]).await?;
     ensure!(cluster.writes("b")? == 0.0, "the follower writes nothing");
-    let before = (cluster.slices().await?, cluster.versions().await?);
+    cluster.until_calm().await?;
+    let challenge = cluster.challenge().await?;
+    let before = (cluster.slices().await?, cluster.versions().await?, challenge);
 
+    let holder = cluster.holder().await?;
     drop(first); // SIGKILL
     cluster.until_held_by("b").await?;
+    ensure!(cluster.holder().await? != holder, "another replica holds the lease");
+    // It takes the challenge over before anything else, which shows that it has planned and written.
+    cluster.until_challenged_anew(before.2.as_deref()).await?;
+    ensure!(cluster.slices().await? == before.0, "a fail-over leaves every slice byte for byte as it was");
+    let untouched = |versions: &std::collections::BTreeMap<String, String>| {
+        versions
+            .iter()
+            .filter(|(name, _)| !name.starts_with("Mesh/"))
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect::<Vec<_>>()
+    };
+    ensure!(untouched(&cluster.versions().await?) == untouched(&before.1), "it writes nothing but Mesh.status");
     cluster.add_node("n4", 4).await?;
     cluster.publish_key("n4", &PrivateKey::from_bytes([4; 32])).await?;
     cluster.until_listed(4).await?;
@@ -194,6 +209,20 @@ impl Cluster {
         Ok(())
     }
 
+    async fn challenge(&self) -> Result<Option<String>> {
+        let mesh = self.all::<Mesh>().get_opt("default").await?;
+        Ok(mesh.and_then(|mesh| mesh.status?.challenge))
+    }
+
+    /// Waits until the next leader has put its own challenge in the place of `former`.
+    async fn until_challenged_anew(&self, former: Option<&str>) -> Result<()> {
+        self.until("a challenge of the new leader", || async {
+            let present = self.challenge().await?;
+            Ok((present.is_some() && present.as_deref() != former).then_some(()))
+        })
+        .await
+    }
+
     /// Waits until a replica has planned once more.
     async fn until_passed(&self, replica: &str) -> Result<()> {
         let passes = || self.metric(replica, "warren_operator_passes_total", "");
@@ -207,7 +236,10 @@ impl Cluster {
             let nodes = self.all::<MeshNode>().list(&Default::default()).await?;
             let told = |node: &MeshNode| {
                 let conditions = node.status.as_ref().map(|status| &status.conditions);
-                conditions.is_some_and(|list| list.iter().any(|c| c.type_ == "Admitted" && c.reason == "KeyAccepted"))
+                let current = |c: &crds::Condition| c.observed_generation == node.metadata.generation;
+                conditions.is_some_and(|list| {
+                    list.iter().any(|c| c.type_ == "Admitted" && c.reason == "KeyAccepted") && list.iter().all(current)
+                })
             };
             Ok(nodes.items.iter().all(told).then_some(()))
         })

@@ -13,6 +13,7 @@ use topology::mesh::{AdmissionMode, MeshConfig, NodeAddresses, PortRange};
 use topology::peer::{Candidate, CandidateKind, Entry, Uid};
 
 /// The same cases in every run; `PROPTEST_CASES` asks for more and other ones.
+#[allow(clippy::disallowed_methods, reason = "whoever runs the tests says how many cases")]
 pub fn config(cases: u32) -> Config {
     let wanted = std::env::var("PROPTEST_CASES").is_ok();
     let usual = Config { failure_persistence: None, ..Config::default() };
