@@ -190,7 +190,7 @@ pub struct Nat {
     pub ipv6: Option<NatClass>,
 }
 
-/// How a NAT maps.
+/// How the NAT of this family maps: one of the behaviours of RFC 4787, or `Open` without a NAT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum NatClass {
     /// No translation.
@@ -209,7 +209,7 @@ pub enum NatClass {
     Unknown,
 }
 
-/// Implementations of WireGuard.
+/// Which WireGuard runs: `Kernel` or `Userspace`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Backend {
     /// In the Linux kernel.

@@ -47,7 +47,8 @@ fn every_integer_is_bounded_within_its_type() {
                 "int64" => (-(MAX_INTEGER as f64), MAX_INTEGER as f64),
                 other => panic!("{}: {path} has the format {other}", file.name),
             };
-            let bound = |name: &str| written[name].as_f64().unwrap_or_else(|| panic!("{}: {path} has no {name}", file.name));
+            let bound =
+                |name: &str| written[name].as_f64().unwrap_or_else(|| panic!("{}: {path} has no {name}", file.name));
             assert!(bound("minimum") >= least && bound("maximum") <= most, "{}: {path}: {written}", file.name);
             let format = written["format"].as_str();
             assert!(matches!(format, Some("int32" | "int64")), "{}: {path} has the format {format:?}", file.name);
