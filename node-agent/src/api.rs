@@ -3,7 +3,8 @@
 pub mod connect;
 pub mod endpoints;
 pub mod feed;
+pub mod lenient;
 pub mod writer;
 
 pub use connect::Connection;
-pub use feed::{Fed, Told};
+pub use feed::{Fed, Listing, Told};

@@ -87,9 +87,13 @@ impl Cache {
         self.failed.clone()
     }
 
-    /// Reads an object. A file that can't be trusted is moved aside and counts as absent.
+    /// Reads an object, be it still on its way to the disk. A file that can't be trusted is moved aside and counts as absent.
     pub fn load<T: DeserializeOwned>(&self, name: &Name) -> Option<T> {
         let path = self.folder.join(&name.0);
+        let waiting = self.queue.lock().files.get(name).cloned();
+        if let Some(waiting) = waiting {
+            return waiting.and_then(|content| decode(&content).ok());
+        }
         let content = match read_capped(&path) {
             Ok(content) => content,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return None,

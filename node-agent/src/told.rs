@@ -3,7 +3,7 @@
 pub mod convert;
 
 use crate::{
-    api::{Fed, Told},
+    api::{Fed, Listing, Told},
     cache::{Cache, Name},
 };
 use crds::{Mesh, MeshNode, MeshPeerSlice, MeshRelay, names};
@@ -17,7 +17,7 @@ use std::{
 };
 use topology::{
     mesh::MeshConfig,
-    node::PeerTable,
+    node::{Delta, PeerTable},
     peer::{Entry, Tombstone},
     spec::NodeSpec,
 };
@@ -58,6 +58,8 @@ pub struct View {
     node: Option<MeshNode>,
     /// Whether the API has our object; the spec outlives it.
     node_present: bool,
+    /// The slices as last told, and the peers in each.
+    told: BTreeMap<String, BTreeSet<String>>,
     /// The slices on disk, and the peers in each.
     stored: BTreeMap<String, BTreeSet<String>>,
     relays: BTreeMap<String, MeshRelay>,
@@ -72,7 +74,7 @@ impl View {
         let mut stored = BTreeMap::new();
         for file in cache.names("slice") {
             if let Some(slice) = cache.load::<MeshPeerSlice>(&file) {
-                entries.extend(convert::entries(&slice));
+                entries.extend(convert::entries(&slice, |_| None));
                 tombstones.extend(convert::tombstones(&slice));
                 stored.insert(slice.name_any(), convert::names(&slice));
             }
@@ -84,6 +86,7 @@ impl View {
             node_present: false,
             relays: cache.load(&Name::single("relays")).unwrap_or_default(),
             table: PeerTable::restore(own_name, entries, tombstones),
+            told: stored.clone(),
             stored,
             cache,
         }
@@ -102,7 +105,10 @@ impl View {
             Told::Node(fed) => {
                 // An object that is gone while the control plane is being restored must not take the node down: its spec stays.
                 self.node_present = match &fed {
-                    Fed::Listed(nodes) => nodes.iter().any(|n| n.name_any() == self.own_name),
+                    Fed::Listed(all) => {
+                        let named = |n: &MeshNode| n.name_any() == self.own_name;
+                        all.objects.iter().any(named) || all.unreadable.contains(&self.own_name)
+                    }
                     Fed::Applied(_) => true,
                     Fed::Deleted(_) => false,
                 };
@@ -219,20 +225,51 @@ impl View {
 
     fn slices(&mut self, fed: Fed<MeshPeerSlice>, now: Duration) -> bool {
         let delta = match &fed {
-            Fed::Listed(all) => {
-                let tombstones: Vec<Tombstone> = all.iter().flat_map(convert::tombstones).collect();
-                let peers = all.iter().filter(|s| s.name_any() != names::REMOVED_SLICE).take(MAX_SLICES);
-                let lists: BTreeMap<String, Vec<Entry>> = peers.map(|s| (s.name_any(), convert::entries(s))).collect();
-                self.table.handle_list(lists, tombstones, now)
-            }
+            Fed::Listed(all) => self.list(all, now),
             Fed::Applied(slice) if slice.name_any() == names::REMOVED_SLICE => {
                 self.table.handle_tombstones(convert::tombstones(slice), now)
             }
-            Fed::Applied(slice) => self.table.handle_slice(&slice.name_any(), convert::entries(slice), now),
-            Fed::Deleted(name) => self.table.handle_slice_deleted(name, now),
+            Fed::Applied(slice) => {
+                self.told.insert(slice.name_any(), convert::names(slice));
+                self.table.handle_slice(&slice.name_any(), self.entries(slice), now)
+            }
+            Fed::Deleted(name) => {
+                self.told.remove(name);
+                self.table.handle_slice_deleted(name, now)
+            }
         };
         self.persist(fed, self.table.guard(now).is_some());
         !delta.upsert.is_empty() || !delta.remove.is_empty()
+    }
+
+    fn list(&mut self, all: &Listing<MeshPeerSlice>, now: Duration) -> Delta {
+        let is_removed = |name: &str| name == names::REMOVED_SLICE;
+        let tombstones: Vec<Tombstone> = if all.unreadable.iter().any(|name| is_removed(name)) {
+            self.table.tombstones().cloned().collect()
+        } else {
+            all.objects.iter().flat_map(convert::tombstones).collect()
+        };
+        let peers = all.objects.iter().filter(|slice| !is_removed(&slice.name_any())).take(MAX_SLICES);
+        let mut lists: BTreeMap<String, Vec<Entry>> =
+            peers.clone().map(|slice| (slice.name_any(), self.entries(slice))).collect();
+        let mut told: BTreeMap<String, BTreeSet<String>> =
+            peers.map(|slice| (slice.name_any(), convert::names(slice))).collect();
+        // A slice that is there and can't be read is as it was.
+        for name in all.unreadable.iter().filter(|name| !is_removed(name)) {
+            let names = self.told.get(name).cloned().unwrap_or_default();
+            lists.insert(name.clone(), names.iter().filter_map(|name| self.known(name)).collect());
+            told.insert(name.clone(), names);
+        }
+        self.told = told;
+        self.table.handle_list(lists, tombstones, now)
+    }
+
+    fn entries(&self, slice: &MeshPeerSlice) -> Vec<Entry> {
+        convert::entries(slice, |name| self.known(name))
+    }
+
+    fn known(&self, name: &str) -> Option<Entry> {
+        self.table.entries().get(name).cloned()
     }
 
     /// The disk follows what is in force: while the guard holds a peer back, the slice that names it stays as it is there,
@@ -241,7 +278,8 @@ impl View {
     fn persist(&mut self, fed: Fed<MeshPeerSlice>, holds: bool) {
         match fed {
             Fed::Listed(all) => {
-                let listed: BTreeSet<String> = all.iter().map(ResourceExt::name_any).collect();
+                let Listing { objects: all, unreadable } = all;
+                let listed: BTreeSet<String> = all.iter().map(ResourceExt::name_any).chain(unreadable).collect();
                 let gone: Vec<String> = self.stored.keys().filter(|name| !listed.contains(*name)).cloned().collect();
                 gone.iter().for_each(|name| self.forget_slice(name, holds));
                 all.iter().for_each(|slice| self.keep_slice(slice));
@@ -257,7 +295,7 @@ impl View {
             return;
         }
         if let Some(file) = Name::of("slice", &name) {
-            self.cache.store(&file, slice);
+            self.cache.store(&file, &convert::whole(slice, || self.cache.load(&file)));
             self.stored.insert(name, names);
         }
     }
@@ -287,7 +325,7 @@ impl View {
 /// An object of which there is one. Its deletion keeps the last known content: settings don't stop being true.
 fn single<K: PartialEq + ResourceExt>(slot: &mut Option<K>, fed: Fed<K>, name: &str) -> bool {
     let new = match fed {
-        Fed::Listed(all) => all.into_iter().find(|o| o.name_any() == name),
+        Fed::Listed(all) => all.objects.into_iter().find(|o| o.name_any() == name),
         Fed::Applied(one) => Some(one),
         Fed::Deleted(_) => None,
     };
@@ -303,7 +341,11 @@ fn single<K: PartialEq + ResourceExt>(slot: &mut Option<K>, fed: Fed<K>, name: &
 fn relays(known: &mut BTreeMap<String, MeshRelay>, fed: Fed<MeshRelay>) -> bool {
     let before = known.clone();
     match fed {
-        Fed::Listed(all) => *known = all.into_iter().take(MAX_RELAYS).map(|r| (r.name_any(), r)).collect(),
+        Fed::Listed(all) => {
+            known.retain(|name, _| all.unreadable.contains(name));
+            let room = MAX_RELAYS.saturating_sub(known.len());
+            known.extend(all.objects.into_iter().take(room).map(|r| (r.name_any(), r)));
+        }
         Fed::Applied(relay) if known.len() < MAX_RELAYS || known.contains_key(&relay.name_any()) => {
             known.insert(relay.name_any(), relay);
         }
@@ -354,8 +396,8 @@ mod tests {
         let (_dir, cache) = open();
         let mut view = View::restore(cache.clone(), "a");
         let now = Duration::ZERO;
-        assert!(view.handle(Told::Mesh(Fed::Listed(vec![Mesh::new("default", MeshSpec::default())])), now).mesh);
-        assert!(view.handle(Told::Node(Fed::Listed(vec![MeshNode::new("a", Default::default())])), now).node);
+        assert!(view.handle(Told::Mesh(Fed::Listed(vec![Mesh::new("default", MeshSpec::default())].into())), now).mesh);
+        assert!(view.handle(Told::Node(Fed::Listed(vec![MeshNode::new("a", Default::default())].into())), now).node);
         assert!(view.handle(Told::Relays(Fed::Applied(relay("r", &["192.0.2.1:3478"]))), now).relays);
         cache.flush();
         let again = View::restore(cache.clone(), "a");
@@ -373,9 +415,9 @@ mod tests {
         view.handle(Told::Mesh(Fed::Applied(Mesh::new("default", MeshSpec::default()))), now);
         view.handle(Told::Node(Fed::Applied(MeshNode::new("a", Default::default()))), now);
         for told in [
-            Told::Mesh(Fed::Listed(Vec::new())),
+            Told::Mesh(Fed::Listed(Vec::new().into())),
             Told::Mesh(Fed::Deleted("default".into())),
-            Told::Node(Fed::Listed(Vec::new())),
+            Told::Node(Fed::Listed(Vec::new().into())),
             Told::Node(Fed::Deleted("a".into())),
         ] {
             assert!(!view.handle(told, now).any());
@@ -387,7 +429,7 @@ mod tests {
     fn what_the_guard_holds_back_is_held_on_disk_too() {
         let (_dir, cache) = open();
         let mut view = View::restore(cache.clone(), "a");
-        assert!(view.handle(Told::Slices(Fed::Listed(vec![slice("peers-0", 1..4)])), Duration::ZERO).peers);
+        assert!(view.handle(Told::Slices(Fed::Listed(vec![slice("peers-0", 1..4)].into())), Duration::ZERO).peers);
         view.handle(Told::Slices(Fed::Applied(slice("peers-0", 0..0))), Duration::from_secs(1));
         assert!(view.table().guard(Duration::from_secs(1)).is_some());
         cache.flush();
@@ -405,7 +447,10 @@ mod tests {
     fn a_revocation_outlives_a_restart_although_the_guard_holds_others() {
         let (_dir, cache) = open();
         let mut view = View::restore(cache.clone(), "a");
-        view.handle(Told::Slices(Fed::Listed(vec![slice("peers-0", 1..5), slice("peers-1", 11..13)])), Duration::ZERO);
+        view.handle(
+            Told::Slices(Fed::Listed(vec![slice("peers-0", 1..5), slice("peers-1", 11..13)].into())),
+            Duration::ZERO,
+        );
         let names = |view: &View| view.table().entries().keys().cloned().collect::<Vec<_>>();
         // Peers vanish without a word, and the guard keeps them. Then one is revoked, and one is new.
         let now = Duration::from_secs(1);
@@ -430,7 +475,7 @@ mod tests {
     fn an_answer_to_a_write_is_taken_as_any_other_news() {
         let (_dir, cache) = open();
         let mut view = View::restore(cache.clone(), "a");
-        view.handle(Told::Node(Fed::Listed(vec![node("u", 5, 1)])), Duration::ZERO);
+        view.handle(Told::Node(Fed::Listed(vec![node("u", 5, 1)].into())), Duration::ZERO);
         let mut answer = node("u", 7, 2);
         answer.metadata.managed_fields = Some(Vec::new());
         assert!(view.node_written(answer).node, "the spec of the answer is news");
@@ -462,11 +507,12 @@ mod tests {
         let mut mesh = Mesh::new("default", MeshSpec::default());
         mesh.spec.stun.servers = vec!["192.0.2.9:3478".into(), "192.0.2.1:3478".into(), "nonsense".into()];
         view.handle(Told::Mesh(Fed::Applied(mesh)), Duration::ZERO);
-        view.handle(Told::Relays(Fed::Listed(vec![relay("r", &["192.0.2.1:3478"])])), Duration::ZERO);
+        view.handle(Told::Relays(Fed::Listed(vec![relay("r", &["192.0.2.1:3478"])].into())), Duration::ZERO);
         let shown: Vec<String> = view.stun_servers().iter().map(SocketAddr::to_string).collect();
         assert_eq!(shown, ["192.0.2.1:3478", "192.0.2.9:3478"]);
-        let many = (0..100).map(|n| relay(&format!("r{n}"), &[&format!("198.51.100.{n}:3478")])).collect();
-        view.handle(Told::Relays(Fed::Listed(many)), Duration::ZERO);
+        let many: Vec<MeshRelay> =
+            (0..100).map(|n| relay(&format!("r{n}"), &[&format!("198.51.100.{n}:3478")])).collect();
+        view.handle(Told::Relays(Fed::Listed(many.into())), Duration::ZERO);
         assert_eq!(view.stun_servers().len(), MAX_STUN_SERVERS);
     }
 }

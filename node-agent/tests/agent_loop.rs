@@ -463,6 +463,44 @@ async fn peers_are_configured_from_slices_and_removed_by_tombstones_only() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_stays_as_it_was() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let entries = [("b", 2), ("c", 3), ("d", 4)].map(|(name, number)| peer(name, number).1);
+    put_slice(&api, "peers-0", &entries);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    let routes = |n: usize| move |plans: &Vec<NetPlan>| plans.last().is_some_and(|p| p.routes.len() == n);
+    lab.machine.plan_where(routes(6)).await;
+
+    // Told anew: a kind of candidate that this version doesn't know, a key and a prefix that are none, and a new peer.
+    let [mut b, mut c, mut d] = entries;
+    b["candidates"][0]["kind"] = json!("Teleported");
+    b["candidates"].as_array_mut().unwrap().push(json!({"address": "198.51.100.99:1", "kind": "Host"}));
+    c["publicKey"] = json!("no key");
+    d["podCIDRs"] = json!(["10.244.4.0/24", "no prefix"]);
+    for bad in [&mut b, &mut c, &mut d] {
+        bad["generation"] = json!(2);
+    }
+    put_slice(&api, "peers-0", &[b, c, d, peer("e", 5).1]);
+    lab.machine.plan_where(routes(8)).await;
+    assert!(!lab.ask(Question::Status).await.body.contains("MassRemovalGuard"));
+
+    // The same from a list, and then with a slice of which nothing can be read.
+    lab.stop().await;
+    put_slice(&api, "peers-1", &[peer("f", 6).1]);
+    for (garbage, more) in [(false, 0), (true, 2)] {
+        if garbage {
+            api.put("meshpeerslices", json!({"metadata": {"name": "peers-0"}, "spec": 7}));
+            put_slice(&api, "peers-2", &[peer("g", 7).1]);
+        }
+        let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+        lab.machine.plan_where(routes(10 + more)).await;
+        assert!(!lab.ask(Question::Status).await.body.contains("MassRemovalGuard"));
+        lab.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn after_a_restart_everything_stands_before_the_api_answers() {
     let (api, address, dir) = cluster().await;
     operator::create_node(&api, "a", 1);

@@ -1,6 +1,6 @@
 //! List, then watch, and again: what the API says, object by object, without ever giving up.
 
-use super::Connection;
+use super::{Connection, lenient};
 use crate::random;
 use crds::{Mesh, MeshNode, MeshPeerSlice, MeshRelay, names};
 use futures::{StreamExt, TryStreamExt};
@@ -28,11 +28,26 @@ const BACKOFF_LAST: Duration = Duration::from_secs(20);
 /// A session that lived this long was a good one, so the next failure starts with the first pause.
 const HEALTHY_AFTER: Duration = Duration::from_secs(30);
 
+/// All objects of a kind.
+#[derive(Clone, Debug)]
+pub struct Listing<K> {
+    /// Those that can be read.
+    pub objects: Vec<K>,
+    /// The names of those that are there and can't be read: what was known of them stands.
+    pub unreadable: Vec<String>,
+}
+
+impl<K> From<Vec<K>> for Listing<K> {
+    fn from(objects: Vec<K>) -> Self {
+        Self { objects, unreadable: Vec::new() }
+    }
+}
+
 /// News about the objects of one kind.
 #[derive(Clone, Debug)]
 pub enum Fed<K> {
     /// All there are, freshly read.
-    Listed(Vec<K>),
+    Listed(Listing<K>),
     /// One is new or changed.
     Applied(K),
     /// One is gone: its name.
@@ -182,8 +197,14 @@ impl Feed {
         let listed = listed.map_err(|_| End::Failed("no answer to a list".into()))?.map_err(failed)?;
         self.connection.worked(number);
         let version = listed.metadata.resource_version.clone().unwrap_or_default();
-        let objects = listed.items.into_iter().filter_map(parse::<K>).collect();
-        sink.send(Fed::Listed(objects)).await?;
+        let mut listing = Listing::from(Vec::new());
+        for object in listed.items {
+            match parse::<K>(object) {
+                Ok(object) => listing.objects.push(object),
+                Err(name) => listing.unreadable.push(name),
+            }
+        }
+        sink.send(Fed::Listed(listing)).await?;
         Ok(version)
     }
 
@@ -238,8 +259,9 @@ impl Feed {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 self.version = object.resource_version().or(self.version.take());
                 match parse::<K>(object) {
-                    Some(object) => sink.send(Fed::Applied(object)).await,
-                    None => Ok(()),
+                    Ok(object) => sink.send(Fed::Applied(object)).await,
+                    // What was known of it stands.
+                    Err(_) => Ok(()),
                 }
             }
             WatchEvent::Deleted(object) => {
@@ -263,16 +285,28 @@ impl Feed {
     }
 }
 
-fn parse<K>(mut object: DynamicObject) -> Option<K>
+/// The object, or its name if it can't be read.
+fn parse<K>(mut object: DynamicObject) -> Result<K, String>
 where
     K: Resource<DynamicType = ()> + DeserializeOwned,
 {
-    let name = object.name_any();
+    let (kind, name) = (K::kind(&()), object.name_any());
     object.metadata.managed_fields = None;
-    object
-        .try_parse()
-        .inspect_err(|e| tracing::warn!(kind = %K::kind(&()), name, error = %e, "skipped an object that can't be read"))
-        .ok()
+    let error = match object.clone().try_parse() {
+        Ok(parsed) => return Ok(parsed),
+        Err(e) => e,
+    };
+    lenient::soften(&kind, &mut object.data);
+    match object.try_parse() {
+        Ok(parsed) => {
+            tracing::warn!(%kind, name, %error, "parts of an object can't be read; they stay as they were");
+            Ok(parsed)
+        }
+        Err(_) => {
+            tracing::warn!(%kind, name, %error, "an object can't be read; what was known of it stands");
+            Err(name)
+        }
+    }
 }
 
 fn failed(error: kube::Error) -> End {
@@ -300,11 +334,11 @@ mod tests {
     }
 
     #[test]
-    fn an_object_of_another_shape_is_skipped_alone() {
+    fn an_object_of_another_shape_is_named_alone() {
         let good = serde_json::json!({"apiVersion": "warren.dev/v1alpha1", "kind": "MeshRelay", "metadata": {"name": "a"}, "spec": {}});
         let bad = serde_json::json!({"apiVersion": "warren.dev/v1alpha1", "kind": "MeshRelay", "metadata": {"name": "b"}, "spec": 7});
         let parsed = [good, bad].map(|v| parse::<MeshRelay>(serde_json::from_value(v).unwrap()));
-        assert!(parsed[0].is_some());
-        assert!(parsed[1].is_none());
+        assert!(parsed[0].is_ok());
+        assert_eq!(parsed[1].as_ref().unwrap_err(), "b");
     }
 }

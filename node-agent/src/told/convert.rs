@@ -57,9 +57,32 @@ pub fn node_spec(node: &MeshNode) -> NodeSpec {
     }
 }
 
-/// The peers of a slice.
-pub fn entries(slice: &MeshPeerSlice) -> Vec<Entry> {
-    slice.spec.entries.iter().take(MAX_SLICE_ENTRIES).filter_map(entry).collect()
+/// The peers of a slice. What cannot be read of one is no news: in its place stands what `known` says of that name, and
+/// for a name that is new, what can be read.
+pub fn entries(slice: &MeshPeerSlice, known: impl Fn(&str) -> Option<Entry>) -> Vec<Entry> {
+    let read = |told: &PeerEntry| if is_whole(told) { entry(told) } else { known(&told.name).or_else(|| entry(told)) };
+    slice.spec.entries.iter().take(MAX_SLICE_ENTRIES).filter_map(read).collect()
+}
+
+/// The slice with those entries that can be read, and in place of the others those of an older copy.
+pub fn whole(slice: &MeshPeerSlice, old: impl FnOnce() -> Option<MeshPeerSlice>) -> MeshPeerSlice {
+    let mut whole = slice.clone();
+    if whole.spec.entries.iter().all(is_whole) {
+        return whole;
+    }
+    let old = old().map(|slice| slice.spec.entries).unwrap_or_default();
+    let read = |told: PeerEntry| {
+        if is_whole(&told) { Some(told) } else { old.iter().find(|entry| entry.name == told.name).cloned() }
+    };
+    whole.spec.entries = whole.spec.entries.into_iter().filter_map(read).collect();
+    whole
+}
+
+/// Whether everything that WireGuard would be told of a peer can be read. Candidates are hints, each good or bad by itself.
+fn is_whole(entry: &PeerEntry) -> bool {
+    entry.public_key.parse::<PublicKey>().is_ok()
+        && entry.mesh_ips.iter().chain(&entry.node_ips).all(|text| text.parse::<IpAddr>().is_ok())
+        && entry.pod_cidrs.iter().all(|text| text.parse::<IpNet>().is_ok())
 }
 
 /// The names of a slice's peers, readable or not.
@@ -87,7 +110,7 @@ pub fn tombstones(slice: &MeshPeerSlice) -> Vec<Tombstone> {
 
 fn entry(entry: &PeerEntry) -> Option<Entry> {
     let Ok(public_key) = entry.public_key.parse::<PublicKey>() else {
-        tracing::warn!(peer = entry.name, "skipped a peer whose key can't be read");
+        tracing::warn!(peer = entry.name, "a new peer's key can't be read; it is not configured");
         return None;
     };
     Some(Entry {
@@ -154,11 +177,14 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_entry_is_left_out_alone() {
+    fn an_unreadable_entry_is_what_it_was_or_left_out_alone() {
         let entries_in = vec![peer("a", KEY), peer("b", "no key"), peer("c", KEY)];
         let slice = MeshPeerSlice::new("s", MeshPeerSliceSpec { entries: entries_in, ..Default::default() });
-        let names: Vec<String> = entries(&slice).into_iter().map(|e| e.name).collect();
+        let names: Vec<String> = entries(&slice, |_| None).into_iter().map(|e| e.name).collect();
         assert_eq!(names, ["a", "c"]);
+        let known = |name: &str| entry(&PeerEntry { round: 7, ..peer(name, KEY) });
+        let rounds: Vec<u32> = entries(&slice, known).into_iter().map(|e| e.round).collect();
+        assert_eq!(rounds, [0, 7, 0]);
     }
 
     #[test]
