@@ -84,10 +84,20 @@ async fn addresses(device: &str) -> anyhow::Result<Vec<IpAddr>> {
     let own = links.iter().find(|l| l.name() == Some(device)).map(|l| l.ifindex());
     let addresses = connection.get_addresses().await?;
     let others = addresses.iter().filter(|a| Some(a.ifindex()) != own);
-    let mut found: Vec<IpAddr> = others.filter_map(|a| a.primary_address().copied()).collect();
+    let mut found: Vec<IpAddr> = others.filter_map(|a| a.primary_address().copied()).filter(can_be_a_peers).collect();
     found.sort();
     found.dedup();
     Ok(found)
+}
+
+/// Whether a peer could name this address and a datagram get to it. Link-local addresses come and go with every pod, and
+/// neither they nor loopback are ever dialled, whosever they are.
+fn can_be_a_peers(address: &IpAddr) -> bool {
+    let link_local = match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !link_local && !address.to_canonical().is_loopback()
 }
 
 fn publish(plan: &CniPlan, report: &Report) -> Cni {
@@ -149,5 +159,21 @@ fn log(report: &Report) {
             error = failure.error,
             "could not change the host network"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_come_and_go_with_pods_are_no_change_of_the_node() {
+        let is_own = |text: &str| can_be_a_peers(&text.parse().unwrap());
+        for pods in ["fe80::1c2d:3fff:fe4e:5a6b", "169.254.7.7", "127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            assert!(!is_own(pods), "{pods}");
+        }
+        for own in ["192.168.1.10", "2001:db8::1", "fd00::1", "10.244.1.1"] {
+            assert!(is_own(own), "{own}");
+        }
     }
 }
