@@ -239,11 +239,15 @@ table inet wlwatch {
         words.get(at + 1).and_then(|number| number.parse().ok()).with_context(|| format!("reading {said:?}"))
     };
     for (node, old) in away.iter().zip(&before) {
-        wait::until(&format!("a new kubelet and a new agent of {} to talk to the API server", node.name), SERVED, || {
-            let now = clients(lab, node).map_err(|error| format!("{error:#}"))?;
-            let renewed = now.len() == CLIENTS.len() && now.iter().all(|one| !old.contains(one));
-            if renewed { Ok(()) } else { Err(format!("connected: {now:?}, before: {old:?}")) }
-        })?;
+        wait::until(
+            &format!("a new kubelet and a new agent of {} to talk to the API server", node.name),
+            SERVED,
+            || {
+                let now = clients(lab, node).map_err(|error| format!("{error:#}"))?;
+                let renewed = now.len() == CLIENTS.len() && now.iter().all(|one| !old.contains(one));
+                if renewed { Ok(()) } else { Err(format!("connected: {now:?}, before: {old:?}")) }
+            },
+        )?;
     }
     warren::wait_ready(lab)?;
     for node in away {

@@ -67,7 +67,8 @@ fn run_all(scenario: Scenario, set: Set, checks: &[Check]) -> Result<()> {
 
 /// Every lab run ends with the verdict of the plaintext watch.
 fn run_checks(lab: &Lab, checks: &[Check], progress: &Progress) -> Result<()> {
-    let run = |(name, check): &Check| progress.step(name, || check(lab)).with_context(|| format!("check {name} failed"));
+    let run =
+        |(name, check): &Check| progress.step(name, || check(lab)).with_context(|| format!("check {name} failed"));
     let result = checks
         .iter()
         .try_for_each(run)

@@ -99,7 +99,8 @@ pub fn matrix(lab: &Lab, pods: &[Pod], timeout: Duration) -> Matrix {
     };
     std::thread::scope(|scope| {
         let started: Vec<_> = pods.iter().map(|from| (from.node.clone(), scope.spawn(move || row(from)))).collect();
-        let joined = |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().expect("a row's check does not panic");
+        let joined =
+            |thread: std::thread::ScopedJoinHandle<'_, _>| thread.join().expect("a row's check does not panic");
         started.into_iter().map(|(from, thread)| (from, joined(thread))).collect()
     })
 }

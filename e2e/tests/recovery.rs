@@ -88,7 +88,8 @@ impl Gone {
 
 fn signal_operators(lab: &Lab, signal: &str) -> Result<()> {
     // Only two of the nodes run an operator.
-    let reached = |node: &&e2e::scenario::Node| lab.exec(&node.name, "pkill", &[signal, "-x", "warren-operator"]).is_ok();
+    let reached =
+        |node: &&e2e::scenario::Node| lab.exec(&node.name, "pkill", &[signal, "-x", "warren-operator"]).is_ok();
     let count = lab.running().iter().filter(|node| reached(node)).count();
     ensure!(count > 0, "no operator was found");
     Ok(())

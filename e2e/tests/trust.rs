@@ -108,7 +108,8 @@ fn garbage_harms_nobody(lab: &Lab) -> Result<()> {
     let admitted = admission(lab, "fw")?["publicKey"].clone();
     wait::until("fw to show its own key and candidates again", SOON, || {
         let object = lab.kubectl_json(&["get", "meshnode", "fw"]).map_err(|error| format!("{error:#}"))?;
-        let good = object["status"]["publicKey"] == admitted && object["status"]["candidates"] != json!(wrong_candidates());
+        let good =
+            object["status"]["publicKey"] == admitted && object["status"]["candidates"] != json!(wrong_candidates());
         if good && raised(&object, "CandidatesDropped").is_none() { Ok(()) } else { Err(object["status"].to_string()) }
     })?;
     warren::wait_ready(lab)
