@@ -124,6 +124,10 @@ pub struct RunArgs {
     /// Folder of CNI plugins as the agent sees it.
     #[arg(long, env = "WARREN_CNI_BIN_DIR", global = true, default_value = "/opt/cni/bin", value_name = "DIR")]
     pub cni_bin_dir: PathBuf,
+    /// The folder of --socket as the host sees it, absolute. With it the CNI configuration lies there, where a reboot removes
+    /// it, and --cni-conf-dir holds a link to it: no pod starts with the configuration of the boot before.
+    #[arg(long, env = "WARREN_CNI_RUN_DIR", global = true, value_name = "DIR", value_parser = absolute)]
+    pub cni_run_dir: Option<PathBuf>,
     /// Where metrics are served; `off` serves none. Keep it off public addresses.
     #[arg(long, env = "WARREN_METRICS_LISTEN", global = true, default_value = "127.0.0.1:21810", value_name = "ADDR")]
     pub metrics_listen: MetricsListen,
@@ -136,6 +140,11 @@ pub struct RunArgs {
     /// Name of the mesh device.
     #[arg(long, env = "WARREN_DEVICE", global = true, default_value = "warren0", value_name = "NAME")]
     pub device: String,
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err(format!("expected a path that begins with /, found {text:?}")) }
 }
 
 /// Who configures the network of pods.
@@ -278,6 +287,13 @@ mod tests {
     fn metrics_can_be_switched_off() {
         assert_eq!(parse(&["--metrics-listen", "off"]).unwrap().run.metrics_listen, MetricsListen(None));
         assert!(parse(&["--metrics-listen", "21810"]).is_err());
+    }
+
+    #[test]
+    fn a_link_is_never_relative_to_whoever_follows_it() {
+        let dir = |text: &str| parse(&["--cni-run-dir", text]).map(|args| args.run.cni_run_dir);
+        assert_eq!(dir("/run/warren").unwrap(), Some("/run/warren".into()));
+        assert!(dir("run/warren").is_err() && dir("").is_err());
     }
 
     #[test]

@@ -6,6 +6,15 @@
 //! name sorts before every usual one, and unchanged content is not written again, because every write makes containerd read
 //! the folder anew. Files of others are never touched.
 //!
+//! # A file for this boot
+//!
+//! After a reboot kubelet starts pods as soon as the runtime has a network, with the file of the boot before if that is
+//! still there: with podCIDRs that may be another node's by now. So the file itself lies in the runtime folder, which a
+//! reboot empties ([`RunDir`]), and the folder that the runtime reads holds a link to it. A link that leads nowhere is no
+//! configuration: go-cni gives up at the first file that it can't read, so containerd reports the network as not ready
+//! until the agent has written the file for this boot, and does not take another network's file in its place. The runtime
+//! watches the folder of the link only, so the link is made anew, by a rename, each time the file is written.
+//!
 //! # Why `ptp` and not `bridge`
 //!
 //! With `ptp` every packet of a pod passes the host's IP layer, so that whatever works on IP works:
@@ -27,7 +36,7 @@ mod conflist;
 mod install;
 
 pub use conflist::conflist;
-pub use install::{CniError, CniPlan, Published, publish, withdraw};
+pub use install::{CniError, CniPlan, Published, RunDir, is_published, publish, withdraw};
 
 #[cfg(doc)]
 use crate::net::Standing;

@@ -11,7 +11,7 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 /// Runs a subcommand.
 pub async fn run(command: Command, args: &RunArgs) -> anyhow::Result<ExitCode> {
@@ -71,11 +71,11 @@ async fn cleanup(args: &RunArgs, dry_run: bool) -> anyhow::Result<ExitCode> {
     let lock = args.state_dir.join("lock");
     let _lock = if lock.exists() { Some(process::lock(&lock)?) } else { None };
     let mut removed = Vec::new();
-    if args.cni_mode == CniMode::Managed || args.cni_conf_dir.join(cni::FILE).exists() {
-        let file = args.cni_conf_dir.join(cni::FILE);
-        if cni::withdraw(&args.cni_conf_dir, dry_run)? {
-            removed.push(format!("CNI file {}", file.display()));
-        }
+    let file = args.cni_conf_dir.join(cni::FILE);
+    let run_dir = args.socket.parent().unwrap_or(Path::new("/"));
+    let managed = args.cni_mode == CniMode::Managed || file.symlink_metadata().is_ok();
+    if managed && cni::withdraw(&args.cni_conf_dir, run_dir, dry_run)? {
+        removed.push(format!("CNI file {}", file.display()));
     }
     removed.extend(net::cleanup(&args.device, dry_run).await?);
     removed.extend(delete_device(&args.device, dry_run).await?);

@@ -8,6 +8,7 @@ use crate::{
     api::{Connection, endpoints::Remembered, feed::Feeds},
     args::RunArgs,
     cache::{Cache, Name},
+    cni::RunDir,
     files,
     host::{Host, System},
     key::KeyFile,
@@ -18,6 +19,7 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use std::{
+    path::Path,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -44,6 +46,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         cni_mode,
         cni_conf_dir,
         cni_bin_dir,
+        cni_run_dir,
         metrics_listen,
         log_format: _,
         log: _,
@@ -67,6 +70,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     }
     remember_endpoints(connection.clone(), cache.clone());
 
+    let run_dir = socket.parent().map(Path::to_owned).unwrap_or_default();
     let shell = Shell {
         settings: Settings {
             node_name,
@@ -74,6 +78,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             cni_mode,
             cni_conf_dir,
             cni_bin_dir,
+            cni_run_dir: cni_run_dir.map(|host| RunDir { here: run_dir, host }),
             housekeeping: Settings::HOUSEKEEPING,
         },
         host: Arc::new(System::default()),

@@ -266,6 +266,7 @@ impl Lab {
                 cni_mode,
                 cni_conf_dir: PathBuf::from("/nowhere"),
                 cni_bin_dir: PathBuf::from("/nowhere"),
+                cni_run_dir: None,
                 housekeeping: Duration::from_millis(50),
             },
             host: machine.clone(),

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use node_agent::cni::{self, CniError, CniPlan};
+use node_agent::cni::{self, CniError, CniPlan, RunDir};
 use node_agent::net::Standing;
 
 /// Two folders of a node, removed at the end.
@@ -37,6 +37,15 @@ impl Node {
         self.0.join("bin")
     }
 
+    fn run(&self) -> PathBuf {
+        self.0.join("run")
+    }
+
+    /// A plan with the file in the runtime folder; here the agent and the host see it at the same place.
+    fn linked(&self) -> CniPlan {
+        CniPlan { run_dir: Some(RunDir { here: self.run(), host: self.run() }), ..self.plan() }
+    }
+
     fn program(&self, name: &str) {
         let path = self.bin().join(name);
         fs::write(&path, "#!").expect("a file");
@@ -45,7 +54,7 @@ impl Node {
 
     fn plan(&self) -> CniPlan {
         let pod_cidrs = ["10.244.1.0/24", "fd00:244:1::/64"].map(|c| c.parse().expect("a prefix")).to_vec();
-        CniPlan { conf_dir: self.conf(), bin_dir: self.bin(), pod_cidrs }
+        CniPlan { conf_dir: self.conf(), bin_dir: self.bin(), run_dir: None, pod_cidrs }
     }
 
     fn files(&self) -> Vec<String> {
@@ -65,6 +74,10 @@ impl Drop for Node {
 
 fn standing() -> Standing {
     Standing::for_tests(1420)
+}
+
+fn inode_of(meta: &fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(meta)
 }
 
 fn inode(path: &Path) -> u64 {
@@ -164,10 +177,10 @@ fn files_of_others_are_left_alone_and_one_that_wins_is_named() {
     fs::write(node.conf().join("00-multus.conf"), "multus").expect("a file");
     let published = cni::publish(&node.plan(), standing()).expect("published");
     assert_eq!(published.shadowed_by.as_deref(), Some("00-multus.conf"));
-    assert!(cni::withdraw(&node.conf(), true).expect("a dry run"));
+    assert!(cni::withdraw(&node.conf(), &node.run(), true).expect("a dry run"));
     assert_eq!(node.files().len(), 3);
-    assert!(cni::withdraw(&node.conf(), false).expect("withdrawn"));
-    assert!(!cni::withdraw(&node.conf(), false).expect("nothing left"));
+    assert!(cni::withdraw(&node.conf(), &node.run(), false).expect("withdrawn"));
+    assert!(!cni::withdraw(&node.conf(), &node.run(), false).expect("nothing left"));
     assert_eq!(node.files(), ["00-multus.conf", "10-flannel.conflist"]);
 }
 
@@ -177,7 +190,88 @@ fn a_file_of_our_name_that_is_not_ours_is_neither_replaced_nor_removed() {
     for content in ["{ \"name\": \"hers\" }", "not JSON"] {
         fs::write(node.conf().join(cni::FILE), content).expect("a file");
         assert!(matches!(cni::publish(&node.plan(), standing()), Err(CniError::NotOurs { .. })));
-        assert!(!cni::withdraw(&node.conf(), false).expect("not ours"));
+        assert!(!cni::withdraw(&node.conf(), &node.run(), false).expect("not ours"));
         assert_eq!(fs::read_to_string(node.conf().join(cni::FILE)).expect("still there"), content);
+    }
+}
+
+#[test]
+fn after_a_reboot_the_link_leads_nowhere_until_the_agent_has_written() {
+    let node = Node::new();
+    assert!(cni::publish(&node.linked(), standing()).expect("published").written);
+    let link = node.conf().join(cni::FILE);
+    let target = node.run().join("cni").join(cni::FILE);
+    assert_eq!(fs::read_link(&link).expect("a link"), target);
+    assert!(fs::read_to_string(&link).expect("the file").contains("10.244.1.0/24"));
+    assert_eq!(fs::metadata(&target).expect("the file").permissions().mode() & 0o777, 0o600);
+    assert!(!cni::publish(&node.linked(), standing()).expect("published").written);
+    assert!(cni::is_published(&node.linked(), 1420));
+
+    // The reboot: /run is empty, and the node has another range.
+    fs::remove_dir_all(node.run()).expect("removed");
+    assert_eq!(fs::read_to_string(&link).expect_err("no file").kind(), std::io::ErrorKind::NotFound);
+    assert!(!cni::is_published(&node.linked(), 1420));
+    let moved = CniPlan { pod_cidrs: vec!["10.244.9.0/24".parse().expect("a prefix")], ..node.linked() };
+    let before = fs::symlink_metadata(&link).expect("the link");
+    assert!(cni::publish(&moved, standing()).expect("published").written);
+    let after = fs::symlink_metadata(&link).expect("the link");
+    assert_ne!(inode_of(&before), inode_of(&after), "the runtime watches the folder of the link only");
+    assert!(fs::read_to_string(&link).expect("the file").contains("10.244.9.0/24"));
+    assert_eq!(node.files(), [cni::FILE]);
+}
+
+#[test]
+fn the_link_leads_where_the_host_has_the_file() {
+    let node = Node::new();
+    let host = PathBuf::from("/run/of/the/host");
+    let plan = CniPlan { run_dir: Some(RunDir { here: node.run(), host: host.clone() }), ..node.plan() };
+    cni::publish(&plan, standing()).expect("published");
+    assert_eq!(fs::read_link(node.conf().join(cni::FILE)).expect("a link"), host.join("cni").join(cni::FILE));
+    assert!(!cni::publish(&plan, standing()).expect("published").written, "though the agent can't follow the link");
+    assert!(cni::withdraw(&node.conf(), &node.run(), false).expect("withdrawn"));
+    assert_eq!(node.files(), [""; 0]);
+    assert!(!node.run().join("cni").join(cni::FILE).exists());
+}
+
+#[test]
+fn a_file_of_ours_becomes_a_link_and_a_link_a_file_and_foreign_links_stay() {
+    let node = Node::new();
+    let is_link = || fs::symlink_metadata(node.conf().join(cni::FILE)).expect("something").is_symlink();
+    cni::publish(&node.plan(), standing()).expect("published");
+    assert!(!is_link());
+    assert!(cni::publish(&node.linked(), standing()).expect("published").written);
+    assert!(is_link());
+    assert!(cni::publish(&node.plan(), standing()).expect("published").written, "without the flag as ever");
+    assert!(!is_link());
+
+    let theirs = node.0.join("theirs.conflist");
+    fs::write(&theirs, "{ \"name\": \"hers\" }").expect("a file");
+    fs::remove_file(node.conf().join(cni::FILE)).expect("removed");
+    std::os::unix::fs::symlink(&theirs, node.conf().join(cni::FILE)).expect("a link");
+    for plan in [node.plan(), node.linked()] {
+        assert!(matches!(cni::publish(&plan, standing()), Err(CniError::NotOurs { .. })));
+    }
+    assert!(fs::read_to_string(node.conf().join(cni::FILE)).expect("still there").contains("hers"));
+}
+
+#[test]
+fn what_others_did_to_file_or_link_is_noticed_and_made_good() {
+    let node = Node::new();
+    let (link, target) = (node.conf().join(cni::FILE), node.run().join("cni").join(cni::FILE));
+    let meddle: [&dyn Fn(); 4] = [
+        &|| fs::remove_file(&link).expect("removed"),
+        &|| fs::remove_file(&target).expect("removed"),
+        &|| fs::write(&target, "{ \"name\": \"warren\" }").expect("written"),
+        &|| {
+            fs::remove_file(&link).expect("removed");
+            std::os::unix::fs::symlink(node.0.join("old/cni").join(cni::FILE), &link).expect("a link");
+        },
+    ];
+    cni::publish(&node.linked(), standing()).expect("published");
+    for meddle in meddle {
+        meddle();
+        assert!(!cni::is_published(&node.linked(), 1420));
+        assert!(cni::publish(&node.linked(), standing()).expect("published").written);
+        assert!(cni::is_published(&node.linked(), 1420));
     }
 }

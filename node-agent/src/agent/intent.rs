@@ -1,6 +1,12 @@
 //! What this node should have, computed from what it was told and what it found: plain values, nothing is done here.
 
-use crate::{args::CniMode, cni::CniPlan, host::Survey, net, told::View};
+use crate::{
+    args::CniMode,
+    cni::{CniPlan, RunDir},
+    host::Survey,
+    net,
+    told::View,
+};
 use ipnet::IpNet;
 use path::{CandidateKind, Forbidden, PeerConfig};
 use std::{
@@ -29,6 +35,8 @@ pub struct Settings {
     pub cni_conf_dir: PathBuf,
     /// Folder of CNI plugins.
     pub cni_bin_dir: PathBuf,
+    /// Where the CNI configuration itself lies, if not in its folder.
+    pub cni_run_dir: Option<RunDir>,
     /// Between looks at what nobody announces.
     pub housekeeping: Duration,
 }
@@ -98,6 +106,7 @@ pub fn intent(settings: &Settings, view: &View, found: &Found<'_>) -> Option<Int
         cni: (settings.cni_mode == CniMode::Managed).then(|| CniPlan {
             conf_dir: settings.cni_conf_dir.clone(),
             bin_dir: settings.cni_bin_dir.clone(),
+            run_dir: settings.cni_run_dir.clone(),
             pod_cidrs: spec.pod_cidrs.clone(),
         }),
         plan,

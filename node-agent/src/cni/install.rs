@@ -2,16 +2,20 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
 use super::{FILE, NETWORK, PLUGINS, conflist};
+use crate::files;
 use crate::net::Standing;
 
 /// Written first, then renamed; the name has none of the endings that containerd reads.
 const TEMPORARY: &str = ".05-warren.conflist.tmp";
+
+/// The folder in the runtime folder that holds the file. A link that ends like this is ours, wherever that folder was.
+const BELOW_RUN: &str = "cni";
 
 /// The CIS benchmark asks for 0600 on CNI files; the runtime reads them as root.
 const MODE: u32 = 0o600;
@@ -26,8 +30,29 @@ pub struct CniPlan {
     pub conf_dir: PathBuf,
     /// The folder of the plugins.
     pub bin_dir: PathBuf,
+    /// Where the file itself lies, if not in that folder.
+    pub run_dir: Option<RunDir>,
     /// This node's podCIDRs.
     pub pod_cidrs: Vec<IpNet>,
+}
+
+/// The runtime folder, which a reboot empties.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunDir {
+    /// As the agent sees it.
+    pub here: PathBuf,
+    /// As the host sees it, absolute: the container runtime follows the link there.
+    pub host: PathBuf,
+}
+
+impl RunDir {
+    fn file(&self) -> PathBuf {
+        self.here.join(BELOW_RUN).join(FILE)
+    }
+
+    fn target(&self) -> PathBuf {
+        self.host.join(BELOW_RUN).join(FILE)
+    }
 }
 
 /// The file is in place.
@@ -91,33 +116,104 @@ pub fn publish(plan: &CniPlan, standing: Standing) -> Result<Published, CniError
         return Err(CniError::MissingPlugins { missing, dir: plan.bin_dir.clone() });
     }
     let path = plan.conf_dir.join(FILE);
+    let found = find(&path)?;
+    if found == Found::Foreign {
+        return Err(CniError::NotOurs { path });
+    }
     let content = conflist(&plan.pod_cidrs, standing.mtu());
-    let written = match read(&path)? {
-        Some(found) if found == content => false,
-        Some(found) if !is_ours(&found) => return Err(CniError::NotOurs { path }),
-        _ => {
-            replace(&plan.conf_dir, &content)?;
-            true
+    let written = !stands(plan, &found, &content)?;
+    if written {
+        match &plan.run_dir {
+            None => replace(&plan.conf_dir, &Entry::File(&content))?,
+            Some(run_dir) => {
+                // The link last: it is what the runtime hears of.
+                write_target(run_dir, &content)?;
+                replace(&plan.conf_dir, &Entry::Link(run_dir.target()))?;
+            }
         }
-    };
+    }
     Ok(Published { written, shadowed_by: shadow(&plan.conf_dir) })
 }
 
-/// Takes the file away if it is ours; answers whether there was one. With `dry_run` only answers.
-pub fn withdraw(conf_dir: &Path, dry_run: bool) -> Result<bool, CniError> {
-    let path = conf_dir.join(FILE);
-    match read(&path)? {
-        None => Ok(false),
-        Some(found) if !is_ours(&found) => Ok(false),
-        Some(_) if dry_run => Ok(true),
-        Some(_) => match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(e) => Err(explain(conf_dir, "remove", path, e)),
-        },
-    }
+/// Whether what [`publish`] put in place is there still. Nobody announces that it is gone.
+pub fn is_published(plan: &CniPlan, mtu: u16) -> bool {
+    let found = find(&plan.conf_dir.join(FILE));
+    found.and_then(|found| stands(plan, &found, &conflist(&plan.pod_cidrs, mtu))).unwrap_or(false)
 }
 
-fn replace(dir: &Path, content: &str) -> Result<(), CniError> {
+/// Takes the file away if it is ours, and what it links to; answers whether there was one. With `dry_run` only answers.
+pub fn withdraw(conf_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<bool, CniError> {
+    let path = conf_dir.join(FILE);
+    let target = run_dir.join(BELOW_RUN).join(FILE);
+    let ours = !matches!(find(&path)?, Found::Nothing | Found::Foreign);
+    let target_ours = matches!(find(&target)?, Found::File(_));
+    if dry_run {
+        return Ok(ours || target_ours);
+    }
+    if ours {
+        fs::remove_file(&path).map_err(|e| explain(conf_dir, "remove", path, e))?;
+    }
+    if target_ours {
+        fs::remove_file(&target).map_err(|source| CniError::Io { action: "remove", path: target, source })?;
+    }
+    Ok(ours || target_ours)
+}
+
+/// What is in our place.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    /// Our file: its content.
+    File(String),
+    /// Our link: where it leads.
+    Link(PathBuf),
+    /// Somebody else's.
+    Foreign,
+}
+
+/// What is put into our place.
+enum Entry<'a> {
+    File(&'a str),
+    Link(PathBuf),
+}
+
+fn find(path: &Path) -> Result<Found, CniError> {
+    let io = |source| CniError::Io { action: "read", path: path.to_owned(), source };
+    let meta = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
+        other => other.map_err(io)?,
+    };
+    if meta.is_symlink() {
+        let target = fs::read_link(path).map_err(io)?;
+        let ours = target.ends_with(Path::new(BELOW_RUN).join(FILE));
+        return Ok(if ours { Found::Link(target) } else { Found::Foreign });
+    }
+    // Not a conflist, so not ours; what it says does not matter.
+    if !meta.is_file() || meta.len() > MOST_BYTES {
+        return Ok(Found::Foreign);
+    }
+    let content = String::from_utf8_lossy(&fs::read(path).map_err(io)?).into_owned();
+    Ok(if is_ours(&content) { Found::File(content) } else { Found::Foreign })
+}
+
+fn stands(plan: &CniPlan, found: &Found, content: &str) -> Result<bool, CniError> {
+    Ok(match (found, &plan.run_dir) {
+        (Found::File(found), None) => found == content,
+        (Found::Link(target), Some(run_dir)) if *target == run_dir.target() => {
+            find(&run_dir.file())? == Found::File(content.to_owned())
+        }
+        _ => false,
+    })
+}
+
+fn write_target(run_dir: &RunDir, content: &str) -> Result<(), CniError> {
+    let path = run_dir.file();
+    let folder = run_dir.here.join(BELOW_RUN);
+    let write = files::private_dir(&folder).and_then(|()| files::replace(&path, content.as_bytes()));
+    write.map_err(|source| CniError::Io { action: "write", path, source })
+}
+
+fn replace(dir: &Path, entry: &Entry<'_>) -> Result<(), CniError> {
     let temporary = dir.join(TEMPORARY);
     let write = || -> io::Result<()> {
         // Left over from a crash, perhaps as something else than a file.
@@ -125,9 +221,14 @@ fn replace(dir: &Path, content: &str) -> Result<(), CniError> {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary)?;
-        file.write_all(content.as_bytes())?;
-        file.sync_all()?;
+        match entry {
+            Entry::Link(target) => symlink(target, &temporary)?,
+            Entry::File(content) => {
+                let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary)?;
+                file.write_all(content.as_bytes())?;
+                file.sync_all()?;
+            }
+        }
         fs::rename(&temporary, dir.join(FILE))?;
         File::open(dir)?.sync_all()
     };
@@ -145,19 +246,6 @@ fn explain(dir: &Path, action: &'static str, path: PathBuf, source: io::Error) -
         Err(e) => e.to_string(),
     };
     CniError::NotWritable { dir: dir.to_owned(), found }
-}
-
-fn read(path: &Path) -> Result<Option<String>, CniError> {
-    let io = |source| CniError::Io { action: "read", path: path.to_owned(), source };
-    match fs::metadata(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io(e)),
-        // Not a conflist, so not ours; what it says does not matter.
-        Ok(meta) if !meta.is_file() || meta.len() > MOST_BYTES => return Ok(Some(String::new())),
-        Ok(_) => {}
-    }
-    let bytes = fs::read(path).map_err(io)?;
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn is_ours(content: &str) -> bool {
