@@ -64,7 +64,7 @@ pub struct MeshSpec {
     /// `Auto` admits every node of the cluster whose key proves itself; `Manual` waits for an admin to accept each key.
     #[serde(default)]
     pub admission: Admission,
-    /// MTU of the mesh device. Default: the smallest underlay MTU minus 80, which is WireGuard's overhead over IPv6.
+    /// MTU of the mesh device. Default: the smallest underlay MTU minus 80, which is WireGuard's overhead over IPv6, in whole blocks of 16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1280, max = 9000))]
     pub mtu: Option<u16>,

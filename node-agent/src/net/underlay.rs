@@ -13,6 +13,10 @@ use super::{NetError, TABLE_MESH, TABLE_NODES};
 
 /// WireGuard's and the outer headers' cost over IPv6, the dearer family: 40 IPv6 + 8 UDP + 32 WireGuard.
 const OVERHEAD: u32 = 80;
+/// WireGuard pads what it seals to multiples of this.
+const PADDING: u32 = 16;
+/// MTU of Ethernet.
+const ETHERNET: u32 = 1500;
 
 /// IPv6 needs this much on every link; below it the kernel turns IPv6 off on the device. Outer packets are then fragmented.
 const LEAST_MTU: u32 = 1280;
@@ -92,10 +96,16 @@ pub struct UnderlayDevice {
 }
 
 impl Underlay {
-    /// The MTU for the WireGuard device: what the narrowest underlay route leaves.
+    /// The MTU for the WireGuard device: what the narrowest underlay route leaves, in whole blocks of WireGuard's padding.
+    ///
+    /// A sender whose own MTU is larger fills a packet up to the next block (up to its MTU where that comes first), and the filled one
+    /// must still fit here: with 1,320 over IPv6, a full packet came as 1,408 bytes to an uplink of 1,400. Ethernet stays at the 1,420
+    /// that every WireGuard has there: only a sender with jumbo frames would fill it, and only IPv6 has no room for that.
     pub fn device_mtu(&self) -> u16 {
-        let mtu = self.mtu.unwrap_or(1500).saturating_sub(OVERHEAD).max(LEAST_MTU);
-        u16::try_from(mtu).unwrap_or(u16::MAX)
+        let underlay = self.mtu.unwrap_or(ETHERNET);
+        let mtu = underlay.saturating_sub(OVERHEAD);
+        let whole = if underlay == ETHERNET { mtu } else { mtu - mtu % PADDING };
+        u16::try_from(whole.max(LEAST_MTU)).unwrap_or(u16::MAX)
     }
 }
 
@@ -258,6 +268,8 @@ mod tests {
     #[test]
     fn the_device_gets_what_the_narrowest_route_leaves_but_never_too_little_for_ipv6() {
         let mtu = |mtu| Underlay { mtu, ..Underlay::default() }.device_mtu();
-        assert_eq!((mtu(Some(1500)), mtu(Some(9000)), mtu(Some(1300)), mtu(None)), (1420, 8920, 1280, 1420));
+        assert_eq!((mtu(Some(1500)), mtu(Some(9000)), mtu(Some(1300)), mtu(None)), (1420, 8912, 1280, 1420));
+        // A full packet, filled to a whole block by a sender with more room, fits the uplink of 1,400.
+        assert!(u32::from(mtu(Some(1400))).next_multiple_of(PADDING) + OVERHEAD <= 1400);
     }
 }

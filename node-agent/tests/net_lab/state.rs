@@ -381,7 +381,7 @@ fn the_underlay_is_what_other_nodes_can_use() {
     assert_eq!(underlay.devices.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
     let connected: Vec<String> = underlay.connected.iter().map(ToString::to_string).collect();
     assert_eq!(connected, ["10.1.0.0/24", "172.17.0.0/16", "192.0.2.0/24", "2001:db8:1::/64"]);
-    assert_eq!((underlay.mtu, underlay.device_mtu()), (Some(1380), 1300));
+    assert_eq!((underlay.mtu, underlay.device_mtu()), (Some(1380), 1296));
 }
 
 #[test]
