@@ -53,9 +53,15 @@ pub fn host_to_pod(lab: &Lab) -> Result<()> {
 /// Every pod, and every node itself, reaches the Service, whichever backend it meets.
 pub fn service(lab: &Lab) -> Result<()> {
     for pod in workload::pods(lab)? {
-        for url in workload::service_urls(lab).iter().flat_map(|url| std::iter::repeat_n(url, FETCHES)) {
-            pod.check(lab, &["get", url]).context("pod to Service")?;
-            check_on_host(lab, &pod.node, &["get", url]).context("host to Service")?;
+        for url in workload::service_urls(lab) {
+            // kube-proxy of this node learns of the Service on its own time; from then on no fetch may fail.
+            wait::until(&format!("kube-proxy of {} to know {url}", pod.node), SERVED, || {
+                check_on_host(lab, &pod.node, &["get", &url]).map_err(|error| format!("{error:#}"))
+            })?;
+            for _ in 0..FETCHES {
+                pod.check(lab, &["get", &url]).context("pod to Service")?;
+                check_on_host(lab, &pod.node, &["get", &url]).context("host to Service")?;
+            }
         }
     }
     Ok(())
