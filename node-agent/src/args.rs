@@ -81,6 +81,9 @@ pub enum Selftest {
         /// Label selector of the Pods.
         #[arg(long, env = "WARREN_SELFTEST_SELECTOR")]
         selector: String,
+        /// Name of the DaemonSet, which says how many Pods there are to be. By default the value of the selector's first label.
+        #[arg(long, env = "WARREN_SELFTEST_DAEMONSET", value_name = "NAME")]
+        daemonset: Option<String>,
         /// Port that the Pods listen on.
         #[arg(long, env = "WARREN_SELFTEST_PORT", default_value_t = 8080)]
         port: u16,

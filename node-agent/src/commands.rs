@@ -11,7 +11,7 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
-use std::{path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 /// Runs a subcommand.
 pub async fn run(command: Command, args: &RunArgs) -> anyhow::Result<ExitCode> {
@@ -33,8 +33,9 @@ pub async fn run(command: Command, args: &RunArgs) -> anyhow::Result<ExitCode> {
             selftest::serve(listen.0, name).await?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Selftest(Selftest::Run { namespace, selector, port, wait_seconds }) => {
-            selftest::run(args, &namespace, &selector, port, wait_seconds).await
+        Command::Selftest(Selftest::Run { namespace, selector, daemonset, port, wait_seconds }) => {
+            let pods = selftest::Pods::new(namespace, selector, daemonset)?;
+            selftest::run(args, &pods, port, Duration::from_secs(wait_seconds)).await
         }
     }
 }

@@ -16,10 +16,10 @@ use axum::{
 };
 use fetch::fetch;
 use futures::{StreamExt, stream};
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, ResourceExt, api::ListParams};
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Pod};
+use kube::{Api, Client, ResourceExt, api::ListParams};
 use matrix::{Cell, Target, pairs, render};
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, process::ExitCode, time::Duration};
 use tokio::{
     net::TcpListener,
     time::{Instant, sleep},
@@ -61,17 +61,30 @@ async fn check(RawQuery(query): RawQuery) -> (StatusCode, String) {
     }
 }
 
+/// Where the Pods of the test are.
+pub struct Pods {
+    namespace: String,
+    selector: String,
+    daemonset: String,
+}
+
+impl Pods {
+    /// The Pods with these labels, of that DaemonSet or of the one that is named like the first label's value.
+    pub fn new(namespace: String, selector: String, daemonset: Option<String>) -> anyhow::Result<Self> {
+        let first = selector.split(',').next().and_then(|label| label.split_once('='));
+        let by_label = || first.map(|(_, value)| value.trim_start_matches('=').trim().to_owned());
+        let daemonset = daemonset.or_else(by_label).filter(|name| !name.is_empty());
+        let daemonset = daemonset.with_context(|| {
+            format!("expected the DaemonSet of the Pods: give --daemonset, the selector {selector:?} names none")
+        })?;
+        Ok(Self { namespace, selector, daemonset })
+    }
+}
+
 /// Runs the test and prints the matrix.
-pub async fn run(
-    args: &RunArgs,
-    namespace: &str,
-    selector: &str,
-    port: u16,
-    wait_seconds: u64,
-) -> anyhow::Result<ExitCode> {
+pub async fn run(args: &RunArgs, pods: &Pods, port: u16, wait: Duration) -> anyhow::Result<ExitCode> {
     let connection = Connection::new(args.kubeconfig.as_deref(), &args.api_servers, Default::default()).await?;
-    let pods = Api::<Pod>::namespaced(connection.client()?.1, namespace);
-    let targets = ready_pods(&pods, selector, Duration::from_secs(wait_seconds)).await?;
+    let targets = ready_pods(&connection.client()?.1, pods, wait).await?;
     println!("{} nodes: {}", targets.len(), targets.iter().map(|t| t.node.as_str()).collect::<Vec<_>>().join(", "));
     if targets.len() < 2 {
         println!("one node has nobody to talk to yet; the test passes");
@@ -84,28 +97,49 @@ pub async fn run(
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn ready_pods(pods: &Api<Pod>, selector: &str, wait: Duration) -> anyhow::Result<Vec<Target>> {
+async fn ready_pods(client: &Client, pods: &Pods, wait: Duration) -> anyhow::Result<Vec<Target>> {
+    let daemonsets = Api::<DaemonSet>::namespaced(client.clone(), &pods.namespace);
+    let api = Api::<Pod>::namespaced(client.clone(), &pods.namespace);
+    let params = ListParams::default().labels(&pods.selector);
     let until = Instant::now() + wait;
-    let params = ListParams::default().labels(selector);
     let mut last = String::from("the API was not asked yet");
     while Instant::now() < until {
-        match pods.list(&params).await {
-            Ok(found) => {
-                let waiting: Vec<String> =
-                    found.items.iter().filter(|p| !is_ready(p)).map(ResourceExt::name_any).collect();
-                if !found.items.is_empty() && waiting.is_empty() {
-                    return Ok(found.items.iter().filter_map(target).collect());
-                }
-                last = match found.items.len() {
-                    0 => format!("no Pod has the labels {selector}"),
-                    all => format!("{} of {all} Pods are not Ready: {}", waiting.len(), waiting.join(", ")),
-                };
-            }
-            Err(e) => last = format!("the Pods can't be listed: {e}"),
+        let found = async { anyhow::Ok((daemonsets.get(&pods.daemonset).await?, api.list(&params).await?.items)) };
+        match found.await {
+            Ok((daemonset, found)) => match complete(&daemonset, &found) {
+                Ok(targets) => return Ok(targets),
+                Err(missing) => last = missing,
+            },
+            Err(e) => last = format!("the DaemonSet {} or its Pods can't be read: {e}", pods.daemonset),
         }
         sleep(POLL).await;
     }
-    bail!("expected all test Pods to be Ready within {} s, found: {last}", wait.as_secs())
+    bail!("expected a Ready test Pod on every node within {} s, found: {last}", wait.as_secs())
+}
+
+/// The Pods, if every node that is to have one has one that is Ready, or what is missing. The Pods alone don't tell: the
+/// first of five looks like the only one.
+fn complete(daemonset: &DaemonSet, pods: &[Pod]) -> Result<Vec<Target>, String> {
+    let name = daemonset.name_any();
+    let status = daemonset.status.as_ref();
+    let seen = status.and_then(|status| status.observed_generation);
+    let Some(status) = status.filter(|_| seen.is_some() && seen == daemonset.metadata.generation) else {
+        return Err(format!("the controller has not looked at the DaemonSet {name} yet"));
+    };
+    let desired = usize::try_from(status.desired_number_scheduled).unwrap_or(0);
+    if desired == 0 {
+        return Err(format!("the DaemonSet {name} fits no node; check its nodeSelector and tolerations"));
+    }
+    let stays = |pod: &&Pod| pod.metadata.deletion_timestamp.is_none();
+    let (ready, waiting): (Vec<&Pod>, Vec<&Pod>) = pods.iter().filter(stays).partition(|pod| is_ready(pod));
+    let targets: Vec<Target> = ready.into_iter().filter_map(target).collect();
+    let nodes: BTreeSet<&str> = targets.iter().map(|target| target.node.as_str()).collect();
+    if nodes.len() < desired || !waiting.is_empty() {
+        let waiting: Vec<String> = waiting.into_iter().map(ResourceExt::name_any).collect();
+        let named = if waiting.is_empty() { String::new() } else { format!("; not Ready: {}", waiting.join(", ")) };
+        return Err(format!("{} of {desired} Pods of the DaemonSet {name} are Ready{named}", nodes.len()));
+    }
+    Ok(targets)
 }
 
 fn is_ready(pod: &Pod) -> bool {
@@ -145,4 +179,56 @@ async fn probe_all(targets: &[Target], port: u16) -> Vec<Cell> {
     let mut cells: Vec<Cell> = stream::iter(each).buffer_unordered(AT_ONCE).collect().await;
     cells.sort_by_key(|c| (c.from, c.to, c.ip));
     cells
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn daemonset(observed: i64, desired: i32) -> DaemonSet {
+        let status = json!({"observedGeneration": observed, "desiredNumberScheduled": desired,
+            "currentNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0});
+        let object = json!({"metadata": {"name": "warren-test", "generation": 2}, "status": status});
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn pod(node: u8, ready: &str) -> Pod {
+        let status = json!({"podIP": format!("10.0.{node}.2"), "conditions": [{"type": "Ready", "status": ready}]});
+        let object = json!({"metadata": {"name": format!("p{node}")}, "spec": {"nodeName": format!("n{node}"), "containers": []},
+            "status": status});
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn one_ready_pod_of_five_is_not_the_whole_test() {
+        let five = daemonset(2, 5);
+        let ready = |n: u8| (0..n).map(|node| pod(node, "True")).collect::<Vec<_>>();
+        assert!(complete(&five, &ready(1)).unwrap_err().contains("1 of 5"));
+        assert!(complete(&five, &[]).unwrap_err().contains("0 of 5"));
+        assert_eq!(complete(&five, &ready(5)).unwrap().len(), 5);
+        let mut all = ready(4);
+        all.push(pod(4, "False"));
+        assert!(complete(&five, &all).unwrap_err().contains("not Ready: p4"));
+    }
+
+    #[test]
+    fn a_pod_that_ends_and_a_count_that_is_old_do_not_count() {
+        let mut ends = pod(0, "True");
+        ends.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        assert!(complete(&daemonset(2, 2), &[ends, pod(1, "True")]).unwrap_err().contains("1 of 2"));
+        assert!(complete(&daemonset(1, 1), &[pod(0, "True")]).unwrap_err().contains("has not looked"));
+        assert!(complete(&daemonset(2, 0), &[]).unwrap_err().contains("fits no node"));
+    }
+
+    #[test]
+    fn the_daemonset_is_named_like_the_first_label_unless_said_otherwise() {
+        let name = |selector: &str, given: Option<&str>| {
+            Pods::new("ns".into(), selector.into(), given.map(Into::into)).map(|pods| pods.daemonset)
+        };
+        assert_eq!(name("app.kubernetes.io/name=warren-test", None).unwrap(), "warren-test");
+        assert_eq!(name("app==x,tier=y", None).unwrap(), "x");
+        assert_eq!(name("app", Some("z")).unwrap(), "z");
+        assert!(name("app", None).is_err());
+    }
 }
