@@ -79,8 +79,6 @@ pub struct PeerConfig {
     pub candidates: Vec<Candidate>,
     /// Grows when the peer starts anew; any change starts probing over.
     pub round: u32,
-    /// The port of the peer's device on its own host.
-    pub listen_port: u16,
     /// Whether this node wants a path. Without it the peer is only answered.
     pub wanted: bool,
 }

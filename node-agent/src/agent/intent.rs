@@ -149,7 +149,6 @@ pub fn path_peer(public_key: PublicKey, peer: &PeerPlan) -> PeerConfig {
         public_key,
         candidates: peer.candidates.iter().map(candidate).collect(),
         round: peer.round,
-        listen_port: peer.listen_port,
         // Every pair is wanted until relays carry what isn't.
         wanted: true,
     }

@@ -162,7 +162,7 @@ impl Bench {
 }
 
 pub fn config(public_key: PublicKey, candidates: Vec<Candidate>) -> PeerConfig {
-    PeerConfig { public_key, candidates, round: 1, listen_port: 21_820, wanted: true }
+    PeerConfig { public_key, candidates, round: 1, wanted: true }
 }
 
 pub fn host(text: &str) -> Candidate {

@@ -21,13 +21,8 @@ impl World {
         let Some((candidates, _)) = &machine.published else {
             return;
         };
-        let config = PeerConfig {
-            public_key: machine.key,
-            candidates: candidates.clone(),
-            round: machine.starts,
-            listen_port: machine.port,
-            wanted: true,
-        };
+        let config =
+            PeerConfig { public_key: machine.key, candidates: candidates.clone(), round: machine.starts, wanted: true };
         let (least, most) = self.directory_delay;
         let spread = u64::try_from((most - least).as_micros()).unwrap_or(0) + 1;
         let delay = least + Duration::from_micros(self.random.below(spread));
