@@ -37,6 +37,10 @@ pub struct Metrics {
     pub forbidden_endpoint: IntCounterVec,
     /// Grows when something of ours that somebody took away was put back.
     pub route_repairs: IntCounterVec,
+    /// Moves with housekeeping: 1 while somebody undoes our work again and again.
+    pub rules_contended: IntGauge,
+    /// Set at each scrape from the device: packets that it dropped, by reason.
+    pub device_dropped: IntCounterVec,
     /// One observation each time the node is brought in line.
     pub reconcile_duration: Histogram,
     /// Moves with every list, watch and write: whether the API answered the last one.
@@ -80,6 +84,11 @@ impl Metrics {
                 "Things of ours put back after somebody took them.",
                 &["kind"],
             )?,
+            rules_contended: registered(
+                &registry,
+                IntGauge::with_opts(opts("rules_contended", "1 while somebody undoes our work again and again."))?,
+            )?,
+            device_dropped: counters(&registry, "device_dropped_total", "Packets dropped by the device.", &["reason"])?,
             reconcile_duration: registered(
                 &registry,
                 Histogram::with_opts(
@@ -111,6 +120,7 @@ impl Metrics {
             counters.reset();
         }
         self.forbidden_endpoint.reset();
+        self.device_dropped.reset();
         for kind in Refusal::ALL {
             self.forbidden_endpoint.with_label_values(&[kind.as_str()]).inc_by(0);
         }

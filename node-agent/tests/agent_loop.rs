@@ -716,6 +716,23 @@ async fn a_host_network_that_refuses_is_a_condition_and_not_ready() {
 }
 
 #[tokio::test]
+async fn somebody_who_undoes_our_work_again_and_again_is_a_condition() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    lab.machine.plan_where(|p| !p.is_empty()).await;
+    for n in 2..=6 {
+        assert!(!lab.ask(Question::Status).await.body.contains("RulesContended"));
+        lab.change.send(Changed { rules: true, ..Changed::default() }).await.unwrap();
+        lab.machine.plan_where(|plans| plans.len() >= n).await;
+    }
+    lab.status_with("RulesContended").await;
+    lab.node_where(|n| operator::condition(n, "RulesContended").is_some()).await;
+    assert!(lab.ask(Question::Metrics).await.body.contains("warren_rules_contended 1"));
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn a_node_deleted_and_made_again_under_its_name_gets_its_status_back() {
     let (api, address, dir) = cluster().await;
     operator::create_node(&api, "a", 1);
@@ -763,10 +780,16 @@ async fn metrics_and_paths_name_the_peers() {
     assert_ne!(paths["peers"][0]["state"], "direct");
     assert_ne!(paths["peers"][0]["reason"], "");
     assert_eq!(lab.ask(Question::Paths(Some("nobody".into()))).await.status, 404);
+    let datagram = Datagram { remote: "192.0.2.1:1".parse().unwrap(), local: None, payload: vec![0] };
+    while lab.machine.device().deliver(datagram.clone()) {}
     let metrics = lab.ask(Question::Metrics).await.body;
-    for line in
-        ["warren_peers{state=\"direct\"} 0", "warren_peer_path{path=", "# TYPE warren_route_repairs_total counter"]
-    {
+    for line in [
+        "warren_peers{state=\"direct\"} 0",
+        "warren_peer_path{path=",
+        "# TYPE warren_route_repairs_total counter",
+        "warren_device_dropped_total{reason=\"queue_full\"} 1",
+        "warren_rules_contended 0",
+    ] {
         assert!(metrics.contains(line), "{line} is missing in {metrics}");
     }
     lab.stop().await;

@@ -176,6 +176,18 @@ impl Agent {
         for ((from, to, reason), count) in self.paths.transitions() {
             m.path_transitions.with_label_values(&[*from, *to, *reason]).inc_by(*count);
         }
+        let dropped = plane.device().stats();
+        for (reason, count) in [
+            ("queue_full", dropped.shared_dropped),
+            ("invalid_message", dropped.invalid_messages),
+            ("wrong_source", dropped.wrong_source),
+            ("no_peer", dropped.no_peer),
+            ("no_endpoint", dropped.no_endpoint),
+            ("send_error", dropped.send_errors),
+            ("interface_error", dropped.interface_errors),
+        ] {
+            m.device_dropped.with_label_values(&[reason]).inc_by(count);
+        }
         let stats = plane.engine().stats();
         m.stun_requests.with_label_values(&["sent"]).inc_by(stats.stun_requests);
         m.stun_requests.with_label_values(&["answered"]).inc_by(stats.stun_responses);

@@ -3,7 +3,7 @@
 use crate::{
     cni::CniPlan,
     host::{Host, Programmed, Survey},
-    net::NetPlan,
+    net::{Contention, NetPlan},
     status::{bucket::TokenBucket, conditions::Cni},
 };
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ pub struct NetworkState {
     programmed: Option<Programmed>,
     error: Option<String>,
     budget: TokenBucket,
+    contention: Contention,
     /// When to program again although the plan is the same.
     again_at: Option<Instant>,
 }
@@ -36,6 +37,7 @@ impl NetworkState {
             programmed: None,
             error: None,
             budget: TokenBucket::new(REPAIR_BURST, REPAIR_INTERVAL, now),
+            contention: Contention::default(),
             again_at: None,
         }
     }
@@ -48,6 +50,13 @@ impl NetworkState {
     /// Why nothing at all could be done, if so.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
+    }
+
+    /// Why it looks as if somebody were undoing our work again and again, if it does.
+    pub fn contended(&self, now: Instant) -> Option<String> {
+        let message = "something on this node keeps removing Warren's routes, rules or firewall table, and the agent keeps putting \
+                       them back; look for another network program (warren_route_repairs_total says what)";
+        self.contention.is_fight(now).then(|| message.into())
     }
 
     /// The device is gone, and its addresses and routes with it.
@@ -102,6 +111,9 @@ impl NetworkState {
             Ok(mut programmed) => {
                 self.error = None;
                 let repairs = if same { std::mem::take(&mut programmed.repairs) } else { Vec::new() };
+                if !repairs.is_empty() {
+                    self.contention.repaired(now);
+                }
                 self.programmed = Some(programmed);
                 if self.is_unsettled() {
                     self.again_at = Some(now + FAILURE_RETRY);

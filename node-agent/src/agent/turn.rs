@@ -40,6 +40,12 @@ impl Agent {
             if self.identity.is_gone() {
                 return ControlFlow::Break(());
             }
+            // A fight that is over is no event.
+            let contended = i64::from(self.network.contended(now).is_some());
+            if self.metrics.rules_contended.get() != contended {
+                self.metrics.rules_contended.set(contended);
+                self.report_at = Some(now);
+            }
             if self.resolve_at <= now || self.api_servers.is_empty() {
                 self.resolve_at = now + RESOLVE;
                 self.refresh_api_servers().await;
@@ -309,6 +315,7 @@ impl Agent {
             },
             paths,
             guard: self.view.table().guard(now.duration_since(self.epoch)).map(|g| g.message),
+            contended: self.network.contended(now),
             not_persisted: self.cache.failure().borrow().clone(),
         }
     }

@@ -3,55 +3,53 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::Report;
-
 /// Repairs within [`WINDOW`] that are no longer an accident: one flush and what it drags along make one or two.
 const MOST: usize = 5;
 
 /// How long a repair counts.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Counts repairs, for the condition `RulesContended`. Feed it only the applies of a plan that did not change: what a new
-/// plan brings is no repair.
+/// Counts repairs, for the condition `RulesContended`. Tell it only of applies of a plan that did not change: what a new plan
+/// brings is no repair.
 #[derive(Debug, Default)]
 pub struct Contention {
     repairs: VecDeque<Instant>,
 }
 
 impl Contention {
-    /// Takes note of an apply; answers whether somebody is fighting us.
-    pub fn observe(&mut self, report: &Report, now: Instant) -> bool {
-        while self.repairs.front().is_some_and(|first| now.saturating_duration_since(*first) > WINDOW) {
+    /// Takes note of an apply that had something to put back.
+    pub fn repaired(&mut self, now: Instant) {
+        self.repairs.push_back(now);
+        // Older ones than these decide nothing.
+        if self.repairs.len() > MOST {
             self.repairs.pop_front();
         }
-        if !report.changes.is_empty() {
-            self.repairs.push_back(now);
-            // Older ones than these decide nothing.
-            while self.repairs.len() > MOST {
-                self.repairs.pop_front();
-            }
-        }
-        self.repairs.len() >= MOST
+    }
+
+    /// Whether somebody is fighting us.
+    pub fn is_fight(&self, now: Instant) -> bool {
+        let recent = |at: &Instant| now.saturating_duration_since(*at) <= WINDOW;
+        self.repairs.len() >= MOST && self.repairs.iter().all(recent)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{ChangeKind, Underlay};
-
     #[test]
     fn five_repairs_in_a_minute_are_a_fight_and_an_hour_of_peace_ends_it() {
-        let quiet = Report::new(Underlay::default());
-        let mut repair = quiet.clone();
-        repair.changed(ChangeKind::Rule, "put back");
         let start = Instant::now();
         let mut contention = Contention::default();
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(!(0..4).any(|n| contention.observe(&repair, at(n * 10))));
-        assert!(contention.observe(&repair, at(50)));
-        assert!(contention.observe(&quiet, at(55)));
-        assert!(!contention.observe(&quiet, at(3600)));
-        assert!(!(0..9).any(|n| contention.observe(&repair, at(4000 + n * 16))), "four in any minute");
+        let mut repaired = |seconds| {
+            contention.repaired(at(seconds));
+            contention.is_fight(at(seconds))
+        };
+        assert!(!(0..4).any(|n| repaired(n * 10)));
+        assert!(repaired(50));
+        assert!(!(0..9).any(|n| repaired(4000 + n * 16)), "four in any minute");
+        assert!((0..5).any(|n| repaired(5000 + n)));
+        assert!(contention.is_fight(at(5055)));
+        assert!(!contention.is_fight(at(8600)));
     }
 }

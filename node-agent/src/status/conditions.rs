@@ -35,6 +35,8 @@ pub struct Facts {
     pub paths: Summary,
     /// What the mass-removal guard holds back.
     pub guard: Option<String>,
+    /// Why it looks as if somebody were undoing our work.
+    pub contended: Option<String>,
     /// Why the state folder can't be written.
     pub not_persisted: Option<String>,
 }
@@ -285,6 +287,7 @@ fn warnings(facts: &Facts) -> impl Iterator<Item = Observed> {
         several("ForwardBlocked", "DroppedByOthers", network.forward_blocked),
         several("HostSettings", "SysctlNeeded", network.sysctls),
         several("UnderlayOverlap", "LocalNetwork", network.overlaps),
+        one("RulesContended", "RepairedAgainAndAgain", &facts.contended),
         one("MassRemovalGuard", "Holding", &facts.guard),
         one("StateNotPersisted", "WriteFailed", &facts.not_persisted),
     ]
