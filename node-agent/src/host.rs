@@ -30,6 +30,9 @@ pub trait Host: Send + Sync {
     /// Makes routes, rules and firewall as planned, and then publishes the CNI file, if there is to be one.
     fn program<'a>(&'a self, plan: &'a NetPlan, cni: Option<&'a CniPlan>) -> BoxFuture<'a, anyhow::Result<Programmed>>;
 
+    /// Whether the CNI file is in place as it was published.
+    fn cni_stands(&self, plan: &CniPlan, mtu: u16) -> bool;
+
     /// Opens the echo sockets on the device.
     fn open_echo(&self, device: &str) -> io::Result<Box<dyn Echo>>;
 

@@ -58,6 +58,8 @@ struct Machine {
     broken: Mutex<Option<String>>,
     /// No device can be made.
     no_device: AtomicBool,
+    /// Somebody took the CNI file away.
+    cni_gone: AtomicBool,
     /// Devices refuse every endpoint.
     picky: AtomicBool,
     /// So many times the echo sockets can't be opened.
@@ -79,6 +81,7 @@ impl Machine {
             taken_ports,
             broken: Mutex::default(),
             no_device: AtomicBool::new(false),
+            cni_gone: AtomicBool::new(false),
             picky: AtomicBool::new(false),
             echo_failures: AtomicU32::new(0),
             changed: tokio::sync::Mutex::new(changed),
@@ -199,9 +202,15 @@ impl Host for Machine {
             if let Some(why) = self.broken.lock().unwrap().clone() {
                 anyhow::bail!(why);
             }
+            self.cni_gone.store(false, Ordering::Relaxed);
             let cni = if cni.is_some() { Cni::Ready } else { Cni::NotManaged };
             Ok(Programmed { network: Network::default(), cni, repairs: vec!["route"] })
         })
+    }
+
+    fn cni_stands(&self, plan: &CniPlan, mtu: u16) -> bool {
+        assert_eq!((plan.pod_cidrs.len(), mtu), (1, 1420));
+        !self.cni_gone.load(Ordering::Relaxed)
     }
 
     fn open_echo(&self, _: &str) -> io::Result<Box<dyn Echo>> {
@@ -729,6 +738,19 @@ async fn somebody_who_undoes_our_work_again_and_again_is_a_condition() {
     lab.status_with("RulesContended").await;
     lab.node_where(|n| operator::condition(n, "RulesContended").is_some()).await;
     assert!(lab.ask(Question::Metrics).await.body.contains("warren_rules_contended 1"));
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_cni_file_that_somebody_deletes_is_put_back() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let lab = Lab::start_with(&dir.0, &api, address, Machine::new(), CniMode::Managed).await;
+    lab.status_with("\"Published\"").await;
+    let before = lab.machine.plans.borrow().len();
+    lab.machine.cni_gone.store(true, Ordering::Relaxed);
+    lab.machine.plan_where(|plans| plans.len() > before).await;
+    assert!(!lab.machine.cni_gone.load(Ordering::Relaxed));
     lab.stop().await;
 }
 

@@ -81,6 +81,17 @@ impl NetworkState {
         self.again_at = Some(self.again_at.map_or(at, |old| old.min(at)));
     }
 
+    /// Looks for what is gone and nobody announces.
+    pub fn look(&mut self, host: &dyn Host, now: Instant) {
+        let published = self.programmed.as_ref().is_some_and(|p| p.cni == Cni::Ready);
+        if let Some((net, Some(cni))) = self.plan.as_ref().filter(|_| published)
+            && !host.cni_stands(cni, net.mtu)
+        {
+            tracing::warn!("the CNI configuration is gone or was changed; putting it back");
+            self.repair(now);
+        }
+    }
+
     fn is_unsettled(&self) -> bool {
         let unsettled = |p: &Programmed| !p.network.failures.is_empty() || matches!(p.cni, Cni::Failed(..));
         self.error.is_some() || self.programmed.as_ref().is_some_and(unsettled)

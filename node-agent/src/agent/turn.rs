@@ -40,6 +40,7 @@ impl Agent {
             if self.identity.is_gone() {
                 return ControlFlow::Break(());
             }
+            self.network.look(self.host.clone().as_ref(), now);
             // A fight that is over is no event.
             let contended = i64::from(self.network.contended(now).is_some());
             if self.metrics.rules_contended.get() != contended {

@@ -43,6 +43,10 @@ impl Host for System {
         })
     }
 
+    fn cni_stands(&self, plan: &CniPlan, mtu: u16) -> bool {
+        cni::is_published(plan, mtu)
+    }
+
     fn open_echo(&self, device: &str) -> io::Result<Box<dyn Echo>> {
         Ok(Box::new(EchoSockets::open(device)?))
     }
