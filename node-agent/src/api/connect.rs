@@ -1,6 +1,9 @@
 //! Connections to the API server, one client for each of its addresses.
 
-use super::endpoints::{MAX_ENDPOINTS, Remembered, order};
+use super::{
+    endpoints::{MAX_ENDPOINTS, Remembered, order},
+    resolve,
+};
 use crate::args::HostPort;
 use anyhow::Context;
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
@@ -80,14 +83,19 @@ impl Connection {
         Ok((state.current, client))
     }
 
-    /// The address with this number did not answer: the next client is for the next one. Blaming it twice moves once.
+    /// The address with this number did not answer: the next client is for the next one, and streams of this one end, since what breaks
+    /// one of its connections (a NAT that forgot them all) has most likely silenced the others. Blaming it twice moves once.
     pub fn failed(&self, number: usize) {
         let mut state = self.lock();
+        let mut lost = None;
         if state.current == number {
             state.current = (number + 1) % self.shared.endpoints.len().max(1);
-            state.client = None;
+            lost = state.client.take();
         }
         drop(state);
+        if lost.is_some() {
+            self.shared.resets.send_modify(|n| *n += 1);
+        }
         self.shared.reachable.send_if_modified(|r| r.replace(false) != Some(false));
     }
 
@@ -120,23 +128,9 @@ impl Connection {
         self.shared.reachable.subscribe()
     }
 
-    /// The addresses of all endpoints, names resolved as far as they can be at present.
-    pub async fn addresses(&self) -> Vec<SocketAddr> {
-        let mut found = Vec::new();
-        for endpoint in &self.shared.endpoints {
-            match endpoint.host.parse::<IpAddr>() {
-                Ok(ip) => found.push(SocketAddr::new(ip, endpoint.port)),
-                Err(_) => {
-                    if let Ok(resolved) = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await {
-                        found.extend(resolved.take(MAX_ENDPOINTS));
-                    }
-                }
-            }
-        }
-        found.sort();
-        found.dedup();
-        found.truncate(MAX_ENDPOINTS * 2);
-        found
+    /// The sockets of all endpoints, names resolved as far as they can be at present.
+    pub fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        resolve::watch(self.shared.endpoints.clone())
     }
 
     fn config(&self, number: usize) -> Config {
@@ -223,10 +217,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_broken_connection_ends_the_streams_of_all_once() {
+        let connection = connection("http://192.0.2.1:80", &[], &[]);
+        let mut resets = connection.resets();
+        let (number, _client) = connection.client().unwrap();
+        connection.failed(number);
+        assert!(resets.has_changed().unwrap(), "a watch on a silent connection would wait for minutes");
+        resets.mark_unchanged();
+        // Every other user of that client finds the same; nothing is connected any more that could be ended.
+        connection.failed(number);
+        assert!(!resets.has_changed().unwrap());
+    }
+
+    #[tokio::test]
     async fn addresses_are_those_of_every_endpoint() {
         let connection = connection("https://10.0.0.1", &[], &["[fd00::1]:6443"]);
         assert_eq!(
-            connection.addresses().await,
+            *connection.addresses().borrow(),
             ["10.0.0.1:443".parse().unwrap(), "[fd00::1]:6443".parse::<SocketAddr>().unwrap()]
         );
     }

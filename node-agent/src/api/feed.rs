@@ -128,8 +128,10 @@ enum End {
     Over,
     /// Begin with a list: it was asked for, or the version is too old.
     Relist,
-    /// The address did not answer, or answered with an error.
+    /// The address did not answer, or answered that it can't.
     Failed(String),
+    /// The API server answered that it won't: nothing is wrong with the connection.
+    Refused(String),
     /// Nobody listens any more.
     Stopped,
 }
@@ -152,7 +154,7 @@ impl Feed {
                 // A server that ends every watch at once must not be asked in a tight loop.
                 End::Over | End::Relist if began.elapsed() > BACKOFF_FIRST => continue,
                 End::Over | End::Relist => sleep(BACKOFF_FIRST).await,
-                End::Failed(why) => {
+                End::Failed(why) | End::Refused(why) => {
                     tracing::debug!(kind = %K::kind(&()), why, "the API did not answer");
                     sleep(pause.mul_f64(0.5 + random::unit() / 2.0)).await;
                     pause = (pause * 2).min(BACKOFF_LAST);
@@ -310,7 +312,12 @@ where
 }
 
 fn failed(error: kube::Error) -> End {
-    End::Failed(error.to_string())
+    match error {
+        kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429 => {
+            End::Refused(status.message)
+        }
+        other => End::Failed(other.to_string()),
+    }
 }
 
 fn is_expired(error: &kube::Error) -> bool {
