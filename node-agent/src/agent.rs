@@ -17,7 +17,7 @@ pub use intent::Settings;
 
 use crate::{
     api::{Connection, Told},
-    cache::Cache,
+    cache::{Cache, Name},
     host::Host,
     local::Ask,
     metrics::Metrics,
@@ -41,8 +41,6 @@ use wgdev::Datagram;
 
 /// Inputs of one sort taken in before the others have their turn.
 const INPUT_BUDGET: usize = 64;
-/// Between looks at what the names of API servers resolve to.
-const RESOLVE: Duration = Duration::from_secs(300);
 /// A list that the guard asked for is asked for again after this.
 const RELIST: Duration = Duration::from_secs(20);
 /// First and last pause between attempts to open a device that can't be opened.
@@ -86,7 +84,6 @@ pub struct Agent {
     publish_from: Option<Instant>,
     metrics: Metrics,
     api_servers: Vec<SocketAddr>,
-    resolve_at: Instant,
     epoch: Instant,
     housekeeping_at: Instant,
     relist_at: Option<Instant>,
@@ -121,6 +118,7 @@ enum Wake {
     Written(Result<crds::MeshNode, crate::api::writer::WriteError>),
     Told(Told),
     Reachable(bool),
+    Resolved(Vec<SocketAddr>),
     Ask(Ask),
     Network(Changed),
     Datagram(std::io::Result<Datagram>),
@@ -144,7 +142,6 @@ impl Agent {
             report_at: None,
             publish_from: None,
             api_servers: Vec::new(),
-            resolve_at: now + RESOLVE,
             epoch,
             housekeeping_at: now + settings.housekeeping,
             relist_at: None,
@@ -163,7 +160,14 @@ impl Agent {
     pub async fn run(mut self, inputs: &mut Inputs) -> Outcome {
         let host = self.host.clone();
         let mut reachable = self.connection.reachable();
-        self.api_servers = self.connection.addresses().await;
+        let mut resolved = self.connection.addresses();
+        self.api_servers = resolved.borrow_and_update().clone();
+        // Names that are not resolved yet: until then what they were last, or a restart would take the API's exemption away.
+        if resolved.has_changed().is_ok() {
+            self.api_servers.extend(self.cache.load::<Vec<SocketAddr>>(&Name::single("resolved")).unwrap_or_default());
+            self.api_servers.sort();
+            self.api_servers.dedup();
+        }
         self.survey().await;
         loop {
             if self.settle().await.is_break() {
@@ -179,6 +183,7 @@ impl Agent {
                 result = self.reporter.written() => Wake::Written(result),
                 Some(told) = inputs.told.recv() => Wake::Told(told),
                 Ok(()) = reachable.changed() => Wake::Reachable(reachable.borrow_and_update().unwrap_or(false)),
+                Ok(()) = resolved.changed() => Wake::Resolved(resolved.borrow_and_update().clone()),
                 Some(ask) = inputs.asks.recv() => Wake::Ask(ask),
                 changed = host.changed() => Wake::Network(changed),
                 datagram = async { match &device { Some(d) => d.recv().await, None => std::future::pending().await } } => {
@@ -223,6 +228,11 @@ impl Agent {
                     self.reporter.retry_now();
                     self.report_at = Some(now);
                 }
+            }
+            Wake::Resolved(found) => {
+                self.cache.store(&Name::single("resolved"), &found);
+                self.api_servers = found;
+                self.dirty = true;
             }
             Wake::Ask(ask) => answer(self, ask, now).await,
             Wake::Network(changed) => self.network_changed(changed, now).await,

@@ -4,6 +4,7 @@ pub mod connect;
 pub mod endpoints;
 pub mod feed;
 pub mod lenient;
+pub mod resolve;
 pub mod writer;
 
 pub use connect::Connection;

@@ -1,7 +1,7 @@
 //! One turn of the loop: reconcile what is dirty, let the path engine act, report.
 
 use super::{
-    Agent, DEVICE_RETRY, RELIST, RESOLVE,
+    Agent, DEVICE_RETRY, RELIST,
     intent::{self, Found, Intent},
     plane::Plane,
 };
@@ -46,10 +46,6 @@ impl Agent {
             if self.metrics.rules_contended.get() != contended {
                 self.metrics.rules_contended.set(contended);
                 self.report_at = Some(now);
-            }
-            if self.resolve_at <= now || self.api_servers.is_empty() {
-                self.resolve_at = now + RESOLVE;
-                self.refresh_api_servers().await;
             }
         }
         let due = self.network.poll_timeout().is_some_and(|at| at <= now);
@@ -120,14 +116,6 @@ impl Agent {
         self.connection.reset();
         if let Some(plane) = &mut self.plane {
             plane.network_changed(Instant::now());
-        }
-    }
-
-    async fn refresh_api_servers(&mut self) {
-        let found = self.connection.addresses().await;
-        if !found.is_empty() && found != self.api_servers {
-            self.api_servers = found;
-            self.dirty = true;
         }
     }
 
