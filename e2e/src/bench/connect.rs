@@ -177,7 +177,7 @@ fn change_of_address(lab: &Lab, round: usize) -> Result<f64> {
     let pings = whole_stream(lab, "pub", mesh_address(lab, "home-a")?)?;
     let host = 11 + u8::try_from(round % 2).unwrap_or(0);
     let wan = format!("198.51.100.{host}/28").parse().context("an address")?;
-    topology::change_home(lab.scenario(), "home-a", wan, if round % 2 == 0 { 9_000 } else { 10_000 })?;
+    topology::change_home(lab.scenario(), "home-a", wan, if round.is_multiple_of(2) { 9_000 } else { 10_000 })?;
     let began = Instant::now();
     // The old path must have died before a whole one counts.
     while began.elapsed() < CHANGE_DEADLINE && pings.first_echo_after(began + Duration::from_secs(1)).is_none() {
