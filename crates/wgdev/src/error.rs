@@ -36,11 +36,13 @@ pub enum DeviceError {
     },
     /// The interface exists as something this device must not touch.
     #[error(
-        "interface {name} was expected to be absent or a persistent multi-queue TUN interface, {found} was found; delete it (ip link delete {name}) or choose another name"
+        "interface {name} was expected to be absent or {expected}, {found} was found; delete it (ip link delete {name}) or choose another name"
     )]
     NameTaken {
         /// Name of the interface.
         name: String,
+        /// What this device could have adopted.
+        expected: &'static str,
         /// What it is.
         found: String,
     },

@@ -40,6 +40,8 @@
 
 mod allowed_ips;
 mod check;
+mod checksum;
+mod control;
 mod device;
 mod error;
 mod fake;

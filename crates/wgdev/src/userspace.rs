@@ -7,7 +7,6 @@
 //! sides (`split`, `coalesce`, `udp`), and a peer's lock is taken once for each.
 
 mod alarm;
-mod checksum;
 mod coalesce;
 mod inbound;
 mod ip;

@@ -7,10 +7,8 @@
 
 use std::{io::IoSlice, mem};
 
-use super::{
-    checksum,
-    vnet::{Gso, VnetHeader},
-};
+use super::vnet::{Gso, VnetHeader};
+use crate::checksum;
 
 /// Packets of one group; the kernel accepts no more UDP segments than this (`UDP_MAX_SEGMENTS`).
 const MAX_PARTS: usize = 64;

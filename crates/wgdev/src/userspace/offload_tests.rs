@@ -5,7 +5,8 @@ use std::io::IoSlice;
 
 use proptest::prelude::*;
 
-use super::{checksum, coalesce::Coalescer, split::split, vnet::VnetHeader};
+use super::{coalesce::Coalescer, split::split, vnet::VnetHeader};
+use crate::checksum;
 
 /// A packet to be made.
 #[derive(Clone, Copy, Debug)]

@@ -4,10 +4,8 @@
 //! UDP datagrams behind one header, with unfinished checksums. Each segment gets a copy of the header
 //! with length, identification, sequence number, flags and checksums of its own.
 
-use super::{
-    checksum,
-    vnet::{Gso, VnetHeader},
-};
+use super::vnet::{Gso, VnetHeader};
+use crate::checksum;
 
 /// Longest headers that can occur: IPv4 or IPv6 with extensions as far as anything sensible has them,
 /// and 60 bytes of TCP.

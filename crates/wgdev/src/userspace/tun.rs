@@ -11,10 +11,7 @@ use std::{
     },
 };
 
-use crate::{DeviceError, error::TUN_PATH, userspace::vnet::HEADER_LEN};
-
-/// IPv6 needs this much of every link (RFC 8200, section 5).
-const MIN_MTU: u16 = 1280;
+use crate::{DeviceError, check::check_interface, error::TUN_PATH, userspace::vnet::HEADER_LEN};
 
 /// One queue of the interface.
 pub(super) struct Tun {
@@ -26,10 +23,7 @@ pub(super) struct Tun {
 impl Tun {
     /// Attaches to the interface of that name, creating it when there is none, and brings it up.
     pub(super) fn attach(name: &str, mtu: u16) -> Result<Self, DeviceError> {
-        check_name(name)?;
-        if mtu < MIN_MTU {
-            return Err(DeviceError::BadMtu(mtu));
-        }
+        check_interface(name, mtu)?;
         let queue = open()?;
         let fd = queue.as_raw_fd();
         control::set_interface(fd, name).map_err(|error| explain_attach(name, error))?;
@@ -70,15 +64,6 @@ impl Tun {
 /// Whether a read or write failed because the interface was deleted.
 pub(super) fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV))
-}
-
-fn check_name(name: &str) -> Result<(), DeviceError> {
-    let shape = (1..libc::IFNAMSIZ).contains(&name.len()) && name != "." && name != "..";
-    let letters = name
-        .bytes()
-        // A '%' would make the kernel number the interface.
-        .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%'));
-    if shape && letters { Ok(()) } else { Err(DeviceError::BadName(name.into())) }
 }
 
 fn open() -> Result<File, DeviceError> {
@@ -128,22 +113,12 @@ fn explain_attach(name: &str, error: io::Error) -> DeviceError {
             return DeviceError::Io { doing: "attach to the interface", source: error };
         }
     };
-    DeviceError::NameTaken { name: name.into(), found }
+    DeviceError::NameTaken { name: name.into(), expected: "a persistent multi-queue TUN interface", found }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_that_the_kernel_would_refuse_or_change_are_refused() {
-        for name in ["", ".", "..", "a/b", "wg%d", "a b", "a:1", "0123456789abcdef", "ü"] {
-            assert!(check_name(name).is_err(), "{name:?}");
-        }
-        for name in ["warren0", "0123456789abcde"] {
-            assert!(check_name(name).is_ok(), "{name:?}");
-        }
-    }
 
     #[test]
     fn a_forbidden_driver_says_which_runtime_forbids_it() {

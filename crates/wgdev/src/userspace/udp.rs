@@ -1,6 +1,5 @@
 //! The UDP port: one socket for both families, marked, with segmentation offloads.
 
-mod control;
 mod receive;
 
 use std::{
@@ -15,8 +14,10 @@ use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
 
 pub(super) use receive::{Received, Receiver};
 
-use crate::DeviceError;
-use control::Control;
+use crate::{
+    DeviceError,
+    control::{self, Control},
+};
 
 /// Room in the socket for bursts: a few milliseconds at 10 Gbit/s, as wireguard-go asks for.
 const BUFFER: usize = 7 << 20;

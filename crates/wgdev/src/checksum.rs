@@ -2,7 +2,7 @@
 //! result is stored, and it is stored natively too.
 
 /// Sum of the bytes as 16-bit words, not yet folded.
-pub(super) fn sum(bytes: &[u8]) -> u64 {
+pub(crate) fn sum(bytes: &[u8]) -> u64 {
     let (blocks, rest) = bytes.as_chunks::<32>();
     let mut lanes = [0u64; 8];
     for block in blocks {
@@ -27,7 +27,7 @@ pub(super) fn sum(bytes: &[u8]) -> u64 {
 }
 
 /// Folds a sum into 16 bits.
-pub(super) fn fold(mut sum: u64) -> u16 {
+pub(crate) fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -36,21 +36,21 @@ pub(super) fn fold(mut sum: u64) -> u16 {
 }
 
 /// Sum of the pseudo header of TCP or UDP in this IP packet.
-pub(super) fn pseudo_header(packet: &[u8], v6: bool, protocol: u8, length: usize) -> u64 {
+pub(crate) fn pseudo_header(packet: &[u8], v6: bool, protocol: u8, length: usize) -> u64 {
     let addresses = if v6 { &packet[8..40] } else { &packet[12..20] };
     let length = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     sum(addresses) + sum(&[0, protocol]) + sum(&length)
 }
 
 /// Stores the header checksum of an IPv4 header.
-pub(super) fn fill_ipv4(header: &mut [u8]) {
+pub(crate) fn fill_ipv4(header: &mut [u8]) {
     header[10..12].fill(0);
     let checksum = !fold(sum(header));
     header[10..12].copy_from_slice(&checksum.to_ne_bytes());
 }
 
 /// The checksum of TCP or UDP for this sum; zero means "none" in UDP, so it becomes its equal.
-pub(super) fn transport(sum: u64) -> [u8; 2] {
+pub(crate) fn transport(sum: u64) -> [u8; 2] {
     match !fold(sum) {
         0 => [0xff; 2],
         checksum => checksum.to_ne_bytes(),
