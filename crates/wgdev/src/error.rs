@@ -34,6 +34,14 @@ pub enum DeviceError {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// The kernel has no WireGuard.
+    #[error(
+        "a kernel with WireGuard was expected, {found}; load the module (modprobe wireguard) on the host, or set the backend to Userspace"
+    )]
+    NoKernelWireGuard {
+        /// What happened.
+        found: String,
+    },
     /// The interface exists as something this device must not touch.
     #[error(
         "interface {name} was expected to be absent or {expected}, {found} was found; delete it (ip link delete {name}) or choose another name"

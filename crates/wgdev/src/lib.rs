@@ -45,6 +45,7 @@ mod control;
 mod device;
 mod error;
 mod fake;
+pub mod kernel;
 mod userspace;
 
 pub use device::{
@@ -52,4 +53,5 @@ pub use device::{
 };
 pub use error::{DeviceError, Refusal, RefusalReason};
 pub use fake::Fake;
+pub use kernel::Kernel;
 pub use userspace::Userspace;

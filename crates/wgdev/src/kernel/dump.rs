@@ -1,0 +1,143 @@
+//! What the kernel says of the device and its peers.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use ipnet::IpNet;
+use nlink::netlink::AttrIter;
+use wire::key::PublicKey;
+
+use super::message::{allowed_ip, device, peer};
+use crate::PeerStatus;
+
+/// Bytes of the generic header before the attributes.
+const GENERIC_HEADER: usize = 4;
+
+/// The device as the kernel has it.
+#[derive(Debug, Default)]
+pub(super) struct Dump {
+    /// `None` when it has no key.
+    pub(super) public_key: Option<PublicKey>,
+    pub(super) listen_port: u16,
+    pub(super) fwmark: u32,
+    pub(super) peers: BTreeMap<PublicKey, PeerStatus>,
+}
+
+impl Dump {
+    /// Reads the messages of one dump. A device with many peers takes several, and a peer with many allowed IPs goes on
+    /// in the next one: its key comes again, with the rest of the list and nothing else.
+    pub(super) fn parse(messages: &[Vec<u8>]) -> Self {
+        let now = SystemTime::now();
+        let mut dump = Self::default();
+        for message in messages {
+            let attributes = message.get(GENERIC_HEADER..).unwrap_or_default();
+            for (kind, value) in AttrIter::new(attributes) {
+                match kind {
+                    device::PUBLIC_KEY => dump.public_key = key(value).filter(|k| *k.as_bytes() != [0; 32]),
+                    device::LISTEN_PORT => dump.listen_port = u16::from_ne_bytes(fixed(value).unwrap_or_default()),
+                    device::FWMARK => dump.fwmark = u32::from_ne_bytes(fixed(value).unwrap_or_default()),
+                    device::PEERS => AttrIter::new(value).for_each(|(_, value)| dump.add(value, now)),
+                    _ => {}
+                }
+            }
+        }
+        for status in dump.peers.values_mut() {
+            status.allowed_ips.sort_unstable();
+        }
+        dump
+    }
+
+    fn add(&mut self, attributes: &[u8], now: SystemTime) {
+        let known = AttrIter::new(attributes).find(|(kind, _)| *kind == peer::PUBLIC_KEY);
+        let Some(public_key) = known.and_then(|(_, value)| key(value)) else {
+            return;
+        };
+        let status = self.peers.entry(public_key).or_insert_with(|| empty(public_key));
+        for (kind, value) in AttrIter::new(attributes) {
+            match kind {
+                peer::ENDPOINT => status.endpoint = endpoint(value),
+                peer::KEEPALIVE => status.keepalive = keepalive(value),
+                peer::LAST_HANDSHAKE => status.last_handshake = age(value, now),
+                peer::RX_BYTES => status.rx_bytes = u64::from_ne_bytes(fixed(value).unwrap_or_default()),
+                peer::TX_BYTES => status.tx_bytes = u64::from_ne_bytes(fixed(value).unwrap_or_default()),
+                peer::ALLOWED_IPS => status.allowed_ips.extend(AttrIter::new(value).filter_map(|(_, v)| net(v))),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn empty(public_key: PublicKey) -> PeerStatus {
+    PeerStatus {
+        public_key,
+        endpoint: None,
+        allowed_ips: Vec::new(),
+        keepalive: None,
+        rx_bytes: 0,
+        tx_bytes: 0,
+        last_handshake: None,
+    }
+}
+
+fn fixed<const N: usize>(value: &[u8]) -> Option<[u8; N]> {
+    value.first_chunk().copied()
+}
+
+fn key(value: &[u8]) -> Option<PublicKey> {
+    fixed(value).map(PublicKey::from_bytes)
+}
+
+fn keepalive(value: &[u8]) -> Option<Duration> {
+    let secs = u16::from_ne_bytes(fixed(value)?);
+    (secs > 0).then(|| Duration::from_secs(secs.into()))
+}
+
+/// Time since a `timespec`. The epoch means that it never happened; a clock that was set back makes it now.
+fn age(value: &[u8], now: SystemTime) -> Option<Duration> {
+    let secs = i64::from_ne_bytes(fixed(value)?);
+    let nanos = i64::from_ne_bytes(fixed(value.get(8..)?)?);
+    if (secs, nanos) == (0, 0) {
+        return None;
+    }
+    let since_epoch = Duration::new(u64::try_from(secs).ok()?, u32::try_from(nanos).ok()?);
+    let at = UNIX_EPOCH.checked_add(since_epoch)?;
+    Some(now.duration_since(at).unwrap_or_default())
+}
+
+fn endpoint(value: &[u8]) -> Option<SocketAddr> {
+    let family = u16::from_ne_bytes(fixed(value)?);
+    let port = u16::from_be_bytes(fixed(value.get(2..)?)?);
+    match libc::c_int::from(family) {
+        libc::AF_INET => {
+            let ip = Ipv4Addr::from(fixed::<4>(value.get(4..)?)?);
+            Some(SocketAddrV4::new(ip, port).into())
+        }
+        libc::AF_INET6 => {
+            let ip = Ipv6Addr::from(fixed::<16>(value.get(8..)?)?);
+            let scope = u32::from_ne_bytes(fixed(value.get(24..)?)?);
+            Some(SocketAddrV6::new(ip, port, 0, scope).into())
+        }
+        _ => None,
+    }
+}
+
+fn net(attributes: &[u8]) -> Option<IpNet> {
+    let (mut address, mut length) = (None, None);
+    for (kind, value) in AttrIter::new(attributes) {
+        match kind {
+            allowed_ip::ADDRESS => {
+                address = match value.len() {
+                    4 => fixed::<4>(value).map(IpAddr::from),
+                    16 => fixed::<16>(value).map(IpAddr::from),
+                    _ => None,
+                }
+            }
+            allowed_ip::LENGTH => length = value.first().copied(),
+            _ => {}
+        }
+    }
+    IpNet::new(address?, length?).ok()
+}

@@ -1,0 +1,150 @@
+//! From nothing, or from what a former process left, to a configured interface.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use nlink::{Connection, Route, netlink::link::WireguardLink, netlink::messages::LinkMessage};
+use socket2::{Domain, Protocol, Socket, Type};
+use wire::key::PublicKey;
+
+use super::{
+    genl::{Genl, Settings, failed},
+    plan::Known,
+};
+use crate::{DeviceConfig, DeviceError, check::check_interface};
+
+/// What the kernel calls our kind of interface.
+const KIND: &str = "wireguard";
+
+/// An interface that is ours, configured and up.
+pub(super) struct Ready {
+    pub(super) route: Connection<Route>,
+    pub(super) genl: Genl,
+    pub(super) if_index: u32,
+    pub(super) listen_port: u16,
+    pub(super) known: Known,
+}
+
+/// What nobody but us may have changed since [`set_up`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) public_key: PublicKey,
+    pub(super) listen_port: u16,
+    pub(super) fwmark: u32,
+}
+
+/// Adopts the interface of that name, or creates it, and sets what isn't as it should be.
+pub(super) async fn set_up(config: &DeviceConfig) -> Result<Ready, DeviceError> {
+    let DeviceConfig { name, private_key, listen_port, fwmark, mtu } = config;
+    check_interface(name, *mtu)?;
+    let genl = Genl::connect().await?;
+    let route = Connection::<Route>::new().map_err(failed("open a route socket"))?;
+    let found = find(&route, name).await?;
+    let adopted = match &found {
+        Some(link) => Some(genl.dump(link.ifindex()).await.map_err(failed("read the WireGuard interface"))?),
+        None => None,
+    };
+    let has_port = adopted.as_ref().is_some_and(|dump| dump.listen_port == *listen_port);
+    let is_up = found.as_ref().is_some_and(LinkMessage::is_up);
+    if *listen_port != 0 && !(has_port && is_up) {
+        // Before anything is made or changed: an interface without its port is worse than none.
+        port_is_free(*listen_port)?;
+    }
+    let link = match found {
+        Some(link) => link,
+        None => create(&route, name).await?,
+    };
+    let if_index = link.ifindex();
+    let before = adopted.unwrap_or_default();
+    let wants_port = *listen_port != 0 && !has_port;
+    let settings = Settings {
+        private_key: (before.public_key != Some(private_key.public_key())).then_some(private_key),
+        listen_port: wants_port.then_some(*listen_port),
+        fwmark: (before.fwmark != *fwmark).then_some(*fwmark),
+    };
+    let port_taken = |doing| {
+        move |error: nlink::Error| {
+            if error.is_address_in_use() { DeviceError::PortTaken { port: *listen_port } } else { failed(doing)(error) }
+        }
+    };
+    if !settings.is_empty() {
+        let set = genl.set_device(if_index, &settings).await;
+        set.map_err(port_taken("configure the WireGuard interface"))?;
+    }
+    if link.mtu() != Some(u32::from(*mtu)) {
+        let set = route.set_link_mtu_by_index(if_index, (*mtu).into()).await;
+        set.map_err(failed("set the MTU of the interface"))?;
+    }
+    if !link.is_up() {
+        let set = route.set_link_up_by_index(if_index).await;
+        set.map_err(port_taken("bring the interface up"))?;
+    }
+    let now = genl.dump(if_index).await.map_err(failed("read the WireGuard interface back"))?;
+    Ok(Ready { route, genl, if_index, listen_port: now.listen_port, known: Known::of(now.peers.values()) })
+}
+
+/// Whether the interface of this index still has its name, and then whether it is up.
+pub(super) async fn is_up(route: &Connection<Route>, if_index: u32, name: &str) -> nlink::Result<Option<bool>> {
+    let link = match route.get_link_by_index(if_index).await {
+        Err(error) if error.is_no_device() => None,
+        link => link?,
+    };
+    Ok(link.filter(|link| link.name() == Some(name)).map(|link| link.is_up()))
+}
+
+/// The interface of that name, if it is a WireGuard interface.
+async fn find(route: &Connection<Route>, name: &str) -> Result<Option<LinkMessage>, DeviceError> {
+    let link = match route.get_link_by_name(name).await {
+        Err(error) if error.is_not_found() => None,
+        link => link.map_err(failed("look for the interface"))?,
+    };
+    let Some(link) = link else {
+        return Ok(None);
+    };
+    let found = match (link.name(), link.kind()) {
+        (Some(own), _) if own != name => format!("another name of {own}"),
+        (_, Some(KIND)) => return Ok(Some(link)),
+        (_, Some("tun")) => "a TUN or TAP interface".into(),
+        (_, Some(kind)) => format!("an interface of kind {kind:?}"),
+        (_, None) => "a network card".into(),
+    };
+    Err(DeviceError::NameTaken { name: name.into(), expected: "a WireGuard interface of the kernel", found })
+}
+
+async fn create(route: &Connection<Route>, name: &str) -> Result<LinkMessage, DeviceError> {
+    match route.add_link(WireguardLink::new(name)).await {
+        Err(error) if error.is_not_supported() => {
+            return Err(DeviceError::NoKernelWireGuard {
+                found: format!("one that can't make an interface ({error})"),
+            });
+        }
+        // Somebody was quicker: what it is, `find` says.
+        Err(error) if error.is_already_exists() => {}
+        made => made.map_err(failed("create the WireGuard interface (needs NET_ADMIN)"))?,
+    }
+    find(route, name).await?.ok_or(DeviceError::Stopped)
+}
+
+/// Binds the port on both families for a moment, as WireGuard is about to.
+fn port_is_free(port: u16) -> Result<(), DeviceError> {
+    let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    for address in any {
+        let bind = || -> io::Result<()> {
+            let address = SocketAddr::new(address, port);
+            let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+            if address.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            socket.bind(&address.into())
+        };
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(DeviceError::PortTaken { port }),
+            // No such family here: WireGuard does without it too.
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+            bound => bound.map_err(DeviceError::io("try the UDP port"))?,
+        }
+    }
+    Ok(())
+}
