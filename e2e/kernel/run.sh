@@ -18,7 +18,7 @@ export PATH=$PATH:/usr/sbin:/sbin
 
 # What the tests run, beside busybox. Their libraries come along.
 programs=(ip nft ping)
-# What the tests need of the kernel, and may not be built in. Dependencies come along; the kernel loads them on demand.
+# What the tests need of the kernel, and may not be built in. Dependencies come along.
 modules=(
 	wireguard tun veth bridge dummy sch_netem
 	nf_tables nft_chain_nat nft_masq nft_nat nft_ct nft_limit nft_reject_inet nft_fib_inet nf_conntrack_netlink
@@ -100,6 +100,7 @@ pack() { # kernel folder, output, program, arguments
 	depmod -b "$tree" "$version"
 	# Names for backtraces stay, what a debugger wants is ten times the rest.
 	strip --strip-debug -o "$tree/program" "$program"
+	printf '%s\n' "${modules[@]}" >"$tree/modules"
 	{
 		printf 'export WARREN_KERNEL_LANE=1 REQUIRE_LAB=1 RUST_BACKTRACE=1\n'
 		for name in ${WARREN_GUEST_ENV:-}; do printf 'export %s=%q\n' "$name" "${!name-}"; done

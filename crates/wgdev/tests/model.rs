@@ -1,4 +1,4 @@
-//! Any sequence of deltas ends in the same state on the fake and on the real device.
+//! Any sequence of deltas ends in the same state on the fake and on the real devices.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use ipnet::IpNet;
 use proptest::{prelude::*, test_runner::TestRunner};
-use wgdev::{Delta, Device, DeviceError, Fake, PeerStatus, PeerUpdate};
+use wgdev::{Delta, Device as _, DeviceError, Fake, Kernel, PeerStatus, PeerUpdate, Userspace};
 use wire::key::PublicKey;
 
 /// Few keys and prefixes, so that they meet: the device's own and an invalid one are among them.
@@ -78,11 +78,21 @@ fn refused(result: Result<(), DeviceError>) -> Vec<wgdev::Refusal> {
 
 #[test]
 fn any_deltas_end_in_the_same_state_on_fake_and_userspace() {
-    if !lab::available() {
-        return;
+    if lab::available() {
+        same_state_as_the_fake::<Userspace>();
     }
+}
+
+#[test]
+fn any_deltas_end_in_the_same_state_on_fake_and_kernel() {
+    if lab::kernel_available() {
+        same_state_as_the_fake::<Kernel>();
+    }
+}
+
+fn same_state_as_the_fake<D: lab::Open>() {
     let namespace = lab::Namespace::new("wd-model");
-    let node = lab::Node::open(&namespace, 1);
+    let node = lab::Node::<D>::of(&namespace, lab::config(1));
     let mut runner = TestRunner::new(ProptestConfig::with_cases(200));
     let deltas = prop::collection::vec(delta(), 1..12);
     let result = runner.run(&deltas, |deltas| {

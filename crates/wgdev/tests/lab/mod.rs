@@ -8,13 +8,13 @@ use std::{
     fs::File,
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::AsRawFd,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
-use wgdev::{Delta, Device, DeviceConfig, PeerUpdate, Userspace};
+use wgdev::{Delta, Device, DeviceConfig, DeviceError, Kernel, PeerUpdate, Userspace};
 use wire::key::{PrivateKey, PublicKey};
 
 /// How long a test waits for what must happen; far above what it takes, so it only bounds a failure.
@@ -24,6 +24,9 @@ pub const PORT: u16 = 21820;
 pub const DEVICE: &str = "wd-tun";
 pub const MTU: u16 = 1420;
 pub const MARK: u32 = 0x10;
+
+/// Where the device of `b` is.
+pub const AT_B: &str = "198.51.100.2:21820";
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -92,6 +95,20 @@ impl Namespace {
         })
     }
 
+    /// Starts this test program again, inside, with one of its tests.
+    pub fn again(&self, test: &str, variable: &str) -> Child {
+        let (test, variable) = (test.to_owned(), variable.to_owned());
+        self.run(move || {
+            let _guard = no_child();
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", &test, "--nocapture"])
+                .env(variable, "1")
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+    }
+
     pub fn ip(&self, args: &str) -> String {
         self.command("ip", args)
     }
@@ -127,6 +144,23 @@ pub fn available() -> bool {
     false
 }
 
+/// Whether the kernel's device can be tested here. Says why not; in the kernel lane that is a failure.
+pub fn kernel_available() -> bool {
+    let lane = std::env::var("WARREN_KERNEL_LANE").is_ok_and(|v| v == "1");
+    match available().then(wgdev::kernel::available) {
+        Some(Ok(())) => true,
+        Some(Err(DeviceError::NoKernelWireGuard { found })) if !lane => {
+            eprintln!("skipped: a kernel with WireGuard is needed, this is {found}; e2e/kernel/wgdev.sh has one");
+            false
+        }
+        Some(Err(error)) => panic!("WARREN_KERNEL_LANE=1, or worse: {error}"),
+        None => {
+            assert!(!lane, "WARREN_KERNEL_LANE=1, and the lab can't run");
+            false
+        }
+    }
+}
+
 /// Two namespaces and the cable: 198.51.100.1 and .2 (.3 too), 2001:db8::1 and ::2.
 pub struct Cable {
     pub a: Namespace,
@@ -148,9 +182,26 @@ impl Cable {
     }
 }
 
+/// A device that a test opens.
+pub trait Open: Device + Send + Sized + 'static {
+    fn open(config: DeviceConfig) -> Result<Self, DeviceError>;
+}
+
+impl Open for Userspace {
+    fn open(config: DeviceConfig) -> Result<Self, DeviceError> {
+        Userspace::open(config)
+    }
+}
+
+impl Open for Kernel {
+    fn open(config: DeviceConfig) -> Result<Self, DeviceError> {
+        Kernel::open(config)
+    }
+}
+
 /// A node: 10.99.0.N and fd99::N in the mesh.
-pub struct Node {
-    pub device: Userspace,
+pub struct Node<D = Userspace> {
+    pub device: D,
     pub key: PublicKey,
 }
 
@@ -164,16 +215,23 @@ pub fn config(seed: u8) -> DeviceConfig {
 
 impl Node {
     pub fn open(namespace: &Namespace, seed: u8) -> Self {
-        let device = namespace.run(move || {
-            let _guard = no_child();
-            Userspace::open(config(seed)).unwrap()
-        });
-        Self { device, key: private_key(seed).public_key() }
+        Self::of(namespace, config(seed))
     }
 
     pub fn address(namespace: &Namespace, host: u8) {
         namespace.ip(&format!("addr add 10.99.0.{host}/24 dev {DEVICE}"));
         namespace.ip(&format!("addr add fd99::{host}/64 dev {DEVICE} nodad"));
+    }
+}
+
+impl<D: Open> Node<D> {
+    pub fn of(namespace: &Namespace, config: DeviceConfig) -> Self {
+        let key = config.private_key.public_key();
+        let device = namespace.run(move || {
+            let _guard = no_child();
+            D::open(config).unwrap()
+        });
+        Self { device, key }
     }
 
     pub fn upsert(&self, update: PeerUpdate) {
@@ -202,25 +260,32 @@ pub fn peer(key: PublicKey, host: u8, endpoint: Option<&str>) -> PeerUpdate {
 }
 
 /// Two connected nodes; `a` knows where `b` is, `b` learns it.
-pub struct Pair {
+pub struct Pair<A = Userspace, B = Userspace> {
     pub cable: Cable,
-    pub a: Node,
-    pub b: Node,
+    pub a: Node<A>,
+    pub b: Node<B>,
 }
 
 impl Pair {
     pub fn new() -> Self {
-        Self::over("198.51.100.2:21820")
+        Self::over(AT_B)
     }
 
     pub fn over(endpoint_of_b: &str) -> Self {
+        Self::between(endpoint_of_b)
+    }
+}
+
+impl<A: Open, B: Open> Pair<A, B> {
+    pub fn between(endpoint_of_b: &str) -> Self {
         let cable = Cable::new();
-        let (a, b) = (Node::open(&cable.a, 1), Node::open(&cable.b, 2));
+        let (a, b) = (Node::of(&cable.a, config(1)), Node::of(&cable.b, config(2)));
         Node::address(&cable.a, 1);
         Node::address(&cable.b, 2);
-        b.upsert(peer(a.key, 1, None));
-        a.upsert(peer(b.key, 2, Some(endpoint_of_b)));
-        Self { cable, a, b }
+        let pair = Self { cable, a, b };
+        pair.b.upsert(peer(pair.a.key, 1, None));
+        pair.a.upsert(peer(pair.b.key, 2, Some(endpoint_of_b)));
+        pair
     }
 
     /// A socket in each mesh end, the one of `b` answering with what it gets.
@@ -285,7 +350,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// `recv` with the patience of a test.
-pub fn recv(device: &Userspace) -> std::io::Result<wgdev::Datagram> {
+pub fn recv(device: &impl Device) -> std::io::Result<wgdev::Datagram> {
     block_on(async { tokio::time::timeout(PATIENCE, device.recv()).await }).expect("a datagram or an error arrives")
 }
 
