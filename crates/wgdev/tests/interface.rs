@@ -5,13 +5,10 @@
 mod lab;
 
 use lab::{Cable, DEVICE, Echo, Namespace, Node, Pair, block_on, config, eventually, peer};
-use wgdev::{Delta, Device, DeviceError, Userspace};
+use wgdev::{Delta, Device, DeviceConfig, DeviceError, Userspace};
 
-fn open_error(namespace: &Namespace, config: wgdev::DeviceConfig) -> DeviceError {
-    match namespace.run(move || Userspace::open(config)) {
-        Ok(_) => panic!("it opened"),
-        Err(error) => error,
-    }
+fn open_error(namespace: &Namespace, config: DeviceConfig) -> DeviceError {
+    lab::open_error::<Userspace>(namespace, config)
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 mod lab;
 
-use std::{io::IoSlice, net::UdpSocket, sync::Arc};
+use std::{net::UdpSocket, sync::Arc};
 
 use gotatun::{
     noise::{Tunn, index_table::IndexTable, rate_limiter::RateLimiter},
@@ -16,7 +16,6 @@ use proptest::{
     prelude::Rng,
     test_runner::{RngAlgorithm, TestRng},
 };
-use socket2::{MsgHdr, SockRef};
 use wgdev::{Datagram, Device, DeviceConfig, Userspace};
 
 const A: &str = "198.51.100.1:21820";
@@ -75,15 +74,7 @@ fn merged_datagrams_are_told_apart_one_by_one() {
     let sender = pair.cable.b.bind("198.51.100.2:3478");
     // One segmented send stays one message until the receiving socket.
     let parts = [stun_like(1), wireguard_like(4, 48), stun_like(2), wireguard_like(1, 48), stun_like(3)];
-    let slices: Vec<_> = parts.iter().map(|p| IoSlice::new(p)).collect();
-    let mut control = [0u8; 24];
-    control[..8].copy_from_slice(&18usize.to_ne_bytes());
-    control[8..12].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
-    control[12..16].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
-    control[16..18].copy_from_slice(&48u16.to_ne_bytes());
-    let to = A.parse::<std::net::SocketAddr>().unwrap().into();
-    let message = MsgHdr::new().with_addr(&to).with_buffers(&slices).with_control(&control);
-    SockRef::from(&sender).sendmsg(&message, 0).unwrap();
+    lab::send_merged(&sender, A, &parts);
     for n in 1..=3 {
         assert_eq!(lab::recv(&pair.a.device).unwrap().payload, stun_like(n));
     }

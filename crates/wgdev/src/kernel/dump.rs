@@ -141,3 +141,77 @@ fn net(attributes: &[u8]) -> Option<IpNet> {
     }
     IpNet::new(address?, length?).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use nlink::netlink::MessageBuilder;
+
+    use super::*;
+    use crate::kernel::message::{Action, Entry, write_peers};
+
+    /// A message of a dump, as the kernel lays it out: the requests have the same attributes.
+    fn message(own: u8, entries: &[Entry]) -> Vec<u8> {
+        let mut builder = MessageBuilder::new(0, 0);
+        builder.append_bytes(&[0; GENERIC_HEADER]);
+        builder.append_attr(device::PUBLIC_KEY, &[own; 32]);
+        builder.append_attr_u16(device::LISTEN_PORT, 21820);
+        builder.append_attr_u32(device::FWMARK, 0x10);
+        write_peers(&mut builder, entries);
+        builder.as_bytes()[nlink::netlink::NLMSG_HDRLEN..].to_vec()
+    }
+
+    fn entry(key: u8, endpoint: Option<&str>, nets: &[&str], keepalive: Option<u16>) -> Entry {
+        let action = Action::Change {
+            endpoint: endpoint.map(|e| e.parse().unwrap()),
+            allowed_ips: Some(nets.iter().map(|n| n.parse().unwrap()).collect()),
+            keepalive,
+        };
+        Entry { key: PublicKey::from_bytes([key; 32]), action }
+    }
+
+    #[test]
+    fn a_peer_that_goes_on_in_the_next_message_is_one_peer() {
+        let first = entry(2, Some("192.0.2.2:1"), &["10.0.2.0/24", "fd00::2/128"], Some(25));
+        let messages = [
+            message(9, &[entry(3, None, &[], Some(0)), first]),
+            message(9, &[entry(2, None, &["10.0.1.0/24"], None), entry(1, Some("[fe80::1%7]:5"), &[], None)]),
+        ];
+        let dump = Dump::parse(&messages);
+        assert_eq!(dump.public_key, Some(PublicKey::from_bytes([9; 32])));
+        assert_eq!((dump.listen_port, dump.fwmark), (21820, 0x10));
+        let peers: Vec<_> = dump.peers.into_values().collect();
+        assert_eq!(peers.iter().map(|p| p.public_key.as_bytes()[0]).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(peers[0].endpoint, Some("[fe80::1%7]:5".parse().unwrap()));
+        assert_eq!(peers[1].endpoint, Some("192.0.2.2:1".parse().unwrap()));
+        let nets: Vec<_> = peers[1].allowed_ips.iter().map(ToString::to_string).collect();
+        assert_eq!(nets, ["10.0.1.0/24", "10.0.2.0/24", "fd00::2/128"]);
+        assert_eq!(peers[1].keepalive, Some(Duration::from_secs(25)));
+        assert_eq!(peers[2].keepalive, None);
+    }
+
+    #[test]
+    fn a_device_without_a_key_has_none() {
+        assert_eq!(Dump::parse(&[message(0, &[])]).public_key, None);
+    }
+
+    #[test]
+    fn the_epoch_is_never_and_the_future_is_now() {
+        let now = UNIX_EPOCH + Duration::from_secs(1000);
+        let at = |secs: i64, nanos: i64| age(&[secs.to_ne_bytes(), nanos.to_ne_bytes()].concat(), now);
+        assert_eq!(at(0, 0), None);
+        assert_eq!(at(990, 500_000_000), Some(Duration::from_millis(9500)));
+        assert_eq!(at(2000, 0), Some(Duration::ZERO));
+        assert_eq!(at(-1, 0), None);
+        assert_eq!(at(i64::MAX, -1), None);
+        assert_eq!(age(&[0; 15], now), None);
+    }
+
+    #[test]
+    fn what_is_cut_short_is_left_out() {
+        let whole = message(9, &[entry(2, Some("192.0.2.2:1"), &["10.0.2.0/24"], Some(25))]);
+        for length in 0..whole.len() {
+            let dump = Dump::parse(&[whole[..length].to_vec()]);
+            assert!(dump.peers.len() <= 1);
+        }
+    }
+}

@@ -47,13 +47,15 @@ impl Share {
 
     /// The sockets, if they are open; they stay open for a while.
     pub(super) fn port(&self) -> Option<Arc<Port>> {
+        let port = self.port.lock();
         *self.last_use.lock() = Instant::now();
-        self.port.lock().clone()
+        port.clone()
     }
 
     pub(super) fn open(&self, port: Arc<Port>) {
+        let mut slot = self.port.lock();
         *self.last_use.lock() = Instant::now();
-        *self.port.lock() = Some(port);
+        *slot = Some(port);
     }
 
     /// While what it returns lives somebody receives.
@@ -71,8 +73,10 @@ impl Share {
 
     /// Closes the sockets if nobody has needed them for long; true when it did.
     pub(super) fn close_if_idle(&self) -> bool {
+        // Looked at while the sockets can't be taken for use: who gets them after this finds none and opens them.
+        let mut port = self.port.lock();
         let idle = !self.is_receiving() && self.last_use.lock().elapsed() >= IDLE;
-        idle && self.port.lock().take().is_some()
+        idle && port.take().is_some()
     }
 
     pub(super) fn is_up(&self) -> bool {

@@ -6,6 +6,7 @@
 
 use std::{
     fs::File,
+    io::IoSlice,
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::AsRawFd,
     process::{Child, Command, Stdio},
@@ -14,11 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::{MsgHdr, SockRef};
 use wgdev::{Delta, Device, DeviceConfig, DeviceError, Kernel, PeerUpdate, Userspace};
 use wire::key::{PrivateKey, PublicKey};
 
 /// How long a test waits for what must happen; far above what it takes, so it only bounds a failure.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const PORT: u16 = 21820;
 pub const DEVICE: &str = "wd-tun";
@@ -199,6 +201,22 @@ impl Open for Kernel {
     }
 }
 
+/// Opens a device, or tries to.
+pub fn open<D: Open>(namespace: &Namespace, config: DeviceConfig) -> Result<D, DeviceError> {
+    namespace.run(move || {
+        let _guard = no_child();
+        D::open(config)
+    })
+}
+
+/// Why a device can't be opened.
+pub fn open_error<D: Open>(namespace: &Namespace, config: DeviceConfig) -> DeviceError {
+    match open::<D>(namespace, config) {
+        Ok(_) => panic!("it opened"),
+        Err(error) => error,
+    }
+}
+
 /// A node: 10.99.0.N and fd99::N in the mesh.
 pub struct Node<D = Userspace> {
     pub device: D,
@@ -227,11 +245,7 @@ impl Node {
 impl<D: Open> Node<D> {
     pub fn of(namespace: &Namespace, config: DeviceConfig) -> Self {
         let key = config.private_key.public_key();
-        let device = namespace.run(move || {
-            let _guard = no_child();
-            D::open(config).unwrap()
-        });
-        Self { device, key }
+        Self { device: open(namespace, config).unwrap(), key }
     }
 
     pub fn upsert(&self, update: PeerUpdate) {
@@ -361,6 +375,20 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "never: {what}");
         thread::yield_now();
     }
+}
+
+/// Sends datagrams of equal size with one call, segmented by whoever comes last.
+pub fn send_merged(socket: &UdpSocket, to: &str, datagrams: &[Vec<u8>]) {
+    let slices: Vec<_> = datagrams.iter().map(|d| IoSlice::new(d)).collect();
+    let segment = datagrams[0].len() as u16;
+    let mut control = [0u8; 24];
+    control[..8].copy_from_slice(&18usize.to_ne_bytes());
+    control[8..12].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
+    control[12..16].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
+    control[16..18].copy_from_slice(&segment.to_ne_bytes());
+    let to = to.parse::<SocketAddr>().unwrap().into();
+    let message = MsgHdr::new().with_addr(&to).with_buffers(&slices).with_control(&control);
+    SockRef::from(socket).sendmsg(&message, 0).unwrap();
 }
 
 pub fn ip(text: &str) -> IpAddr {
