@@ -43,13 +43,15 @@ pub trait Device: Send + Sync {
     /// All peers, ordered by public key.
     fn peers(&self) -> BoxFuture<'_, Result<Vec<PeerStatus>, DeviceError>>;
 
-    /// Sends a handshake initiation to the peer now, even if a session exists or one is under way.
+    /// Sends a handshake initiation to the peer now, even if a session exists or one is under way; the
+    /// kernel does so only if neither is (see [`crate::kernel`]).
     fn start_handshake<'a>(&'a self, peer: &'a PublicKey) -> BoxFuture<'a, Result<(), DeviceError>>;
 
     /// Sends a datagram from WireGuard's port.
     fn send(&self, datagram: Datagram) -> BoxFuture<'_, io::Result<()>>;
 
-    /// The next datagram that arrived on WireGuard's port and isn't WireGuard's. Cancel safe.
+    /// The next datagram that arrived on WireGuard's port and isn't WireGuard's; of the kernel's device,
+    /// only STUN. Cancel safe.
     fn recv(&self) -> BoxFuture<'_, io::Result<Datagram>>;
 
     /// Counters of what the device dropped.
@@ -141,7 +143,8 @@ pub struct Datagram {
     pub payload: Vec<u8>,
 }
 
-/// Counters of what a device dropped since it was made.
+/// Counters of what a device dropped since it was made. What the kernel's WireGuard drops it doesn't
+/// tell by reason: there, all but the first stay 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceStats {
     /// Datagrams for [`Device::recv`] that found its queue full, or are larger than any of ours.

@@ -20,8 +20,9 @@
 //! # What the kernel can't do
 //!
 //! - Start a handshake over a live session. [`Device::start_handshake`] makes WireGuard send a keepalive: without a
-//!   session that is a handshake at once, unless one was sent within the last 5 s (the kernel then goes on trying every
-//!   5 s, for 90 s); with a session it is an encrypted keepalive and nothing more.
+//!   session that is a handshake at once, unless one was tried within the last 5 s (the kernel goes on trying every
+//!   5 s, for 90 s); with a session it is an encrypted keepalive and nothing more. A keepalive that is switched on for a
+//!   peer without an endpoint is a try too, in vain: give both together.
 //! - Count: of [`DeviceStats`] only `shared_dropped` moves. What the kernel drops it counts in the interface's
 //!   statistics, and not by reason.
 //! - Verify the UDP checksum of what [`Device::recv`] gets over IPv4. Who shares the port authenticates what it gets.

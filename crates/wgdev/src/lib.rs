@@ -18,10 +18,17 @@
 //! WireGuard has. The queue between the two is bounded: when nobody reads, the newest is dropped and
 //! counted, and WireGuard's own packets aren't delayed.
 //!
-//! Two implementations: [`Userspace`], which moves packets between a TUN interface and a UDP socket
-//! with the Noise core of `gotatun`, and [`Fake`], which keeps everything in memory for tests.
+//! Three implementations: [`Kernel`], which configures the WireGuard of the kernel and moves no packet;
+//! [`Userspace`], which moves packets between a TUN interface and a UDP socket with the Noise core of
+//! `gotatun`; and [`Fake`], which keeps everything in memory for tests and is what the other two are
+//! held against. What the kernel can't do is said in [`kernel`].
 //!
 //! # Life cycle
+//!
+//! [`Kernel::open`] adopts the WireGuard interface of that name, or creates it, and sets only what
+//! differs; another key than before ends all sessions, as it must. Peers, sessions and
+//! traffic outlive the device and the process, and the next `open` finds them. One thread speaks
+//! netlink; it wakes up for requests, for changes of interfaces, and for datagrams on the shared port.
 //!
 //! [`Userspace::open`] attaches to the TUN interface of that name, or creates it, sets MTU and up, and
 //! binds the port. The interface is persistent: dropping the device, or the end of the process, leaves
@@ -36,7 +43,7 @@
 //! - It sets no addresses, routes, rules or sysctls; their owner is the agent's network shell.
 //! - It accepts no packet from a peer whose source address isn't in that peer's allowed IPs.
 //! - It has no opinion on paths: no endpoint is chosen, probed or put back here.
-//! - It prints no private key, and holds no copy of one but the one the Noise core needs.
+//! - It prints no private key, and keeps no copy of one but the one the Noise core needs.
 
 mod allowed_ips;
 mod check;

@@ -22,7 +22,7 @@ pub(super) struct Genl {
 /// Settings of the device itself; `None` leaves one as it is.
 #[derive(Default)]
 pub(super) struct Settings<'a> {
-    /// Setting it, even to what it is, ends all sessions.
+    /// Another than before ends all sessions.
     pub(super) private_key: Option<&'a PrivateKey>,
     pub(super) listen_port: Option<u16>,
     pub(super) fwmark: Option<u32>,
