@@ -396,6 +396,8 @@ fn what_is_not_for_the_port_or_not_ours_is_left_alone() {
     shaped[..4].copy_from_slice(&[4, 0, 0, 0]);
     sender.send_to(&shaped, A).unwrap();
     sender.send_to(b"neither", A).unwrap();
+    // Framed as STUN, and cut short.
+    sender.send_to(&stun_like(5)[..40], A).unwrap();
     sender.send_to(&stun_like(4), A).unwrap();
     assert_eq!(lab::recv(&pair.a.device).unwrap().payload, stun_like(4));
     let nothing = block_on(async { tokio::time::timeout(Duration::from_millis(300), pair.a.device.recv()).await });

@@ -120,7 +120,7 @@ impl Port {
             return Ok(());
         };
         remote.set_port(from_port);
-        for payload in udp::segments(payload).filter(|p| !wire::stun::is_wireguard(p)) {
+        for payload in udp::segments(payload).filter(|p| is_ours(p)) {
             each(Datagram { remote, local: arrived.to, payload: payload.to_vec() });
         }
         Ok(())
@@ -140,6 +140,12 @@ impl Port {
         let source = source?.as_socket_ipv4();
         source.map(|s| *s.ip()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
     }
+}
+
+/// What the filter has said of the first of merged datagrams, said of each, and with the length. Messages of relays will
+/// have their place here too.
+fn is_ours(payload: &[u8]) -> bool {
+    wire::stun::is_stun(payload)
 }
 
 fn raw_socket(family: Family, config: PortConfig) -> io::Result<Socket> {
