@@ -22,8 +22,30 @@ pub const MAX_ALLOWED_IPS: usize = 1024;
 /// What the async methods of [`Device`] return; boxed so that the trait can be a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// Who moves the packets of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// The kernel.
+    Kernel,
+    /// This process.
+    Userspace,
+}
+
+impl Backend {
+    /// Its name in logs, metrics and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
 /// A WireGuard interface: kernel, userspace or in memory.
 pub trait Device: Send + Sync {
+    /// Who moves its packets.
+    fn backend(&self) -> Backend;
+
     /// Name of the network interface.
     fn name(&self) -> &str;
 
@@ -128,7 +150,7 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes of WireGuard messages sent to it.
     pub tx_bytes: u64,
-    /// How long ago the last handshake completed, if one ever did.
+    /// How long ago the last handshake with the device's key completed, if one ever did.
     pub last_handshake: Option<Duration>,
 }
 

@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use wire::key::PublicKey;
 
 use crate::{
-    BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, MAX_PEERS, PeerStatus, PeerUpdate,
-    Refusal, RefusalReason,
+    Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, MAX_PEERS, PeerStatus,
+    PeerUpdate, Refusal, RefusalReason,
     allowed_ips::AllowedIps,
     check::{keepalive_secs, refuse},
 };
@@ -27,6 +27,7 @@ const SHARED_QUEUE: usize = 256;
 /// datagram arrive, [`Fake::take_sent`] shows what was sent, [`Fake::roam`], [`Fake::add_traffic`] and
 /// [`Fake::complete_handshake`] do what packets of a peer would.
 pub struct Fake {
+    backend: Backend,
     name: String,
     listen_port: u16,
     mtu: u16,
@@ -59,11 +60,17 @@ impl Fake {
     /// Index of every fake interface; no real one is likely to have it.
     pub const IF_INDEX: u32 = 4242;
 
-    /// A device without peers.
+    /// A userspace device without peers.
     pub fn new(config: DeviceConfig) -> Self {
+        Self::of(Backend::Userspace, config)
+    }
+
+    /// A device without peers that says it is of this backend.
+    pub fn of(backend: Backend, config: DeviceConfig) -> Self {
         let DeviceConfig { name, private_key, listen_port, fwmark: _, mtu } = config;
         let (arriving, arrived) = mpsc::channel(SHARED_QUEUE);
         Self {
+            backend,
             name,
             listen_port,
             mtu,
@@ -217,6 +224,10 @@ impl Peer {
 }
 
 impl Device for Fake {
+    fn backend(&self) -> Backend {
+        self.backend
+    }
+
     fn name(&self) -> &str {
         &self.name
     }

@@ -11,6 +11,9 @@
 //! name. When it is deleted or renamed, moved to another namespace, or somebody gives it another key, port or mark, the
 //! device stops: every call is [`DeviceError::Stopped`], and whoever opens it again gets it as it should be.
 //!
+//! It bears the mark [`LINK_GROUP`]. An interface of that name without the mark is adopted only if it has our key or none:
+//! to give somebody's tunnel another key would end it.
+//!
 //! # Interruption
 //!
 //! A delta becomes messages of at most 64 peers (16 removals); the kernel does each under its lock. Wherever a process
@@ -47,7 +50,11 @@ use self::{
     share::Share,
     worker::{Opened, Request, Worker},
 };
-use crate::{BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, PeerStatus};
+use crate::{Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, PeerStatus};
+
+/// The group (`ip link show group`) of every interface that this crate makes: who made an interface shows in it. The bytes
+/// are "WARR".
+pub const LINK_GROUP: u32 = 0x5741_5252;
 
 /// Whether the kernel has WireGuard, and if not, what to do about it. Makes it load the module if it can. Blocks for
 /// as long as that takes.
@@ -95,6 +102,10 @@ impl Kernel {
 }
 
 impl Device for Kernel {
+    fn backend(&self) -> Backend {
+        Backend::Kernel
+    }
+
     fn name(&self) -> &str {
         &self.name
     }

@@ -56,7 +56,8 @@ pub mod kernel;
 mod userspace;
 
 pub use device::{
-    BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceStats, MAX_ALLOWED_IPS, MAX_PEERS, PeerStatus, PeerUpdate,
+    Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceStats, MAX_ALLOWED_IPS, MAX_PEERS, PeerStatus,
+    PeerUpdate,
 };
 pub use error::{DeviceError, Refusal, RefusalReason};
 pub use fake::Fake;

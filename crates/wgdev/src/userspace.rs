@@ -35,7 +35,7 @@ use self::{
     tun::Tun,
     udp::{Destination, Port},
 };
-use crate::{BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, PeerStatus};
+use crate::{Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, PeerStatus};
 
 /// A userspace WireGuard device.
 ///
@@ -134,6 +134,10 @@ impl Drop for Userspace {
 }
 
 impl Device for Userspace {
+    fn backend(&self) -> Backend {
+        Backend::Userspace
+    }
+
     fn name(&self) -> &str {
         &self.name
     }

@@ -3,13 +3,23 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Instant,
 };
 
-use nlink::{Connection, Route, netlink::link::WireguardLink, netlink::messages::LinkMessage};
+use nlink::{
+    Connection, Route,
+    netlink::{
+        MessageBuilder,
+        link::LinkConfig,
+        messages::LinkMessage,
+        types::link::{IflaAttr, IflaInfo},
+    },
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use wire::key::PublicKey;
 
 use super::{
+    LINK_GROUP,
     genl::{Genl, Settings, failed},
     plan::Known,
 };
@@ -18,6 +28,27 @@ use crate::{DeviceConfig, DeviceError, check::check_interface};
 /// What the kernel calls our kind of interface.
 const KIND: &str = "wireguard";
 
+/// Asks for an interface that bears our mark from its first moment on, wherever this process may end.
+struct Marked<'a>(&'a str);
+
+impl LinkConfig for Marked<'_> {
+    fn name(&self) -> &str {
+        self.0
+    }
+
+    fn kind(&self) -> &str {
+        KIND
+    }
+
+    fn write_to(&self, message: &mut MessageBuilder, _: Option<u32>) {
+        message.append_attr_str(IflaAttr::Ifname as u16, self.0);
+        message.append_attr_u32(IflaAttr::Group as u16, LINK_GROUP);
+        let info = message.nest_start(IflaAttr::Linkinfo as u16);
+        message.append_attr_str(IflaInfo::Kind as u16, KIND);
+        message.nest_end(info);
+    }
+}
+
 /// An interface that is ours, configured and up.
 pub(super) struct Ready {
     pub(super) route: Connection<Route>,
@@ -25,6 +56,8 @@ pub(super) struct Ready {
     pub(super) if_index: u32,
     pub(super) listen_port: u16,
     pub(super) known: Known,
+    /// When the key was set, if it was another before: handshakes until then are void.
+    pub(super) rekeyed: Option<Instant>,
 }
 
 /// What nobody but us may have changed since [`set_up`].
@@ -46,6 +79,17 @@ pub(super) async fn set_up(config: &DeviceConfig) -> Result<Ready, DeviceError> 
         Some(link) => Some(genl.dump(link.ifindex()).await.map_err(failed("read the WireGuard interface"))?),
         None => None,
     };
+    let is_marked = found.as_ref().is_none_or(|link| link.group() == Some(LINK_GROUP));
+    let key = adopted.as_ref().and_then(|dump| dump.public_key);
+    let has_own_key = key == Some(private_key.public_key());
+    if !is_marked && !has_own_key && key.is_some() {
+        // Somebody's tunnel: to give it our key would end all of its sessions.
+        return Err(DeviceError::NameTaken {
+            name: name.clone(),
+            expected: "a WireGuard interface of Warren's",
+            found: "one with another key and without Warren's mark".into(),
+        });
+    }
     let has_port = adopted.as_ref().is_some_and(|dump| dump.listen_port == *listen_port);
     let is_up = found.as_ref().is_some_and(LinkMessage::is_up);
     if *listen_port != 0 && !(has_port && is_up) {
@@ -60,7 +104,7 @@ pub(super) async fn set_up(config: &DeviceConfig) -> Result<Ready, DeviceError> 
     let before = adopted.unwrap_or_default();
     let wants_port = *listen_port != 0 && !has_port;
     let settings = Settings {
-        private_key: (before.public_key != Some(private_key.public_key())).then_some(private_key),
+        private_key: (!has_own_key).then_some(private_key),
         listen_port: wants_port.then_some(*listen_port),
         fwmark: (before.fwmark != *fwmark).then_some(*fwmark),
     };
@@ -73,6 +117,10 @@ pub(super) async fn set_up(config: &DeviceConfig) -> Result<Ready, DeviceError> 
         let set = genl.set_device(if_index, &settings).await;
         set.map_err(port_taken("configure the WireGuard interface"))?;
     }
+    if !is_marked {
+        let set = route.set_link_group_by_index(if_index, LINK_GROUP).await;
+        set.map_err(failed("mark the interface as Warren's"))?;
+    }
     if link.mtu() != Some(u32::from(*mtu)) {
         let set = route.set_link_mtu_by_index(if_index, (*mtu).into()).await;
         set.map_err(failed("set the MTU of the interface"))?;
@@ -82,7 +130,9 @@ pub(super) async fn set_up(config: &DeviceConfig) -> Result<Ready, DeviceError> 
         set.map_err(port_taken("bring the interface up"))?;
     }
     let now = genl.dump(if_index).await.map_err(failed("read the WireGuard interface back"))?;
-    Ok(Ready { route, genl, if_index, listen_port: now.listen_port, known: Known::of(now.peers.values()) })
+    let known = Known::of(now.peers.values());
+    let rekeyed = (!has_own_key).then(Instant::now);
+    Ok(Ready { route, genl, if_index, listen_port: now.listen_port, known, rekeyed })
 }
 
 /// Whether the interface of this index still has its name, and then whether it is up.
@@ -114,7 +164,7 @@ async fn find(route: &Connection<Route>, name: &str) -> Result<Option<LinkMessag
 }
 
 async fn create(route: &Connection<Route>, name: &str) -> Result<LinkMessage, DeviceError> {
-    match route.add_link(WireguardLink::new(name)).await {
+    match route.add_link(Marked(name)).await {
         Err(error) if error.is_not_supported() => {
             return Err(DeviceError::NoKernelWireGuard {
                 found: format!("one that can't make an interface ({error})"),

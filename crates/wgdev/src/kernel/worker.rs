@@ -4,7 +4,7 @@
 //! device. So the device can be used from any runtime, a caller that gives up in the midst of a request leaves no half
 //! of it, and there is one order of things.
 
-use std::{io, sync::Arc, thread};
+use std::{io, sync::Arc, thread, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
 use nlink::{
@@ -248,7 +248,12 @@ impl Device {
         }
         self.ready.known = Known::of(dump.peers.values());
         self.known_is_stale = false;
-        Ok(dump.peers.into_values().collect())
+        let is_void = |ago: &mut Duration| self.ready.rekeyed.is_some_and(|at| *ago >= at.elapsed());
+        let mut peers: Vec<PeerStatus> = dump.peers.into_values().collect();
+        for peer in &mut peers {
+            peer.last_handshake.take_if(is_void);
+        }
+        Ok(peers)
     }
 
     /// A keepalive that is switched on is sent at once, and without a session that is a handshake. Off and on (or on
