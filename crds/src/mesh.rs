@@ -71,9 +71,26 @@ pub struct MeshSpec {
     /// The mark that keeps WireGuard's own packets out of the mesh. One bit; change it only when another program uses it.
     #[serde(default)]
     pub fwmark: Fwmark,
+    /// Which WireGuard moves the packets: the kernel's (faster, and outlives the agent) or the agent's own. `Auto` takes the
+    /// kernel's where there is one. A change moves each node to the other with key, port and addresses kept; its sessions end
+    /// and are made anew. `MeshNode.spec.backend` overrides it for one node.
+    #[serde(default)]
+    pub backend: Backend,
     /// Where nodes ask which public address they have.
     #[serde(default)]
     pub stun: Stun,
+}
+
+/// Which WireGuard moves the packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Backend {
+    /// The kernel's if it has one, else the agent's own.
+    #[default]
+    Auto,
+    /// The kernel's. A node without it has no device and says so (`NoKernelWireGuard`).
+    Kernel,
+    /// The agent's own.
+    Userspace,
 }
 
 fn private_ranges() -> Vec<String> {

@@ -59,6 +59,9 @@ pub struct MeshNodeSpec {
     /// An admin may set this to take the node out of the mesh without deleting it.
     #[serde(default)]
     pub suspended: bool,
+    /// An admin may set this to choose the node's WireGuard; without it `Mesh.spec.backend` does. `Auto`, `Kernel` or `Userspace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<crate::mesh::Backend>,
     /// Which key was admitted.
     #[serde(default)]
     pub admission: NodeAdmission,
