@@ -93,6 +93,13 @@ impl Engine {
                     }
                 }
             }
+            Input::Sessions(sessions) => {
+                for session in &sessions {
+                    if let Some(peer) = self.peers.get_mut(&session.peer) {
+                        peer.adopt(session, &mut self.shared, now);
+                    }
+                }
+            }
             Input::Counters(counters) => {
                 for counters in &counters {
                     if let Some(peer) = self.peers.get_mut(&counters.public_key) {

@@ -36,7 +36,7 @@ pub enum Event {
     },
     /// Take the endpoint away, so that the device starts no handshake: there is no session to lose, and either the peer
     /// is the one to start, or WireGuard roamed to a forbidden address. A device that cannot forget an endpoint adds the
-    /// peer anew without one.
+    /// peer anew without one, or points at an address where nobody is.
     ClearEndpoint {
         /// Whose.
         peer: PublicKey,

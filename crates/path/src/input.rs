@@ -52,6 +52,9 @@ pub enum Input {
         /// Its bytes.
         payload: Vec<u8>,
     },
+    /// What the device had of these peers before this engine was made, for peers that are known already: the sessions of
+    /// live ones are kept where they are until something better is proven.
+    Sessions(Vec<Session>),
     /// The device's counters. Feed them every [`Engine::counters_interval`](crate::Engine::counters_interval).
     Counters(Vec<PeerCounters>),
     /// An echo request of the peer arrived through the tunnel (and the shell has answered it).
@@ -81,6 +84,19 @@ pub struct PeerConfig {
     pub round: u32,
     /// Whether this node wants a path. Without it the peer is only answered.
     pub wanted: bool,
+}
+
+/// A session that outlived the engine before this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    /// With whom.
+    pub peer: PublicKey,
+    /// Where WireGuard sends.
+    pub endpoint: SocketAddr,
+    /// Its persistent keepalive.
+    pub keepalive: Option<Duration>,
+    /// How long ago its last handshake was completed.
+    pub last_handshake: Duration,
 }
 
 /// The device's view of one peer.

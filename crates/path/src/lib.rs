@@ -38,6 +38,10 @@
 //! 6. **Rest.** A quiet pair costs WireGuard's keepalive and little else, at most twelve packets a minute in all. Pairs
 //!    without success are tried again after 35 s, 90 s, 5 min, then every 15 min, and at once when anything changes.
 //!
+//! An agent that starts anew beside a device that went on (the kernel's) enters at step 4: the session that it finds is on
+//! trial where it is, at the endpoint that WireGuard has. Nothing is moved and no handshake started; an echo, or data that
+//! arrives, makes it the path. If neither comes it is treated as a path that died, and keeps its endpoint.
+//!
 //! A relay will come before step 2: traffic starts there and moves at step 4. Its place is [`PathState`], between `Direct`
 //! and `Connecting`, and the moment in `path_died` when there is no other pair.
 //!
@@ -72,7 +76,7 @@ pub use candidate::{Candidate, CandidateKind, Tier};
 pub use engine::Engine;
 pub use event::{Event, PathState, Reason, Selected, Transmit};
 pub use filter::{Forbidden, Refusal};
-pub use input::{Config, Input, PeerConfig, PeerCounters};
+pub use input::{Config, Input, PeerConfig, PeerCounters, Session};
 pub use nat::{NatClass, NatReport};
 pub use snapshot::{PairOutcome, PairReport, PeerReport, Snapshot};
 pub use stats::Stats;

@@ -44,6 +44,8 @@ pub(super) struct Traffic {
     endpoint_set: Option<Instant>,
     /// When the peer last said something through the tunnel.
     session: Option<Instant>,
+    /// When WireGuard last completed a handshake.
+    handshake: Option<Instant>,
     put_back: Option<Instant>,
 }
 
@@ -61,6 +63,7 @@ impl Traffic {
             roamed: None,
             endpoint_set: None,
             session: None,
+            handshake: None,
             put_back: None,
         }
     }
@@ -84,6 +87,10 @@ impl Traffic {
         self.session.is_some_and(|at| now.saturating_duration_since(at) < SESSION_MEMORY)
     }
 
+    pub(super) fn shook_hands_within(&self, time: Duration, now: Instant) -> bool {
+        self.handshake.is_some_and(|at| now.saturating_duration_since(at) < time)
+    }
+
     pub(super) fn is_busy(&self, now: Instant) -> bool {
         self.busy.is_some_and(|at| now.saturating_duration_since(at) < BUSY)
     }
@@ -95,6 +102,7 @@ impl Traffic {
 
     /// Takes new numbers. Returns whether data came in.
     fn update(&mut self, counters: &PeerCounters, now: Instant) -> bool {
+        self.handshake = counters.last_handshake.and_then(|ago| now.checked_sub(ago));
         let (rx, tx) = (counters.rx_bytes, counters.tx_bytes);
         let Some(old) = self.rx.replace(rx).filter(|old| rx >= *old && tx >= self.tx) else {
             self.tx = tx;
@@ -127,6 +135,7 @@ impl Peer {
     pub(crate) fn on_counters(&mut self, counters: &PeerCounters, shared: &mut Shared, now: Instant) {
         if self.traffic.update(counters, now) {
             self.check_overtaken();
+            self.adoption_overtaken(counters.endpoint.map(canonical), shared, now);
         }
         if let Some(endpoint) = counters.endpoint.map(canonical) {
             self.on_device_endpoint(endpoint, shared, now);

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{Direct, Lost, Peer};
+use crate::candidate::canonical;
 use crate::event::Event;
+use crate::input::Session;
 use crate::shared::Shared;
 use crate::timer::earliest;
 
@@ -55,6 +57,8 @@ pub(super) struct Trial {
     nominations: usize,
     raises: u8,
     follows: bool,
+    /// Whether this is a session that was there before the engine.
+    adopts: bool,
 }
 
 impl Trial {
@@ -74,7 +78,14 @@ impl Trial {
             nominations: 0,
             raises: 0,
             follows: false,
+            adopts: false,
         }
+    }
+
+    /// WireGuard is there already, with a session, and the peer need not be asked.
+    fn adopting(remote: SocketAddr, token: u64, now: Instant) -> Self {
+        let moved = Some(now);
+        Self { acked: true, follows: true, adopts: true, moved, ..Self::nominating(remote, 0, token, false, now) }
     }
 
     pub(super) fn has_moved(&self) -> bool {
@@ -150,6 +161,26 @@ impl Peer {
         let fresh = self.direct.is_none() && !self.traffic.has_session(now);
         self.move_to_trial(fresh, shared, now);
         self.drive_trial(shared, now);
+    }
+
+    /// Puts the session that the device has from before on trial, where it is.
+    pub(crate) fn adopt(&mut self, session: &Session, shared: &mut Shared, now: Instant) {
+        let remote = canonical(session.endpoint);
+        let is_known = self.direct.is_some() || self.trial.is_some() || self.endpoint.is_some();
+        if is_known || session.last_handshake >= SESSION_LIFETIME || !self.learn(remote, shared, now) {
+            return;
+        }
+        self.endpoint = Some((remote, session.keepalive));
+        self.refresh_keepalive(shared, now);
+        self.trial = Some(Trial::adopting(remote, shared.nonces.token(), now));
+        self.drive_trial(shared, now);
+    }
+
+    /// Data arrived. On an adopted session that is as good as an echo, and comes also from a peer whose agent is silent.
+    pub(super) fn adoption_overtaken(&mut self, endpoint: Option<SocketAddr>, shared: &mut Shared, now: Instant) {
+        if self.trial.as_ref().is_some_and(|trial| trial.adopts && endpoint == Some(trial.remote)) {
+            self.trial_confirmed(shared, now);
+        }
     }
 
     /// Sends what the trial has due, and ends it in time.
@@ -251,6 +282,10 @@ impl Peer {
         match self.direct {
             Some(direct) if direct.remote != trial.remote => self.revert(direct, shared, now),
             Some(_) => self.path_died(shared, now),
+            None if trial.adopts => {
+                self.lost = Some(Lost { remote: trial.remote, at: now, probe_at: now + LOST_GAP });
+                self.choose(shared, now);
+            }
             None => {
                 if trial.follows {
                     self.clear_endpoint(shared);
@@ -314,7 +349,8 @@ impl Peer {
         let age = now.saturating_duration_since(lost.at);
         lost.probe_at = now + if age < LOST_EAGER { LOST_GAP } else { LOST_PATIENT_GAP };
         let remote = lost.remote;
-        if age >= SESSION_LIFETIME && !self.nominates && self.trial.is_none() {
+        let session_over = age >= SESSION_LIFETIME && !self.traffic.shook_hands_within(SESSION_LIFETIME, now);
+        if session_over && !self.nominates && self.trial.is_none() {
             self.clear_endpoint(shared);
         }
         if age >= LOST_LIFETIME || !self.wanted {
