@@ -23,6 +23,7 @@ use crate::{
     metrics::Metrics,
     net::Changed,
     paths::PathTable,
+    status::conditions::DeviceProblem,
     told::{self, View},
 };
 use answers::answer;
@@ -75,8 +76,10 @@ pub struct Agent {
     view: Box<View>,
     network: NetworkState,
     plane: Option<Plane>,
-    device_error: Option<String>,
+    device_error: Option<DeviceProblem>,
     device_retry: Option<(Instant, Duration)>,
+    /// When the device was last lost.
+    device_lost_at: Option<Instant>,
     paths: PathTable,
     reporter: Reporter,
     report_at: Option<Instant>,
@@ -138,6 +141,7 @@ impl Agent {
             plane: None,
             device_error: None,
             device_retry: None,
+            device_lost_at: None,
             paths: PathTable::default(),
             report_at: None,
             publish_from: None,
@@ -281,8 +285,10 @@ impl Agent {
         self.plane = None;
         self.publish_from = None;
         self.network.forget();
-        self.device_error = Some(why.into());
-        self.device_retry = Some((now + DEVICE_RETRY.0, DEVICE_RETRY.0));
+        self.device_error = Some(DeviceProblem { reason: "DeviceFailed", message: why.into() });
+        // At once, unless that was tried just now: every moment without a device is lost traffic.
+        let again = self.device_lost_at.replace(now).is_some_and(|at| now.duration_since(at) < DEVICE_RETRY.1);
+        self.device_retry = again.then(|| (now + DEVICE_RETRY.0, DEVICE_RETRY.0));
         self.dirty = true;
     }
 

@@ -91,17 +91,16 @@ async fn cleanup(args: &RunArgs, dry_run: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Deletes the interface if it is a TUN device, as ours is: an interface of that name that is something else is not ours.
+/// Deletes the interface if either backend made it: one of that name that is something else is not ours.
 async fn delete_device(name: &str, dry_run: bool) -> anyhow::Result<Option<String>> {
-    let connection = nlink::Connection::<nlink::Route>::new().context("open a route socket")?;
-    let links = connection.get_links().await.context("list the interfaces")?;
-    let Some(link) = links.iter().find(|l| l.name() == Some(name)) else { return Ok(None) };
-    if !std::path::Path::new(&format!("/sys/class/net/{name}/tun_flags")).exists() {
-        println!("left interface {name} alone: it is not a TUN device");
+    let Some((index, _)) = net::own_link(name).await? else {
+        if net::link_exists(name).await? {
+            println!("left interface {name} alone: it is neither a TUN nor a WireGuard interface of Warren's");
+        }
         return Ok(None);
-    }
+    };
     if !dry_run {
-        connection.del_link_by_index(link.ifindex()).await.with_context(|| format!("delete the interface {name}"))?;
+        net::delete_link(index).await.with_context(|| format!("delete the interface {name}"))?;
     }
     Ok(Some(format!("interface {name}")))
 }

@@ -12,6 +12,7 @@ use crate::{
     net::{Changed, NetPlan, Underlay},
     status::conditions::{Cni, Network},
 };
+use crds::mesh::Backend;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -24,8 +25,12 @@ pub trait Host: Send + Sync {
     /// What the node has without the mesh; `device` is ours and is left out.
     fn survey<'a>(&'a self, device: &'a str) -> BoxFuture<'a, anyhow::Result<Survey>>;
 
-    /// Attaches to the mesh device, or makes it.
-    fn open_device(&self, config: DeviceConfig) -> Result<Arc<dyn Device>, DeviceError>;
+    /// Attaches to the mesh device, or makes it. One of ours that another backend made gives way.
+    fn open_device(
+        &self,
+        config: DeviceConfig,
+        backend: Backend,
+    ) -> BoxFuture<'_, Result<Arc<dyn Device>, DeviceError>>;
 
     /// Makes routes, rules and firewall as planned, and then publishes the CNI file, if there is to be one.
     fn program<'a>(&'a self, plan: &'a NetPlan, cni: Option<&'a CniPlan>) -> BoxFuture<'a, anyhow::Result<Programmed>>;

@@ -51,6 +51,7 @@ mod contention;
 mod device;
 mod firewall;
 mod forward;
+mod link;
 mod plan;
 mod ranges;
 mod report;
@@ -64,6 +65,7 @@ use nlink::{Connection, Nftables, Route};
 
 pub use cleanup::cleanup;
 pub use contention::Contention;
+pub use link::{delete_link, link_exists, own_link};
 pub use plan::{Mark, Masquerade, NetPlan, PeerRoute, PortRange, RouteKind};
 pub use report::{Change, ChangeKind, Failure, NetError, Overlap, Problem, Protected, Report, Standing};
 pub use underlay::{Underlay, UnderlayDevice, read as underlay};

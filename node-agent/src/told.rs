@@ -64,6 +64,9 @@ pub struct View {
     stored: BTreeMap<String, BTreeSet<String>>,
     relays: BTreeMap<String, MeshRelay>,
     table: PeerTable,
+    /// Whether the slices were listed since this process started.
+    listed: bool,
+    complete: bool,
 }
 
 impl View {
@@ -88,6 +91,8 @@ impl View {
             table: PeerTable::restore(own_name, entries, tombstones),
             told: stored.clone(),
             stored,
+            listed: false,
+            complete: false,
             cache,
         }
     }
@@ -143,6 +148,12 @@ impl View {
     /// Whether the directory names this node with that key.
     pub fn is_listed(&self, key: &PublicKey) -> bool {
         self.table.entries().get(&self.own_name).is_some_and(|entry| entry.public_key == *key)
+    }
+
+    /// Whether the peers are all there are: the API listed them to this process, there was one at least, and the guard holds
+    /// none back.
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// Our own object as last seen.
@@ -238,8 +249,12 @@ impl View {
                 self.table.handle_slice_deleted(name, now)
             }
         };
-        self.persist(fed, self.table.guard(now).is_some());
-        !delta.upsert.is_empty() || !delta.remove.is_empty()
+        self.listed |= matches!(fed, Fed::Listed(_));
+        let holds = self.table.guard(now).is_some();
+        let was_complete = self.complete;
+        self.complete = self.listed && !holds && !self.table.entries().is_empty();
+        self.persist(fed, holds);
+        !delta.is_empty() || was_complete != self.complete
     }
 
     fn list(&mut self, all: &Listing<MeshPeerSlice>, now: Duration) -> Delta {

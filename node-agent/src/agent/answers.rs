@@ -8,7 +8,7 @@ use crate::{
     },
     metrics::MAX_PEER_SERIES,
     paths::{reason_name, state_name},
-    status::{conditions, content},
+    status::conditions,
 };
 use path::PathState;
 use std::time::Instant;
@@ -62,6 +62,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").into(),
             node: self.settings.node_name.clone(),
             device: plane.map(|_| self.settings.device.clone()),
+            backend: plane.map(|p| p.backend().as_str().into()),
             public_key: self.identity.public_key().to_string(),
             listen_port: plane.map(Plane::listen_port),
             mtu: self.mtu(),
@@ -156,7 +157,8 @@ impl Agent {
         let m = &self.metrics;
         let nat = self.plane.as_ref().and_then(Plane::local).map_or("Unknown", |(_, nat)| nat.v4.as_str());
         m.reset();
-        m.node_info.with_label_values(&[nat, content::BACKEND]).set(1);
+        let backend = self.plane.as_ref().map_or("none", |plane| plane.backend().as_str());
+        m.node_info.with_label_values(&[nat, backend]).set(1);
         for (state, count) in ["direct", "connecting", "down"].into_iter().zip(self.peer_counts()) {
             m.peers.with_label_values(&[state]).set(count.into());
         }

@@ -7,9 +7,11 @@ use crate::{
     net,
     told::View,
 };
+use crds::mesh::Backend;
 use ipnet::IpNet;
 use path::{CandidateKind, Forbidden, PeerConfig};
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -55,6 +57,8 @@ pub struct DeviceIntent {
     pub fwmark: u32,
     /// The identity of the mesh.
     pub mesh_id: String,
+    /// Which WireGuard an admin wants here.
+    pub backend: Backend,
 }
 
 /// Everything this node should have.
@@ -76,6 +80,20 @@ pub struct Intent {
     pub stun_servers: Vec<SocketAddr>,
     /// The CNI file.
     pub cni: Option<CniPlan>,
+    /// The peers that only the device remembers.
+    pub leftovers: Leftovers,
+}
+
+/// What becomes of peers that the device had before this process, and that the plan doesn't have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leftovers {
+    /// The directory was not read yet, or is in doubt: that it doesn't name them says nothing. Those with these keys go.
+    Keep {
+        /// What tombstones bury.
+        revoked: BTreeSet<PublicKey>,
+    },
+    /// They are no peers any more.
+    Remove,
 }
 
 /// What the computation needs beside what was told.
@@ -94,8 +112,17 @@ pub fn intent(settings: &Settings, view: &View, found: &Found<'_>) -> Option<Int
     let spec = view.own_spec().filter(|s| !s.mesh_ips.is_empty())?;
     let plan = plan_node(&facts(settings, &spec, found), &mesh, view.table());
     let object = view.mesh()?;
-    let device =
-        DeviceIntent { listen_port: spec.listen_port, fwmark: object.spec.fwmark.value, mesh_id: view.mesh_id() };
+    let device = DeviceIntent {
+        listen_port: spec.listen_port,
+        fwmark: object.spec.fwmark.value,
+        mesh_id: view.mesh_id(),
+        backend: view.node().and_then(|n| n.spec.backend).unwrap_or(object.spec.backend),
+    };
+    let leftovers = if view.is_complete() || spec.suspended {
+        Leftovers::Remove
+    } else {
+        Leftovers::Keep { revoked: view.table().tombstones().map(|stone| stone.public_key).collect() }
+    };
     Some(Intent {
         device,
         last_port: mesh.listen_ports.last.max(spec.listen_port),
@@ -110,6 +137,7 @@ pub fn intent(settings: &Settings, view: &View, found: &Found<'_>) -> Option<Int
             pod_cidrs: spec.pod_cidrs.clone(),
         }),
         plan,
+        leftovers,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     identity::Identity,
-    intent::{DeviceIntent, Intent, path_peer},
+    intent::{DeviceIntent, Intent, Leftovers, path_peer},
 };
 use crate::{
     host::{
@@ -11,14 +11,18 @@ use crate::{
     },
     paths::PathTable,
 };
-use path::{Candidate, Engine, Event, Input, NatReport, PeerCounters};
+use crds::mesh::Backend;
+use path::{Candidate, Engine, Event, Input, NatReport, PeerCounters, Session};
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
-use topology::node::NodePlan;
+use topology::{
+    node::{NodePlan, PeerPlan},
+    peer::Uid,
+};
 use wgdev::{Datagram, Delta, Device, DeviceConfig, DeviceError, PeerStatus, PeerUpdate};
 use wire::key::PublicKey;
 
@@ -31,10 +35,16 @@ const REMOVE_CHUNK: usize = 16;
 /// Engine events handled in one turn; the rest waits for the next, after other inputs had theirs.
 const EVENT_BUDGET: usize = 1024;
 
+/// Where a peer of the kernel's points that shall have no endpoint: the discard port of this machine, where nobody listens and
+/// nobody without privileges can.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
+
 /// An open device with everything that lives and dies with it.
 pub struct Plane {
     device: Arc<dyn Device>,
     wanted: DeviceIntent,
+    /// Peers that the device had when it was opened, until a plan has claimed or removed them.
+    leftover: BTreeMap<PublicKey, PeerPlan>,
     engine: Engine,
     echo: Arc<dyn Echo>,
     plan: NodePlan,
@@ -64,14 +74,15 @@ pub struct News {
 
 impl Plane {
     /// Attaches to the device or makes it, on the assigned port or the next free one, and starts the path engine.
-    pub fn open(
+    pub async fn open(
         host: &dyn Host,
         name: &str,
         identity: &Identity,
         intent: &Intent,
         now: Instant,
     ) -> Result<Self, DeviceError> {
-        let device = open_device(host, name, identity, intent)?;
+        let device = open_device(host, name, identity, intent).await?;
+        let found = device.peers().await?;
         // Without them no path would ever be confirmed, so a device alone is of no use.
         let echo = host.open_echo(name).map_err(|source| DeviceError::Io { doing: "open the echo sockets", source })?;
         let mut seed = [0; 32];
@@ -89,6 +100,7 @@ impl Plane {
             engine: Engine::new(config, now),
             echo: Arc::from(echo),
             device,
+            leftover: found.iter().map(|peer| (peer.public_key, plan_of(peer))).collect(),
             plan: NodePlan::default(),
             fed: Fed::default(),
             by_mesh_ip: BTreeMap::new(),
@@ -100,7 +112,17 @@ impl Plane {
 
     /// Whether this device serves that intent, or another must be opened.
     pub fn serves(&self, intent: &DeviceIntent) -> bool {
-        self.wanted == *intent
+        let has_it = match (intent.backend, self.backend()) {
+            (Backend::Auto | Backend::Kernel, wgdev::Backend::Kernel)
+            | (Backend::Userspace, wgdev::Backend::Userspace) => true,
+            _ => self.wanted.backend == intent.backend,
+        };
+        has_it && self.wanted == DeviceIntent { backend: self.wanted.backend, ..intent.clone() }
+    }
+
+    /// Which WireGuard it is.
+    pub fn backend(&self) -> wgdev::Backend {
+        self.device.backend()
     }
 
     /// The device, for the loop to receive from.
@@ -141,21 +163,28 @@ impl Plane {
     /// Brings device and engine to the intent: removals first, then peers that give up a prefix, then the others.
     pub async fn apply(&mut self, intent: &Intent, now: Instant) -> Result<(), DeviceError> {
         self.feed_surroundings(intent, now);
-        if self.plan == intent.plan {
+        let abandoned = self.abandoned(intent);
+        if self.plan == intent.plan && abandoned.is_empty() {
             return Ok(());
         }
-        let changes = intent.plan.changes_since(&self.plan);
+        let mut before = self.plan.clone();
+        before.peers.extend(self.leftover.clone());
+        let mut changes = intent.plan.changes_since(&before);
+        changes.remove.retain(|key| !self.leftover.contains_key(key) || abandoned.contains(key));
         let mut failed = None;
         for keys in changes.remove.chunks(REMOVE_CHUNK) {
             keep_first(&mut failed, self.device.apply(&Delta { remove: keys.to_vec(), upsert: Vec::new() }).await);
         }
         for keys in changes.shrink.chunks(UPSERT_CHUNK).chain(changes.upsert.chunks(UPSERT_CHUNK)) {
-            let upsert = keys.iter().filter_map(|key| self.peer_update(key, &intent.plan)).collect();
-            keep_first(&mut failed, self.device.apply(&Delta { remove: Vec::new(), upsert }).await);
+            let upsert: Vec<_> = keys.iter().filter_map(|key| peer_update(key, &before, &intent.plan)).collect();
+            if !upsert.is_empty() {
+                keep_first(&mut failed, self.device.apply(&Delta { remove: Vec::new(), upsert }).await);
+            }
         }
         let changed = changes.shrink.iter().chain(&changes.upsert);
         let upsert = changed.filter_map(|k| Some(path_peer(*k, intent.plan.peers.get(k)?))).collect();
         self.engine.handle_input(Input::Peers { upsert, remove: changes.remove.clone() }, now);
+        self.adopt(intent, &abandoned, now).await?;
         self.by_mesh_ip =
             intent.plan.peers.iter().flat_map(|(k, p)| p.mesh_ips.iter().map(move |ip| (*ip, *k))).collect();
         match failed {
@@ -226,7 +255,7 @@ impl Plane {
 
     /// Reads the device's counters now.
     pub async fn read_counters(&mut self, now: Instant) -> Result<(), DeviceError> {
-        self.last_counters = self.device.peers().await?;
+        self.last_counters = self.peers().await?;
         let counters = self.last_counters.iter().map(|p| PeerCounters {
             public_key: p.public_key,
             rx_bytes: p.rx_bytes,
@@ -237,6 +266,15 @@ impl Plane {
         self.engine.handle_input(Input::Counters(counters.collect()), now);
         self.counters_at = now + self.engine.counters_interval();
         Ok(())
+    }
+
+    /// The device's peers; one that points at nobody has no endpoint.
+    async fn peers(&self) -> Result<Vec<PeerStatus>, DeviceError> {
+        let mut peers = self.device.peers().await?;
+        for peer in &mut peers {
+            peer.endpoint.take_if(|endpoint| *endpoint == NOWHERE);
+        }
+        Ok(peers)
     }
 
     fn feed_surroundings(&mut self, intent: &Intent, now: Instant) {
@@ -255,10 +293,32 @@ impl Plane {
         }
     }
 
-    fn peer_update(&self, key: &PublicKey, plan: &NodePlan) -> Option<PeerUpdate> {
-        let allowed_ips = &plan.peers.get(key)?.allowed_ips;
-        let same = self.plan.peers.get(key).is_some_and(|old| old.allowed_ips == *allowed_ips);
-        Some(PeerUpdate { allowed_ips: (!same).then(|| allowed_ips.clone()), ..PeerUpdate::new(*key) })
+    /// Leftover peers that shall go.
+    fn abandoned(&self, intent: &Intent) -> Vec<PublicKey> {
+        let goes = |key: &PublicKey| match &intent.leftovers {
+            Leftovers::Keep { revoked } => revoked.contains(key),
+            Leftovers::Remove => true,
+        };
+        self.leftover.keys().filter(|key| !intent.plan.peers.contains_key(key) && goes(key)).copied().collect()
+    }
+
+    /// Hands the sessions of leftover peers that are planned now to the engine.
+    async fn adopt(&mut self, intent: &Intent, abandoned: &[PublicKey], now: Instant) -> Result<(), DeviceError> {
+        self.leftover.retain(|key, _| !abandoned.contains(key));
+        let planned = |key: &PublicKey| intent.plan.peers.contains_key(key);
+        if !self.leftover.keys().any(planned) {
+            return Ok(());
+        }
+        let session = |p: &PeerStatus| {
+            let (endpoint, last_handshake) = (p.endpoint?, p.last_handshake?);
+            Some(Session { peer: p.public_key, endpoint, keepalive: p.keepalive, last_handshake })
+        };
+        let peers = self.peers().await?;
+        let claimed = peers.iter().filter(|p| planned(&p.public_key) && self.leftover.contains_key(&p.public_key));
+        let sessions = claimed.filter_map(session).collect();
+        self.engine.handle_input(Input::Sessions(sessions), now);
+        self.leftover.retain(|key, _| !planned(key));
+        Ok(())
     }
 
     async fn carry_out(
@@ -279,10 +339,7 @@ impl Plane {
                 self.update(Delta { upsert: vec![update], remove: Vec::new() }).await?;
             }
             Event::ClearEndpoint { peer } if self.plan.peers.contains_key(&peer) => {
-                // WireGuard has no way to forget an endpoint but to forget the peer.
-                let allowed_ips = Some(self.plan.peers[&peer].allowed_ips.clone());
-                let update = PeerUpdate { allowed_ips, ..PeerUpdate::new(peer) };
-                self.update(Delta { upsert: vec![update], remove: vec![peer] }).await?;
+                self.update(self.without_endpoint(peer)).await?;
             }
             Event::SetEndpoint { .. } | Event::ClearEndpoint { .. } => {}
             Event::StartHandshake { peer } => match self.device.start_handshake(&peer).await {
@@ -313,6 +370,27 @@ impl Plane {
         Ok(())
     }
 
+    /// WireGuard has no way to forget an endpoint but to forget the peer. In this process that is one step. In the kernel it
+    /// is two, between which there is no peer, and a session that the kernel kept alive while no agent watched would end; so
+    /// there the peer is pointed at nobody, and comes back with its first packet.
+    fn without_endpoint(&self, peer: PublicKey) -> Delta {
+        match self.backend() {
+            wgdev::Backend::Kernel => {
+                let update = PeerUpdate {
+                    endpoint: Some(NOWHERE),
+                    // Or the kernel would try a handshake with nobody each time.
+                    keepalive: Some(None),
+                    ..PeerUpdate::new(peer)
+                };
+                Delta { upsert: vec![update], remove: Vec::new() }
+            }
+            wgdev::Backend::Userspace => {
+                let allowed_ips = self.plan.peers.get(&peer).map(|plan| plan.allowed_ips.clone());
+                Delta { upsert: vec![PeerUpdate { allowed_ips, ..PeerUpdate::new(peer) }], remove: vec![peer] }
+            }
+        }
+    }
+
     /// Changes one peer. That the device refuses it concerns that peer, and was said when it was configured.
     async fn update(&self, delta: Delta) -> Result<(), DeviceError> {
         match self.device.apply(&delta).await {
@@ -331,7 +409,28 @@ impl Plane {
     }
 }
 
-fn open_device(
+/// What a device has of a peer, in the form of a plan: what differs from the next plan is changed, and nothing else.
+fn plan_of(found: &PeerStatus) -> PeerPlan {
+    PeerPlan {
+        name: String::new(),
+        uid: Uid(String::new()),
+        mesh_ips: Vec::new(),
+        allowed_ips: found.allowed_ips.clone(),
+        routes: Vec::new(),
+        candidates: Vec::new(),
+        listen_port: 0,
+        round: 0,
+    }
+}
+
+/// The change of a peer, if its allowed IPs are others than before.
+fn peer_update(key: &PublicKey, before: &NodePlan, plan: &NodePlan) -> Option<PeerUpdate> {
+    let allowed_ips = &plan.peers.get(key)?.allowed_ips;
+    let same = before.peers.get(key).is_some_and(|old| old.allowed_ips == *allowed_ips);
+    (!same).then(|| PeerUpdate { allowed_ips: Some(allowed_ips.clone()), ..PeerUpdate::new(*key) })
+}
+
+async fn open_device(
     host: &dyn Host,
     name: &str,
     identity: &Identity,
@@ -341,14 +440,14 @@ fn open_device(
     let last = intent.last_port.min(first.saturating_add(PORT_ATTEMPTS - 1));
     let mut port = first;
     loop {
-        let opened = host.open_device(DeviceConfig {
+        let config = DeviceConfig {
             name: name.into(),
             private_key: identity.private_key(),
             listen_port: port,
             fwmark: intent.device.fwmark,
             mtu: intent.mtu,
-        });
-        match opened {
+        };
+        match host.open_device(config, intent.device.backend).await {
             Err(DeviceError::PortTaken { .. }) if port < last => port += 1,
             Ok(device) => {
                 if port != first {

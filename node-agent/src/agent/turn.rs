@@ -8,11 +8,10 @@ use super::{
 use crate::{
     net::Changed,
     status::{
-        conditions::{Admission, Cni, Facts, Network},
+        conditions::{Admission, Cni, DeviceProblem, Facts, Network},
         content::{self, Content},
     },
 };
-use crds::mesh_node::Backend;
 use path::CandidateKind;
 use std::{
     collections::BTreeMap,
@@ -72,6 +71,7 @@ impl Agent {
     /// When the loop must wake up by itself.
     pub(super) fn poll_timeout(&self) -> Instant {
         let candidates = [
+            self.dirty.then(Instant::now),
             Some(self.housekeeping_at),
             self.report_at,
             self.network.poll_timeout(),
@@ -127,7 +127,7 @@ impl Agent {
             public_key: self.identity.public_key(),
         };
         let intent = intent::intent(&self.settings, &self.view, &found)?;
-        self.ensure_device(&intent, now);
+        self.ensure_device(&intent, now).await;
         let plane = self.plane.as_mut()?;
         match plane.apply(&intent, now).await {
             Ok(()) => {}
@@ -146,7 +146,7 @@ impl Agent {
         Some(intent)
     }
 
-    fn ensure_device(&mut self, intent: &Intent, now: Instant) {
+    async fn ensure_device(&mut self, intent: &Intent, now: Instant) {
         if self.plane.as_ref().is_some_and(|p| p.serves(&intent.device)) {
             return;
         }
@@ -156,19 +156,26 @@ impl Agent {
         // The old one lets go of its port and interface first.
         self.plane = None;
         self.publish_from = None;
-        match Plane::open(self.host.as_ref(), &self.settings.device, &self.identity, intent, now) {
+        // It may come back as another interface, without what was programmed on it.
+        self.network.suspend();
+        match Plane::open(self.host.as_ref(), &self.settings.device, &self.identity, intent, now).await {
             Ok(plane) => {
-                tracing::info!(device = self.settings.device, port = plane.listen_port(), "the mesh device is open");
+                tracing::info!(
+                    device = self.settings.device,
+                    port = plane.listen_port(),
+                    backend = plane.backend().as_str(),
+                    "the mesh device is open"
+                );
                 self.plane = Some(plane);
                 self.device_error = None;
                 self.device_retry = None;
             }
             Err(e) => {
-                let text = e.to_string();
-                if self.device_error.as_ref() != Some(&text) {
-                    tracing::error!(error = text, "the mesh device can't be opened; trying again");
+                let problem = DeviceProblem::from(&e);
+                if self.device_error.as_ref() != Some(&problem) {
+                    tracing::error!(error = problem.message, "the mesh device can't be opened; trying again");
                 }
-                self.device_error = Some(text);
+                self.device_error = Some(problem);
                 let pause = self.device_retry.map_or(DEVICE_RETRY.0, |(_, last)| (last * 2).min(DEVICE_RETRY.1));
                 self.device_retry = Some((now + pause, pause));
             }
@@ -268,7 +275,7 @@ impl Agent {
             round: self.identity.round(),
             candidates,
             nat,
-            backend: self.plane.as_ref().map(|_| Backend::Userspace),
+            backend: self.plane.as_ref().map(|plane| content::backend(plane.backend())),
             generation: self.view.node().and_then(|n| n.metadata.generation),
         }
     }

@@ -6,10 +6,11 @@ use crate::{
     net::{self, Changed, NetPlan, Problem, Report},
     status::conditions::{Cni, Network},
 };
+use crds::mesh::Backend;
 use nlink::{Connection, Route};
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{sync::Mutex, time::sleep};
-use wgdev::{BoxFuture, Device, DeviceConfig, DeviceError, Userspace};
+use wgdev::{BoxFuture, Device, DeviceConfig, DeviceError, Kernel, Userspace};
 
 /// Pause before watching anew when the kernel refuses: a repair every few seconds is better than a busy loop.
 const WATCH_RETRY: Duration = Duration::from_secs(5);
@@ -29,8 +30,20 @@ impl Host for System {
         })
     }
 
-    fn open_device(&self, config: DeviceConfig) -> Result<Arc<dyn Device>, DeviceError> {
-        Ok(Arc::new(Userspace::open(config)?))
+    fn open_device(
+        &self,
+        config: DeviceConfig,
+        backend: Backend,
+    ) -> BoxFuture<'_, Result<Arc<dyn Device>, DeviceError>> {
+        Box::pin(async move {
+            let backend = choose(backend, &config.name).await?;
+            make_room(&config.name, backend).await?;
+            apart(move || match backend {
+                wgdev::Backend::Kernel => Ok(Arc::new(Kernel::open(config)?) as Arc<dyn Device>),
+                wgdev::Backend::Userspace => Ok(Arc::new(Userspace::open(config)?)),
+            })
+            .await
+        })
     }
 
     fn program<'a>(&'a self, plan: &'a NetPlan, cni: Option<&'a CniPlan>) -> BoxFuture<'a, anyhow::Result<Programmed>> {
@@ -80,6 +93,42 @@ impl Host for System {
     fn listens_on(&self, port: u16) -> bool {
         listening::listens_on(port)
     }
+}
+
+/// The backend to use. `Auto` is userspace only if the kernel says that it has no WireGuard: whatever else keeps it from
+/// answering must not end the sessions of an interface that stands.
+async fn choose(wanted: Backend, name: &str) -> Result<wgdev::Backend, DeviceError> {
+    if wanted == Backend::Userspace {
+        return Ok(wgdev::Backend::Userspace);
+    }
+    match apart(wgdev::kernel::available).await {
+        Ok(()) => Ok(wgdev::Backend::Kernel),
+        Err(error) if wanted == Backend::Kernel => Err(error),
+        Err(DeviceError::NoKernelWireGuard { .. }) => Ok(wgdev::Backend::Userspace),
+        Err(error) => match net::own_link(name).await {
+            Ok(Some((_, wgdev::Backend::Kernel))) => Err(error),
+            _ => {
+                tracing::warn!(%error, "can't ask the kernel for WireGuard; using the agent's own");
+                Ok(wgdev::Backend::Userspace)
+            }
+        },
+    }
+}
+
+/// Deletes the interface of that name if the other backend made it. Anybody else's is left, and opening says so.
+async fn make_room(name: &str, backend: wgdev::Backend) -> Result<(), DeviceError> {
+    let failed = |doing| move |error: net::NetError| DeviceError::Io { doing, source: io::Error::other(error) };
+    let found = net::own_link(name).await.map_err(failed("look for the interface of the other backend"))?;
+    let Some((index, _)) = found.filter(|(_, made_by)| *made_by != backend) else { return Ok(()) };
+    tracing::info!(device = name, to = backend.as_str(), "the mesh device moves to another backend");
+    net::delete_link(index).await.map_err(failed("delete the interface of the other backend"))
+}
+
+/// Runs what blocks for a moment where it holds up nobody.
+async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DeviceError> + Send + 'static,
+) -> Result<T, DeviceError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(DeviceError::Stopped))
 }
 
 async fn addresses(device: &str) -> anyhow::Result<Vec<IpAddr>> {

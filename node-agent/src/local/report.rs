@@ -18,6 +18,8 @@ pub struct StatusReport {
     pub node: String,
     /// Name of the device, if it is open.
     pub device: Option<String>,
+    /// Which WireGuard it is: `kernel` or `userspace`.
+    pub backend: Option<String>,
     /// The node's public key.
     pub public_key: String,
     /// UDP port of WireGuard.
@@ -133,6 +135,7 @@ impl StatusReport {
         line("node", self.node.clone());
         line("version", self.version.clone());
         line("device", self.device.clone().unwrap_or_else(unknown));
+        line("backend", self.backend.clone().unwrap_or_else(unknown));
         line("port", self.listen_port.map_or_else(unknown, |p| p.to_string()));
         line("mtu", self.mtu.to_string());
         line("key", self.public_key.clone());

@@ -4,6 +4,7 @@ use crate::paths::Summary;
 use crds::{Condition, ConditionStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use topology::spec::AdmissionState;
+use wgdev::DeviceError;
 
 /// Unconnected peers that a message names; the table of all is in the metrics and in `warren-agent paths`.
 const NAMED_PEERS: usize = 5;
@@ -18,7 +19,7 @@ pub struct Facts {
     /// What the operator said of our key.
     pub admission: Admission,
     /// The device's MTU, or why there is none. `None` before it was tried.
-    pub device: Option<Result<u16, String>>,
+    pub device: Option<Result<u16, DeviceProblem>>,
     /// The smallest MTU of the underlay.
     pub underlay_mtu: Option<u32>,
     /// Host candidates found.
@@ -39,6 +40,28 @@ pub struct Facts {
     pub contended: Option<String>,
     /// Why the state folder can't be written.
     pub not_persisted: Option<String>,
+}
+
+/// Why there is no device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceProblem {
+    /// One word.
+    pub reason: &'static str,
+    /// One sentence.
+    pub message: String,
+}
+
+/// An admin demands the kernel's WireGuard, and the kernel has none. Also the type of a condition.
+const NO_KERNEL_WIREGUARD: &str = "NoKernelWireGuard";
+
+impl From<&DeviceError> for DeviceProblem {
+    fn from(error: &DeviceError) -> Self {
+        let reason = match error {
+            DeviceError::NoKernelWireGuard { .. } => NO_KERNEL_WIREGUARD,
+            _ => "DeviceFailed",
+        };
+        Self { reason, message: error.to_string() }
+    }
 }
 
 /// What the operator decided, as far as this node is concerned.
@@ -152,7 +175,7 @@ pub fn not_programmed(facts: &Facts) -> Option<(&'static str, String)> {
             return Some(("NoSpec", "waits for the operator to give this node its addresses".into()));
         }
         None => return Some(("DeviceMissing", "the mesh device is being made".into())),
-        Some(Err(why)) => return Some(("DeviceFailed", why.clone())),
+        Some(Err(why)) => return Some((why.reason, why.message.clone())),
         Some(Ok(_)) => {}
     }
     match &facts.network {
@@ -283,7 +306,10 @@ fn warnings(facts: &Facts) -> impl Iterator<Item = Observed> {
     let one = |type_, reason: &'static str, found: &Option<String>| {
         found.as_ref().map(|message| Observed::new(type_, true, reason, message))
     };
+    let problem = facts.device.as_ref().and_then(|device| device.as_ref().err());
+    let no_kernel = problem.filter(|p| p.reason == NO_KERNEL_WIREGUARD).map(|p| p.message.clone());
     [
+        one(NO_KERNEL_WIREGUARD, "ModuleMissing", &no_kernel),
         several("ForwardBlocked", "DroppedByOthers", network.forward_blocked),
         several("HostSettings", "SysctlNeeded", network.sysctls),
         several("UnderlayOverlap", "LocalNetwork", network.overlaps),
@@ -353,7 +379,7 @@ mod tests {
         assert_eq!(with(|f| f.admission.listed = false), "NotInDirectory");
         assert_eq!(with(|f| f.device = None), "DeviceMissing");
         assert_eq!(with(|f| (f.device, f.admission.has_addresses) = (None, false)), "NoSpec");
-        assert_eq!(with(|f| f.device = Some(Err("no /dev/net/tun".into()))), "DeviceFailed");
+        assert_eq!(with(|f| f.device = Some(Err(DeviceProblem::from(&DeviceError::Stopped)))), "DeviceFailed");
         assert_eq!(with(|f| f.network = None), "RoutesMissing");
         assert_eq!(with(|f| f.network.as_mut().unwrap().unfit = true), "RoutesFailed");
         assert_eq!(with(|f| f.network.as_mut().unwrap().failures = vec!["x".into()]), "Programmed", "one peer's route");
@@ -365,6 +391,18 @@ mod tests {
             with(|f| (f.admission.state, f.admission.reason) = (AdmissionState::Rejected, Some("DuplicateKey".into()))),
             "DuplicateKey"
         );
+    }
+
+    #[test]
+    fn a_kernel_without_wireguard_is_a_condition_of_its_own_while_it_is_demanded() {
+        let mut facts = good();
+        assert_eq!(find(&facts, "NoKernelWireGuard"), None);
+        let error = DeviceError::NoKernelWireGuard { found: "one without".into() };
+        facts.device = Some(Err(DeviceProblem::from(&error)));
+        assert_eq!(ready_reason(&facts), "NoKernelWireGuard");
+        assert_eq!(find(&facts, "NoKernelWireGuard"), Some((ConditionStatus::True, "ModuleMissing".into())));
+        let told = observe(&facts).into_iter().find(|o| o.type_ == "NoKernelWireGuard").unwrap().message;
+        assert_eq!(told, error.to_string());
     }
 
     #[test]

@@ -13,8 +13,6 @@ use path::{Candidate, CandidateKind, NatClass, NatReport};
 use topology::peer::MAX_CANDIDATES;
 use wire::key::PublicKey;
 
-/// Which WireGuard runs, as metrics call it.
-pub const BACKEND: &str = "userspace";
 /// The condition that only people read.
 const PATHS_HEALTHY: &str = "PathsHealthy";
 
@@ -91,6 +89,14 @@ fn same_conditions(a: &MeshNodeStatus, b: &MeshNodeStatus, which: fn(&&Condition
     };
     let (a, b) = (sorted(a), sorted(b));
     a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.same_as(b))
+}
+
+/// The backend as the API names it.
+pub fn backend(backend: wgdev::Backend) -> Backend {
+    match backend {
+        wgdev::Backend::Kernel => Backend::Kernel,
+        wgdev::Backend::Userspace => Backend::Userspace,
+    }
 }
 
 /// NATs as the API names them.
