@@ -6,6 +6,7 @@
 #   PROGRAM is linked statically (-C target-feature=+crt-static --target x86_64-unknown-linux-gnu).
 #   WARREN_GUEST_TIMEOUT  seconds after which the machine is stopped; default 600
 #   WARREN_GUEST_ENV      names of variables to hand on to the program, separated by spaces
+#   WARREN_GUEST_FILES    static programs that PROGRAM starts, separated by spaces; each comes along to the same place
 #   WARREN_CACHE          where the kernel is kept
 # Ends with 124 when the time is over and with 125 when the machine crashed; both show its console.
 #
@@ -82,7 +83,7 @@ copy() { # tree, files
 
 # Builds the initramfs.
 pack() { # kernel folder, output, program, arguments
-	local kernel=$1 output=$2 program=$3 tree version module name
+	local kernel=$1 output=$2 program=$3 tree version module name bundle
 	shift 3
 	tree=$work/tree
 	version=$(basename "$kernel")
@@ -100,6 +101,13 @@ pack() { # kernel folder, output, program, arguments
 	depmod -b "$tree" "$version"
 	# Names for backtraces stay, what a debugger wants is ten times the rest.
 	strip --strip-debug -o "$tree/program" "$program"
+	for name in ${WARREN_GUEST_FILES:-}; do
+		install -D "$name" "$tree$name"
+		strip --strip-debug "$tree$name"
+	done
+	# A TLS client asks for some, whether or not it is going to use them.
+	bundle=/etc/ssl/certs/ca-certificates.crt
+	[ ! -e "$bundle" ] || install -D -m 644 "$bundle" "$tree$bundle"
 	printf '%s\n' "${modules[@]}" >"$tree/modules"
 	{
 		printf 'export WARREN_KERNEL_LANE=1 REQUIRE_LAB=1 RUST_BACKTRACE=1\n'

@@ -5,3 +5,4 @@
 pub mod fake_api;
 pub mod netns;
 pub mod operator;
+pub mod pair;
