@@ -68,7 +68,8 @@ fn pinged(lab: &mut Lab, time: Duration, during: impl FnOnce(&mut Lab)) -> (u64,
 fn an_agent_that_is_killed_or_away_costs_no_packet() {
     let Some(mut lab) = lab() else { return };
     let before = ["a", "b"].map(|node| identity(&lab, node));
-    let restarts: [(&str, fn(&mut Lab)); 4] = [
+    type Happening = fn(&mut Lab);
+    let restarts: [(&str, Happening); 4] = [
         ("a killed and restarted", |lab| {
             lab.stop("a");
             lab.start("a");

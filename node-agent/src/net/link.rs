@@ -36,14 +36,12 @@ pub async fn delete_link(index: u32) -> Result<(), NetError> {
     }
 }
 
+/// Looks through all, because nlink warns of a question that has no answer, and because a look-up by name also finds an
+/// interface that has it as one more name.
 async fn find(name: &str) -> Result<Option<LinkMessage>, NetError> {
     let route = Connection::<Route>::new().map_err(NetError::netlink("open a route socket"))?;
-    let link = match route.get_link_by_name(name).await {
-        Err(e) if e.is_not_found() => None,
-        link => link.map_err(NetError::netlink("look for the interface"))?,
-    };
-    // An interface that has this as one more name is called otherwise, and isn't ours.
-    Ok(link.filter(|link| link.name() == Some(name)))
+    let links = route.get_links().await.map_err(NetError::netlink("list the interfaces"))?;
+    Ok(links.into_iter().find(|link| link.name() == Some(name)))
 }
 
 fn made_by(link: &LinkMessage) -> Option<Backend> {
