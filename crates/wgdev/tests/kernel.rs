@@ -161,6 +161,44 @@ fn an_interface_of_another_kind_is_left_alone() {
 }
 
 #[test]
+fn somebody_elses_tunnel_is_left_alone_and_ours_is_known_by_its_mark() {
+    if !lab::kernel_available() {
+        return;
+    }
+    let namespace = Namespace::new("wd-a");
+    drop(Node::<Kernel>::of(&namespace, config(9)));
+    let mark = format!("group {}", wgdev::kernel::LINK_GROUP);
+    assert!(namespace.ip("link show wd-tun").contains(&mark));
+    // A new key on an interface of ours is one thing.
+    drop(Node::<Kernel>::of(&namespace, config(1)));
+    namespace.ip("link set wd-tun group default");
+    let before = namespace.ip("-d link show wd-tun");
+    let error = open_error(&namespace, config(2));
+    assert!(matches!(error, DeviceError::NameTaken { .. }), "{error}");
+    assert!(error.to_string().contains("another key"), "{error}");
+    assert_eq!(namespace.ip("-d link show wd-tun"), before);
+    // With the key it is ours again, and shows it.
+    drop(Node::<Kernel>::of(&namespace, config(1)));
+    assert!(namespace.ip("link show wd-tun").contains(&mark));
+}
+
+#[test]
+fn a_handshake_with_another_key_is_none() {
+    if !lab::kernel_available() {
+        return;
+    }
+    let Pair { cable, a, b } = pair();
+    Echo::new(&cable, "10.99.0.1:0", "10.99.0.2:7").ping(100);
+    assert!(a.status(&b.key).last_handshake.is_some());
+    drop(a);
+    let a: Node<Kernel> = Node::of(&cable.a, config(1));
+    assert!(a.status(&b.key).last_handshake.is_some(), "the same key");
+    drop(a);
+    let a: Node<Kernel> = Node::of(&cable.a, config(5));
+    assert_eq!(a.status(&b.key).last_handshake, None);
+}
+
+#[test]
 fn a_deleted_renamed_or_taken_interface_stops_the_device() {
     if !lab::kernel_available() {
         return;

@@ -90,6 +90,7 @@ fn a_node_spec_is_read_back_as_it_was_written_and_leaves_the_admins_fields_alone
         };
         let body = mesh_node_spec(&spec);
         assert!(body.get("suspended").is_none(), "suspended is the admin's");
+        assert!(body.get("backend").is_none(), "so is the backend");
         assert_eq!(body["podCIDRs"], serde_json::json!([]), "an empty list is written, so that it replaces a full one");
         let written: MeshNodeSpec = serde_json::from_value(body).unwrap();
         let mut cluster = Cluster::default();
