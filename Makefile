@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each sets up what it needs, or says exactly what is missing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests parts build release images generate check test unit lab recovery demo demo-env demo-down bench clean
+.PHONY: help kernel-lane setup setup-tests parts build release images generate check test unit lab recovery demo demo-env demo-down bench clean
 
 TARGET := x86_64-unknown-linux-gnu
 OUT = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
@@ -44,6 +44,10 @@ test: ## everything: check, build, unit tests, lab tests on a real cluster
 
 lab: ## the tests on a real cluster behind real NATs
 	@./e2e/stages.sh parts build lab
+
+kernel-lane: setup-tests ## the tests of the kernel's WireGuard, in a small virtual machine (installs QEMU)
+	@./e2e/kernel/wgdev.sh
+	@./e2e/kernel/agent.sh
 
 recovery: ## the long form of the recovery tests: the control plane is gone for two minutes each time
 	@RECOVERY_SECONDS=120 ./e2e/stages.sh parts build recovery

@@ -40,4 +40,4 @@ if ! command -v cargo-deny >/dev/null 2>&1; then
 fi
 cargo deny --log-level error check licenses bans sources
 say "shell scripts"
-for script in e2e/*.sh e2e/tools/*.sh charts/*.sh .ci/run; do bash -n "$script"; done
+for script in e2e/*.sh e2e/tools/*.sh e2e/kernel/*.sh charts/*.sh .ci/run; do bash -n "$script"; done
