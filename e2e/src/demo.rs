@@ -34,7 +34,10 @@ pub fn run(scenario: Scenario, exe: &Path, progress: &Progress) -> Result<()> {
     println!("\n{}", picture::topology(lab.scenario()));
     println!("{}", lab.kubectl(&["get", "nodes", "-o", "wide"])?);
     println!("{}", lab.kubectl(&["get", "meshnodes"])?);
-    println!("Ping from pod to pod, in milliseconds (row to column):\n\n{}", picture::matrix(lab.scenario(), &matrix));
+    println!(
+        "From pod to pod, in milliseconds to connect and be answered, two round trips (row to column):\n\n{}",
+        picture::matrix(lab.scenario(), &matrix)
+    );
     println!("{} packets on the internet were looked at: none showed a pod or mesh address.\n", report.packets);
     println!("{}", next_steps(&lab));
     if pods.is_empty() {
