@@ -125,13 +125,14 @@ pub fn detach(scenario: &Scenario, spec: &Node) -> Result<()> {
 /// Gives a home another public address and another port shift, as a provider does at night; live mappings die with it.
 pub fn change_home(scenario: &Scenario, name: &str, wan: Ipv4Net, shift: u16) -> Result<()> {
     let spec = scenario.node(name)?;
-    let Site::Home { wan: old, wan6, .. } = spec.site.clone() else {
+    let Site::Home { wan6, .. } = spec.site.clone() else {
         anyhow::bail!("{name} has no home router");
     };
     let router = router(&scenario.name, name);
     internet(&scenario.name).ip(&[&format!("addr replace {} dev {}", gateway4(wan), uplink(name))])?;
     router.ip(&[
-        &format!("addr del {old} dev wan"),
+        // Whatever it has now: its provider may have changed it before.
+        "addr flush dev wan to 0.0.0.0/0",
         &format!("addr add {wan} dev wan"),
         &format!("route replace default via {}", gateway4(wan).addr()),
     ])?;
