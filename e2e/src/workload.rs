@@ -148,8 +148,17 @@ fn running(item: &Value) -> Option<Pod> {
 }
 
 fn summary(item: &Value) -> String {
-    let waiting = &item["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
-    format!("{} on {} is {} {waiting}", item["metadata"]["name"], item["spec"]["nodeName"], item["status"]["phase"])
+    let status = &item["status"]["containerStatuses"][0];
+    let deleted = if item["metadata"]["deletionTimestamp"].is_null() { "" } else { " being deleted" };
+    format!(
+        "{} on {} is {}{deleted}, ready: {}, waits for {}, address {}",
+        item["metadata"]["name"],
+        item["spec"]["nodeName"],
+        item["status"]["phase"],
+        status["ready"],
+        status["state"]["waiting"]["reason"],
+        item["status"]["podIP"],
+    )
 }
 
 /// The Service's fixed addresses, so that checks need no DNS.

@@ -258,6 +258,8 @@ impl Agent {
         if self.view.node_is_present() && !present {
             self.reporter.retry_now();
         }
+        // What was remembered may be confirmed by this without a word of it being different.
+        self.dirty |= self.view.node_is_present() != present;
         self.take_in(changed);
         self.report_at = Some(Instant::now());
     }

@@ -15,6 +15,10 @@
 //! until the agent has written the file for this boot, and does not take another network's file in its place. The runtime
 //! watches the folder of the link only, so the link is made anew, by a rename, each time the file is written.
 //!
+//! For the same reason what the agent remembers from before never brings the file into being, only the API does: a node that
+//! was deleted and joins again gets other podCIDRs, and a pod that started in the old ones would keep its address for life.
+//! A file that stands is kept up from memory while the API is away.
+//!
 //! # Why `ptp` and not `bridge`
 //!
 //! With `ptp` every packet of a pod passes the host's IP layer, so that whatever works on IP works:

@@ -61,6 +61,8 @@ struct Machine {
     survey: Mutex<Survey>,
     devices: Mutex<Vec<Arc<Fake>>>,
     plans: watch::Sender<Vec<NetPlan>>,
+    /// The CNI file asked for last.
+    cni: watch::Sender<Option<CniPlan>>,
     taken_ports: Vec<u16>,
     broken: Mutex<Option<String>>,
     /// No device can be made.
@@ -89,6 +91,7 @@ impl Machine {
             survey: Mutex::new(survey("192.0.2.10")),
             devices: Mutex::default(),
             plans: watch::Sender::new(Vec::new()),
+            cni: watch::Sender::default(),
             taken_ports,
             broken: Mutex::default(),
             no_device: AtomicBool::new(false),
@@ -236,6 +239,7 @@ impl Host for Machine {
     fn program<'a>(&'a self, plan: &'a NetPlan, cni: Option<&'a CniPlan>) -> BoxFuture<'a, anyhow::Result<Programmed>> {
         Box::pin(async move {
             self.plans.send_modify(|plans| plans.push(plan.clone()));
+            self.cni.send_replace(cni.cloned());
             if let Some(why) = self.broken.lock().unwrap().clone() {
                 anyhow::bail!(why);
             }

@@ -54,7 +54,7 @@ impl Node {
 
     fn plan(&self) -> CniPlan {
         let pod_cidrs = ["10.244.1.0/24", "fd00:244:1::/64"].map(|c| c.parse().expect("a prefix")).to_vec();
-        CniPlan { conf_dir: self.conf(), bin_dir: self.bin(), run_dir: None, pod_cidrs }
+        CniPlan { conf_dir: self.conf(), bin_dir: self.bin(), run_dir: None, pod_cidrs, confirmed: true }
     }
 
     fn files(&self) -> Vec<String> {
@@ -218,6 +218,23 @@ fn after_a_reboot_the_link_leads_nowhere_until_the_agent_has_written() {
     assert_ne!(inode_of(&before), inode_of(&after), "the runtime watches the folder of the link only");
     assert!(fs::read_to_string(&link).expect("the file").contains("10.244.9.0/24"));
     assert_eq!(node.files(), [cni::FILE]);
+}
+
+#[test]
+fn remembered_pod_cidrs_keep_a_file_up_and_never_bring_one_into_being() {
+    let node = Node::new();
+    let remembered = || CniPlan { confirmed: false, ..node.linked() };
+    let refused = || matches!(cni::publish(&remembered(), standing()), Err(CniError::Unconfirmed));
+    assert!(refused() && node.files().is_empty(), "a node that was never there");
+
+    cni::publish(&node.linked(), standing()).expect("published");
+    assert!(!cni::publish(&remembered(), standing()).expect("it stands").written);
+    let other_mtu = cni::publish(&remembered(), Standing::for_tests(1380)).expect("kept up");
+    assert!(other_mtu.written);
+
+    fs::remove_dir_all(node.run()).expect("a reboot");
+    assert!(refused(), "a node that was deleted meanwhile has another range");
+    assert!(cni::publish(&node.linked(), standing()).expect("confirmed").written);
 }
 
 #[test]

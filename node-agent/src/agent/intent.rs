@@ -135,6 +135,7 @@ pub fn intent(settings: &Settings, view: &View, found: &Found<'_>) -> Option<Int
             bin_dir: settings.cni_bin_dir.clone(),
             run_dir: settings.cni_run_dir.clone(),
             pod_cidrs: spec.pod_cidrs.clone(),
+            confirmed: view.node_is_present(),
         }),
         plan,
         leftovers,

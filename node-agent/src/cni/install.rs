@@ -34,6 +34,9 @@ pub struct CniPlan {
     pub run_dir: Option<RunDir>,
     /// This node's podCIDRs.
     pub pod_cidrs: Vec<IpNet>,
+    /// Whether the API names them now. Those from disk may be another node's since a node of this name was deleted: they do
+    /// for a file that stands, and never bring one into being.
+    pub confirmed: bool,
 }
 
 /// The runtime folder, which a reboot empties.
@@ -72,6 +75,9 @@ pub enum CniError {
         "expected a podCIDR for this node, found none yet: the controller manager assigns it (--allocate-node-cidrs)"
     )]
     NoPodCidrs,
+    /// Nothing stands for this boot, and the podCIDRs are remembered ones.
+    #[error("expected the API to confirm the podCIDR of this node, found only what was remembered from before")]
+    Unconfirmed,
     /// Plugins are not installed.
     #[error("expected the CNI plugins in {}, found no {}: install containernetworking-plugins or set the chart's cni.binDir", dir.display(), missing.join(", "))]
     MissingPlugins {
@@ -123,6 +129,9 @@ pub fn publish(plan: &CniPlan, standing: Standing) -> Result<Published, CniError
     let content = conflist(&plan.pod_cidrs, standing.mtu());
     let written = !stands(plan, &found, &content)?;
     if written {
+        if !plan.confirmed && !is_configuration(plan, &found)? {
+            return Err(CniError::Unconfirmed);
+        }
         match &plan.run_dir {
             None => replace(&plan.conf_dir, &Entry::File(&content))?,
             Some(run_dir) => {
@@ -202,6 +211,15 @@ fn stands(plan: &CniPlan, found: &Found, content: &str) -> Result<bool, CniError
         (Found::Link(target), Some(run_dir)) if *target == run_dir.target() => {
             find(&run_dir.file())? == Found::File(content.to_owned())
         }
+        _ => false,
+    })
+}
+
+/// Whether the runtime reads a configuration of ours now, whatever it says.
+fn is_configuration(plan: &CniPlan, found: &Found) -> Result<bool, CniError> {
+    Ok(match (found, &plan.run_dir) {
+        (Found::Link(_), Some(run_dir)) => matches!(find(&run_dir.file())?, Found::File(_)),
+        (Found::File(_), _) => true,
         _ => false,
     })
 }

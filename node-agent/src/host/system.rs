@@ -170,6 +170,9 @@ fn publish(plan: &CniPlan, report: &Report) -> Cni {
             ),
             None => Cni::Ready,
         },
+        Err(CniError::Unconfirmed) => Cni::Waiting(
+            "waits for the API to confirm the pod range of this node, which may be another since it was here".into(),
+        ),
         Err(e) => Cni::Failed(reason(&e), e.to_string()),
     }
 }
@@ -177,6 +180,7 @@ fn publish(plan: &CniPlan, report: &Report) -> Cni {
 fn reason(error: &CniError) -> &'static str {
     match error {
         CniError::NoPodCidrs => "NoPodCIDRs",
+        CniError::Unconfirmed => "Unconfirmed",
         CniError::MissingPlugins { .. } => "PluginsMissing",
         CniError::NotWritable { .. } => "CNIDirNotWritable",
         CniError::NotOurs { .. } => "ForeignFile",

@@ -198,6 +198,29 @@ async fn a_cni_file_that_somebody_deletes_is_put_back() {
 }
 
 #[tokio::test]
+async fn remembered_pod_ranges_are_marked_as_such_until_the_api_names_them() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let lab = Lab::start_with(&dir.0, &api, address, Machine::new(), CniMode::Managed).await;
+    lab.node_where(|n| n["status"]["publicKey"].is_string()).await;
+    operator::admit(&api, "a");
+    operator::publish(&api, "peers-a", &["a"], 1);
+    lab.node_where(ready).await;
+    lab.stop().await;
+
+    api.set_up(false);
+    let lab = Lab::start_with(&dir.0, &api, address, Machine::new(), CniMode::Managed).await;
+    lab.machine.plan_where(|plans| !plans.is_empty()).await;
+    let mut cni = lab.machine.cni.subscribe();
+    assert!(!cni.borrow().as_ref().unwrap().confirmed);
+    // The same object as before: nothing is news but that it is there.
+    api.set_up(true);
+    let confirmed = cni.wait_for(|cni| cni.as_ref().is_some_and(|cni| cni.confirmed));
+    tokio::time::timeout(DEADLINE, confirmed).await.unwrap().unwrap();
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn a_node_deleted_and_made_again_under_its_name_gets_its_status_back() {
     let (api, address, dir) = cluster().await;
     operator::create_node(&api, "a", 1);
