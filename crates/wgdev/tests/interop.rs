@@ -14,7 +14,7 @@ use std::{
 };
 
 use lab::{Cable, Echo, Namespace, Node, block_on, eventually, peer, private_key};
-use wgdev::Device;
+use wgdev::{Device, Userspace};
 use wire::key::PublicKey;
 
 const VERSION: &str = "v0.0.0-20260522210424-ecfc5a8d5446";
@@ -116,8 +116,8 @@ fn either_side_may_start_and_all_sizes_pass() {
         return;
     };
     let cable = Cable::new();
-    let ours = Node::open(&cable.a, 1);
-    Node::address(&cable.a, 1);
+    let ours = Node::<Userspace>::open(&cable.a, 1);
+    lab::address(&cable.a, 1);
     let go = WireguardGo::start(&binary, &cable.b, 2, &ours.key);
     let key_of_go = private_key(2).public_key();
 
@@ -135,7 +135,7 @@ fn either_side_may_start_and_all_sizes_pass() {
 
     // It starts: we are made anew and know nothing of where it is.
     drop(ours);
-    let ours = Node::open(&cable.a, 1);
+    let ours = Node::<Userspace>::open(&cable.a, 1);
     ours.upsert(peer(key_of_go, 2, None));
     // Without its old session, which it would try to use for 15 s.
     let key = hex(ours.key.as_bytes());
