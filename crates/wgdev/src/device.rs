@@ -72,8 +72,8 @@ pub trait Device: Send + Sync {
     /// Sends a datagram from WireGuard's port.
     fn send(&self, datagram: Datagram) -> BoxFuture<'_, io::Result<()>>;
 
-    /// The next datagram that arrived on WireGuard's port and isn't WireGuard's; of the kernel's device,
-    /// only STUN. Cancel safe.
+    /// The next datagram that arrived on WireGuard's port, not through the tunnel, and isn't WireGuard's; of
+    /// the kernel's device, only STUN. Cancel safe.
     fn recv(&self) -> BoxFuture<'_, io::Result<Datagram>>;
 
     /// Counters of what the device dropped.

@@ -28,7 +28,6 @@
 //!   peer without an endpoint is a try too, in vain: give both together.
 //! - Count: of [`DeviceStats`] only `shared_dropped` moves. What the kernel drops it counts in the interface's
 //!   statistics, and not by reason.
-//! - Verify the UDP checksum of what [`Device::recv`] gets over IPv4. Who shares the port authenticates what it gets.
 
 mod dump;
 mod genl;

@@ -16,7 +16,8 @@
 //! the reserved bytes) is handed out by [`Device::recv`] with the local address it was sent to, and
 //! [`Device::send`] sends from the very same port, so that a NAT mapping measured there is the mapping
 //! WireGuard has. The queue between the two is bounded: when nobody reads, the newest is dropped and
-//! counted, and WireGuard's own packets aren't delayed.
+//! counted, and WireGuard's own packets aren't delayed. What came through the tunnel, or was damaged on the
+//! way, isn't handed out. What pods send is: they are known by their addresses, and whoever reads knows those.
 //!
 //! Three implementations: [`Kernel`], which configures the WireGuard of the kernel and moves no packet;
 //! [`Userspace`], which moves packets between a TUN interface and a UDP socket with the Noise core of

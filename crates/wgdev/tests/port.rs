@@ -5,7 +5,10 @@
 #[macro_use]
 mod lab;
 
+use std::net::SocketAddr;
+
 use lab::{AT_A, Node, Open, Pair, block_on, config, eventually, ip, private_key, receive, stun_like, wake};
+use socket2::{Domain, Protocol, Socket, Type};
 use wgdev::{Datagram, DeviceConfig};
 
 on_both_devices!(
@@ -13,6 +16,8 @@ on_both_devices!(
     merged_datagrams_are_told_apart_one_by_one,
     a_full_queue_drops_the_newest_and_spares_the_tunnel,
     every_outer_packet_carries_the_mark_and_a_checksum,
+    what_comes_out_of_the_tunnel_is_not_handed_out,
+    a_damaged_datagram_is_not_handed_out,
 );
 
 /// A message that has the shape of WireGuard's data, and the magic cookie of STUN.
@@ -127,6 +132,45 @@ fn every_outer_packet_carries_the_mark_and_a_checksum<D: Open>() {
     drop(a);
     let unmarked = Node::<D>::of(&cable.a, DeviceConfig { fwmark: 0, ..config(1) });
     assert!(probe(&unmarked.device, "198.51.100.2:3478").is_err());
+}
+
+/// A peer's packet to the port may say that it comes from anywhere.
+fn what_comes_out_of_the_tunnel_is_not_handed_out<D: Open>() {
+    let pair = Pair::<D>::new();
+    pair.echo().ping(100);
+    wake(&pair.a);
+    for (inside, at_a, outside, underlay_of_a) in [
+        ("10.99.0.2:3478", "10.99.0.1:21820", "198.51.100.2:3478", AT_A),
+        ("[fd99::2]:3478", "[fd99::1]:21820", "[2001:db8::2]:3478", "[2001:db8::1]:21820"),
+    ] {
+        let before = pair.a.status(&pair.b.key).rx_bytes;
+        pair.cable.b.bind(inside).send_to(&stun_like(1), at_a).unwrap();
+        eventually("it has come out of the tunnel", || pair.a.status(&pair.b.key).rx_bytes > before);
+        pair.cable.b.bind(outside).send_to(&stun_like(2), underlay_of_a).unwrap();
+        assert_eq!(lab::recv(&pair.a.device).unwrap().payload, stun_like(2));
+    }
+}
+
+/// Sockets of UDP don't get those either.
+fn a_damaged_datagram_is_not_handed_out<D: Open>() {
+    let pair = Pair::<D>::new();
+    wake(&pair.a);
+    for (source, to) in [("198.51.100.2", AT_A), ("2001:db8::2", "[2001:db8::1]:21820")] {
+        let to: SocketAddr = to.parse().unwrap();
+        let raw =
+            pair.cable.b.run(move || Socket::new(Domain::for_address(to), Type::RAW, Some(Protocol::UDP)).unwrap());
+        let send = |n: u8, damage: u8| {
+            let mut datagram = lab::udp(ip(source), to, &stun_like(n));
+            *datagram.last_mut().unwrap() ^= damage;
+            raw.send_to(&datagram, &SocketAddr::new(to.ip(), 0).into()).unwrap();
+        };
+        send(1, 0);
+        send(2, 1);
+        send(3, 0);
+        for n in [1, 3] {
+            assert_eq!(lab::recv(&pair.a.device).unwrap().payload, stun_like(n));
+        }
+    }
 }
 
 #[test]

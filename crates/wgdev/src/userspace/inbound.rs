@@ -87,7 +87,8 @@ impl Inbound<'_> {
                 let datagram = message.data.split_to(length);
                 if wire::stun::is_wireguard(&datagram) {
                     self.message(datagram, message.from, message.local);
-                } else {
+                } else if message.interface != self.shared.tun.if_index() {
+                    // What comes out of the tunnel is a peer's and not the world's.
                     self.share(&datagram, message.from, message.local);
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::{
     io::IoSlice,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
@@ -87,6 +87,23 @@ pub fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buffer = [0; 2048];
     let (length, from) = socket.recv_from(&mut buffer).unwrap();
     (buffer[..length].to_vec(), from)
+}
+
+/// A UDP packet from port 3478 as a raw socket sends it, with its checksum (RFC 768).
+pub fn udp(from: IpAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let octets = |ip: IpAddr| match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let length = ((8 + payload.len()) as u16).to_be_bytes();
+    let header = [3478u16.to_be_bytes(), to.port().to_be_bytes(), length, [0; 2]].concat();
+    let covered = [&octets(from), &octets(to.ip()), &[0, 17][..], &length, &header, payload].concat();
+    let mut sum: u32 =
+        covered.chunks(2).map(|word| u32::from_be_bytes([0, 0, word[0], *word.get(1).unwrap_or(&0)])).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    [&header[..6], &(!(sum as u16)).to_be_bytes(), payload].concat()
 }
 
 /// Sends datagrams of equal size with one call, segmented by whoever comes last.

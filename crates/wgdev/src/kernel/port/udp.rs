@@ -31,13 +31,14 @@ pub(super) fn encode(from: u16, to: u16, payload: &[u8]) -> Option<Vec<u8>> {
 
 /// Fills in the checksum of a datagram over IPv4. Zero (none) would be legal, but some middleboxes drop it.
 pub(super) fn fill_checksum(datagram: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr) {
-    let length = (datagram.len() as u16).to_be_bytes();
-    let pseudo_header = checksum::sum(&source.octets())
-        + checksum::sum(&destination.octets())
-        + checksum::sum(&[0, UDP])
-        + checksum::sum(&length);
-    let checksum = checksum::transport(pseudo_header + checksum::sum(datagram));
-    datagram[CHECKSUM_AT..HEADER_LEN].copy_from_slice(&checksum);
+    let addresses = checksum::sum(&source.octets()) + checksum::sum(&destination.octets());
+    let sum = pseudo_header(addresses, datagram.len()) + checksum::sum(datagram);
+    datagram[CHECKSUM_AT..HEADER_LEN].copy_from_slice(&checksum::transport(sum));
+}
+
+/// Sum of the pseudo header (RFC 768), given that of the addresses and the bytes of header and payload.
+fn pseudo_header(addresses: u64, length: usize) -> u64 {
+    addresses + checksum::sum(&[0, UDP]) + checksum::sum(&(length as u16).to_be_bytes())
 }
 
 /// Source port, destination port and payload; `None` for what contradicts itself.
@@ -47,10 +48,29 @@ pub(super) fn decode(packet: &[u8]) -> Option<(u16, u16, &[u8])> {
     Some((field(0)?, field(2)?, payload))
 }
 
-/// The UDP packet inside an IPv4 packet.
+/// The UDP packet inside an IPv4 packet, unless its checksum is wrong: the kernel verifies that for its own sockets of UDP
+/// and for raw ones of IPv6, and hands this packet over as it came in.
 pub(super) fn inside_ipv4(packet: &[u8]) -> Option<&[u8]> {
+    const ADDRESSES: std::ops::Range<usize> = 12..20;
     let words = packet.first()? & 0xf;
-    packet.get(usize::from(words) * 4..)
+    let udp = packet.get(usize::from(words) * 4..)?;
+    is_intact(checksum::sum(packet.get(ADDRESSES)?), udp).then_some(udp)
+}
+
+/// Whether the checksum is right, or one that can't be: zero says that there is none, and what a sender on this machine or
+/// a receiver's merging has left for a network card to complete is the sum of the pseudo header. Of what was merged as a
+/// list, the first datagram's checksum stands for all; whoever merged them had verified each.
+fn is_intact(addresses: u64, udp: &[u8]) -> bool {
+    let (Some((.., payload)), Some(stored)) = (decode(udp), udp.get(CHECKSUM_AT..HEADER_LEN)) else {
+        return false;
+    };
+    let unfinished = checksum::fold(pseudo_header(addresses, HEADER_LEN + payload.len())).to_ne_bytes();
+    let is_right = |payload: &[u8]| {
+        let length = HEADER_LEN + payload.len();
+        let header = checksum::sum(&udp[..4]) + checksum::sum(&(length as u16).to_be_bytes()) + checksum::sum(stored);
+        checksum::fold(pseudo_header(addresses, length) + header + checksum::sum(payload)) == 0xffff
+    };
+    stored == [0; 2] || stored == unfinished || is_right(payload) || segments(payload).next().is_some_and(is_right)
 }
 
 /// The datagrams in what arrived as one: a local sender's segmented send, or a receiver's merging, reaches a raw
@@ -98,6 +118,50 @@ mod tests {
         assert_eq!(decode(&datagram[..5]), None);
         assert_eq!(inside_ipv4(&[0x4f, 0, 0]), None);
         assert_eq!(inside_ipv4(&[]), None);
+        assert_eq!(inside_ipv4(&[0x45; 20]), None);
+    }
+
+    const ADDRESSES: [u8; 8] = [192, 0, 2, 1, 198, 51, 100, 7];
+
+    /// An IPv4 packet with this datagram in it, whose checksum is made for as much of it.
+    fn ipv4(datagram: &[u8], of: usize) -> Vec<u8> {
+        let mut part = encode(21820, 3478, &datagram[HEADER_LEN..of]).unwrap();
+        fill_checksum(&mut part, Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(198, 51, 100, 7));
+        let mut packet = vec![0; 12];
+        packet[0] = 0x45;
+        packet.extend(ADDRESSES);
+        packet.extend(datagram);
+        packet[20 + CHECKSUM_AT..20 + HEADER_LEN].copy_from_slice(&part[CHECKSUM_AT..HEADER_LEN]);
+        packet
+    }
+
+    #[test]
+    fn any_flipped_bit_is_noticed() {
+        let datagram = encode(21820, 3478, b"an odd payload!").unwrap();
+        let whole = ipv4(&datagram, datagram.len());
+        assert_eq!(inside_ipv4(&whole).map(decode), Some(Some((21820, 3478, &b"an odd payload!"[..]))));
+        // The addresses are covered too.
+        for bit in 12 * 8..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(inside_ipv4(&flipped), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn checksums_that_are_none_and_those_of_merged_datagrams_pass() {
+        let stun = [&[0, 1, 0, 4][..], &[7; 20]].concat();
+        let merged = encode(21820, 3478, &stun.repeat(3)).unwrap();
+        assert_eq!(merged.len(), HEADER_LEN + 72);
+        assert!(inside_ipv4(&ipv4(&merged, HEADER_LEN + 24)).is_some(), "the first one's");
+        assert_eq!(inside_ipv4(&ipv4(&merged, HEADER_LEN + 48)), None);
+        let mut packet = ipv4(&merged, merged.len());
+        packet[26..28].fill(0);
+        assert!(inside_ipv4(&packet).is_some(), "none");
+        let pseudo_header: u32 = [0xc000, 0x0201, 0xc633, 0x6407, 17, 80].iter().sum();
+        let folded = (pseudo_header & 0xffff) + (pseudo_header >> 16);
+        packet[26..28].copy_from_slice(&(folded as u16).to_be_bytes());
+        assert!(inside_ipv4(&packet).is_some(), "left for the network card");
     }
 
     #[test]

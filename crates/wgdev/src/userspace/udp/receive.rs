@@ -23,6 +23,8 @@ pub(in crate::userspace) struct Received {
     pub(in crate::userspace) segment: usize,
     pub(in crate::userspace) from: SocketAddr,
     pub(in crate::userspace) local: Option<IpAddr>,
+    /// Index of the interface it came in by.
+    pub(in crate::userspace) interface: u32,
 }
 
 /// Buffers for receiving.
@@ -81,17 +83,17 @@ impl Receiver {
             let truncated = message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
             let from = address(&self.names[i]).filter(|_| !truncated && !data.is_empty());
             if let Some(from) = from {
-                let (segment, local) = ancillary(&message.msg_hdr);
-                into.push(Received { segment: segment.unwrap_or(data.len()), data, from, local });
+                let (segment, local, interface) = ancillary(&message.msg_hdr);
+                into.push(Received { segment: segment.unwrap_or(data.len()), data, from, local, interface });
             }
         }
         Ok(())
     }
 }
 
-/// Merged size and local address of a message.
-fn ancillary(header: &libc::msghdr) -> (Option<usize>, Option<IpAddr>) {
-    let (mut segment, mut local) = (None, None);
+/// Merged size, local address and interface of a message.
+fn ancillary(header: &libc::msghdr) -> (Option<usize>, Option<IpAddr>, u32) {
+    let (mut segment, mut local, mut interface) = (None, None, 0);
     // SAFETY: the kernel has filled control data and its length; the macros stay within it, and each
     // kind of data is read unaligned in the size that the kernel documents for it.
     unsafe {
@@ -106,18 +108,20 @@ fn ancillary(header: &libc::msghdr) -> (Option<usize>, Option<IpAddr>) {
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
                     local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
+                    interface = info.ipi6_ifindex as u32;
                 }
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     let info = data.cast::<libc::in_pktinfo>().read_unaligned();
                     let octets = info.ipi_addr.s_addr.to_ne_bytes();
                     local = Some(Ipv4Addr::from(octets).into());
+                    interface = info.ipi_ifindex as u32;
                 }
                 _ => {}
             }
             message = libc::CMSG_NXTHDR(header, message);
         }
     }
-    (segment, local)
+    (segment, local, interface)
 }
 
 /// The sender; IPv4 as IPv4, also on a socket of IPv6.
