@@ -11,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Namespace, Node, block_on, config};
+use ipnet::IpNet;
+use lab::{Namespace, Node, block_on, config, other};
 use proptest::{
     prelude::Rng,
     test_runner::{RngAlgorithm, TestRng},
@@ -73,6 +74,9 @@ fn applies_until_killed() {
     }
 }
 
+/// How often it is killed.
+const KILLS: u32 = 60;
+
 #[test]
 fn killed_anywhere_every_peer_is_whole_and_the_next_start_converges() {
     if !lab::kernel_available() {
@@ -83,34 +87,38 @@ fn killed_anywhere_every_peer_is_whole_and_the_next_start_converges() {
     let first = everybody(1);
     let versions = [first.clone(), everybody(2)]
         .map(|v| v.upsert.into_iter().map(|u| (u.public_key, sorted(u))).collect::<BTreeMap<_, _>>());
+    let whole = |peers: &BTreeMap<PublicKey, Vec<IpNet>>| {
+        for (key, nets) in peers {
+            assert!(versions.iter().any(|v| v[key].allowed_ips.as_ref() == Some(nets)), "{key:?} {nets:?}");
+        }
+    };
     let (mut index, mut partial) = (None, 0);
-    for _ in 0..50 {
+    for _ in 0..KILLS {
         let mut child = namespace.again("applies_until_killed", UNTIL_KILLED);
         let said = BufReader::new(child.stdout.take().unwrap());
         assert!(said.lines().any(|line| line.unwrap().ends_with(APPLIES)));
+        // While it does, and after its end.
+        whole(&other::dump(&namespace));
         thread::sleep(Duration::from_millis((random.next_u32() % 200).into()));
         child.kill().unwrap();
         child.wait().unwrap();
+        let left = other::dump(&namespace);
+        whole(&left);
+        let of_first = left.iter().filter(|(key, nets)| versions[0][key].allowed_ips.as_ref() == Some(nets)).count();
+        partial += u32::from(!left.len().is_multiple_of(100) || !(of_first == 0 || of_first == left.len()));
         let node: Node<Kernel> = Node::of(&namespace, config(1));
         assert_eq!(*index.get_or_insert(node.device.if_index()), node.device.if_index());
-        let peers = block_on(node.device.peers()).unwrap();
-        for status in &peers {
-            let whole =
-                versions.iter().any(|v| v[&status.public_key].allowed_ips.as_ref() == Some(&status.allowed_ips));
-            assert!(whole, "{status:?}");
-        }
-        let endpoints: Vec<_> = peers.iter().filter_map(|p| p.endpoint).map(|e| e.ip()).collect();
-        partial += u32::from(peers.len() % 100 != 0 || endpoints.windows(2).any(|w| w[0] != w[1]));
+        assert_eq!(other::dump(&namespace), left, "a start alone changes no peer");
         block_on(node.device.apply(&first)).unwrap();
-        let peers = block_on(node.device.peers()).unwrap();
-        assert_eq!(peers.len(), versions[0].len());
-        for status in peers {
+        let told = versions[0].iter().map(|(key, update)| (*key, update.allowed_ips.clone().unwrap()));
+        assert_eq!(other::dump(&namespace), told.collect());
+        for status in block_on(node.device.peers()).unwrap() {
             let told = &versions[0][&status.public_key];
             assert_eq!((status.endpoint, Some(status.allowed_ips)), (told.endpoint, told.allowed_ips.clone()));
         }
     }
-    println!("{partial} of 50 were interrupted in the midst");
-    assert!(partial > 5, "only {partial} of 50 were interrupted in the midst");
+    println!("{partial} of {KILLS} were interrupted in the midst");
+    assert!(partial > 5, "only {partial} of {KILLS} were interrupted in the midst");
 }
 
 fn sorted(mut update: PeerUpdate) -> PeerUpdate {

@@ -3,6 +3,7 @@
 
 mod namespace;
 mod node;
+pub mod other;
 mod traffic;
 
 pub use namespace::{Cable, Namespace};
