@@ -76,6 +76,8 @@ pub struct Agent {
     view: Box<View>,
     network: NetworkState,
     plane: Option<Plane>,
+    /// The assigned port that the last device was opened for.
+    assigned_port: Option<u16>,
     device_error: Option<DeviceProblem>,
     device_retry: Option<(Instant, Duration)>,
     /// When the device was last lost.
@@ -139,6 +141,7 @@ impl Agent {
             reporter,
             network: NetworkState::new(now),
             plane: None,
+            assigned_port: None,
             device_error: None,
             device_retry: None,
             device_lost_at: None,

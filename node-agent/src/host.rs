@@ -19,6 +19,7 @@ use std::{
     sync::Arc,
 };
 use wgdev::{BoxFuture, Device, DeviceConfig, DeviceError};
+use wire::key::PublicKey;
 
 /// What the agent asks of its machine.
 pub trait Host: Send + Sync {
@@ -31,6 +32,9 @@ pub trait Host: Send + Sync {
         config: DeviceConfig,
         backend: Backend,
     ) -> BoxFuture<'_, Result<Arc<dyn Device>, DeviceError>>;
+
+    /// The UDP port of a mesh device of the kernel's that a process before has left with this key.
+    fn standing_port<'a>(&'a self, device: &'a str, key: PublicKey) -> BoxFuture<'a, Option<u16>>;
 
     /// Makes routes, rules and firewall as planned, and then publishes the CNI file, if there is to be one.
     fn program<'a>(&'a self, plan: &'a NetPlan, cni: Option<&'a CniPlan>) -> BoxFuture<'a, anyhow::Result<Programmed>>;

@@ -63,7 +63,7 @@ struct Machine {
     plans: watch::Sender<Vec<NetPlan>>,
     /// The CNI file asked for last.
     cni: watch::Sender<Option<CniPlan>>,
-    taken_ports: Vec<u16>,
+    taken_ports: Mutex<Vec<u16>>,
     broken: Mutex<Option<String>>,
     /// No device can be made.
     no_device: AtomicBool,
@@ -92,7 +92,7 @@ impl Machine {
             devices: Mutex::default(),
             plans: watch::Sender::new(Vec::new()),
             cni: watch::Sender::default(),
-            taken_ports,
+            taken_ports: Mutex::new(taken_ports),
             broken: Mutex::default(),
             no_device: AtomicBool::new(false),
             has_kernel: AtomicBool::new(false),
@@ -109,7 +109,7 @@ impl Machine {
         if self.no_device.load(Ordering::Relaxed) {
             return Err(DeviceError::BadName(config.name));
         }
-        if self.taken_ports.contains(&config.listen_port) {
+        if self.taken_ports.lock().unwrap().contains(&config.listen_port) {
             return Err(DeviceError::PortTaken { port: config.listen_port });
         }
         let has_kernel = self.has_kernel.load(Ordering::Relaxed);
@@ -122,8 +122,8 @@ impl Machine {
         };
         let mut devices = self.devices.lock().unwrap();
         // The kernel's device is the same one for whoever opens it.
-        let kept =
-            devices.last().filter(|last| self.keeps.load(Ordering::Relaxed) && last.backend() == backend).cloned();
+        let same = |last: &Arc<Fake>| last.backend() == backend && last.listen_port() == config.listen_port;
+        let kept = devices.last().filter(|last| self.keeps.load(Ordering::Relaxed) && same(last)).cloned();
         let device = kept.unwrap_or_else(|| Arc::new(Fake::of(backend, config)));
         devices.push(device.clone());
         if self.picky.load(Ordering::Relaxed) {
@@ -234,6 +234,12 @@ impl Host for Machine {
         backend: Backend,
     ) -> BoxFuture<'_, Result<Arc<dyn Device>, DeviceError>> {
         Box::pin(std::future::ready(self.open(config, backend)))
+    }
+
+    fn standing_port<'a>(&'a self, _: &'a str, _: PublicKey) -> BoxFuture<'a, Option<u16>> {
+        let devices = self.devices.lock().unwrap();
+        let kept = devices.last().filter(|_| self.keeps.load(Ordering::Relaxed));
+        Box::pin(std::future::ready(kept.map(|device| device.listen_port())))
     }
 
     fn program<'a>(&'a self, plan: &'a NetPlan, cni: Option<&'a CniPlan>) -> BoxFuture<'a, anyhow::Result<Programmed>> {

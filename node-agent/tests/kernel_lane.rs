@@ -7,16 +7,25 @@ mod support;
 
 use serde_json::{Value, json};
 use std::{
+    net::UdpSocket,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
-use support::pair::{AGENT, DEADLINE, Lab};
+use support::{
+    netns::enter,
+    pair::{AGENT, DEADLINE, Lab},
+};
 
 const B: &str = "10.118.0.2";
 
 /// The lab with both agents connected, or the reason why not.
 fn lab() -> Option<Lab> {
+    lab_where(|_| ())
+}
+
+/// The same, with something in place while the agents start for the first time.
+fn lab_where<T>(in_place: impl FnOnce(&Lab) -> T) -> Option<Lab> {
     let lane = std::env::var("WARREN_KERNEL_LANE").is_ok_and(|v| v == "1");
     if let Err(error) = wgdev::kernel::available() {
         assert!(!lane, "WARREN_KERNEL_LANE=1, and: {error}");
@@ -24,6 +33,7 @@ fn lab() -> Option<Lab> {
         return None;
     }
     let mut lab = Lab::new()?;
+    let _in_place = in_place(&lab);
     for node in ["a", "b"] {
         lab.start(node);
     }
@@ -111,6 +121,29 @@ fn an_agent_that_is_killed_or_away_costs_no_packet() {
             assert!(handshake_age(&lab, "a") > age, "{what}: the session is the one of before");
         }
     }
+}
+
+/// The assigned port is another program's at the first start, and free at the next.
+#[test]
+fn a_port_that_was_fallen_back_to_is_kept_over_a_restart() {
+    let taken = |lab: &Lab| {
+        let space = lab.spaces.full("a");
+        let bind = move || {
+            enter(&space).unwrap();
+            UdpSocket::bind("0.0.0.0:21821").unwrap()
+        };
+        thread::spawn(bind).join().unwrap()
+    };
+    let Some(mut lab) = lab_where(taken) else { return };
+    assert_eq!(lab.status("a")["listenPort"], 21822);
+    let before = identity(&lab, "a");
+    let (sent, received) = pinged(&mut lab, Duration::from_secs(10), |lab| {
+        lab.stop("a");
+        lab.start("a");
+        lab.wait_direct("a");
+    });
+    assert_eq!(sent, received, "{}", lab.logs());
+    assert_eq!(identity(&lab, "a"), before);
 }
 
 #[test]

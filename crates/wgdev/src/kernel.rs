@@ -61,6 +61,13 @@ pub fn available() -> Result<(), DeviceError> {
     worker::run_apart(async || Genl::connect().await.map(|_| ()))
 }
 
+/// The port of the interface of that name, if it is WireGuard's, up, and has this key: the one to open it with for whom it
+/// is the same which of several ports it has, because to move it would cost every NAT's mapping. Blocks until it is known.
+pub fn standing_port(name: &str, key: PublicKey) -> Result<Option<u16>, DeviceError> {
+    let name = name.to_owned();
+    worker::run_apart(async move || setup::standing_port(&name, key).await)
+}
+
 /// A WireGuard device of the kernel.
 ///
 /// Dropping it leaves the interface, its peers and their sessions as they are.

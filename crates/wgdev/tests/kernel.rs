@@ -103,6 +103,25 @@ fn port_zero_takes_a_free_one_and_keeps_it() {
 }
 
 #[test]
+fn the_port_that_stands_is_told_to_whom_has_the_key() {
+    if !lab::kernel_available() {
+        return;
+    }
+    let namespace = Namespace::new("wd-a");
+    let standing =
+        |seed| namespace.run(move || wgdev::kernel::standing_port(DEVICE, private_key(seed).public_key()).unwrap());
+    assert_eq!(standing(1), None, "no interface");
+    drop(Node::<Kernel>::of(&namespace, DeviceConfig { listen_port: 21821, ..config(1) }));
+    assert_eq!(standing(1), Some(21821));
+    assert_eq!(standing(2), None, "another key");
+    namespace.ip("link set wd-tun down");
+    assert_eq!(standing(1), None, "nobody hears anything there");
+    namespace.ip("link del wd-tun");
+    namespace.ip("link add wd-tun type bridge");
+    assert_eq!(standing(1), None, "no WireGuard");
+}
+
+#[test]
 fn somebody_elses_tunnel_is_left_alone_and_ours_is_known_by_its_mark() {
     if !lab::kernel_available() {
         return;

@@ -73,15 +73,18 @@ pub struct News {
 }
 
 impl Plane {
-    /// Attaches to the device or makes it, on the assigned port or the next free one, and starts the path engine.
+    /// Attaches to the device or makes it, on the assigned port or the next free one, and starts the path engine. A device
+    /// that stands on one of those keeps it, unless the port was `reassigned`.
     pub async fn open(
         host: &dyn Host,
         name: &str,
         identity: &Identity,
         intent: &Intent,
+        reassigned: bool,
         now: Instant,
     ) -> Result<Self, DeviceError> {
-        let device = open_device(host, name, identity, intent).await?;
+        let standing = if reassigned { None } else { host.standing_port(name, identity.public_key()).await };
+        let device = open_device(host, name, identity, intent, standing).await?;
         let found = device.peers().await?;
         // Without them no path would ever be confirmed, so a device alone is of no use.
         let echo = host.open_echo(name).map_err(|source| DeviceError::Io { doing: "open the echo sockets", source })?;
@@ -435,10 +438,11 @@ async fn open_device(
     name: &str,
     identity: &Identity,
     intent: &Intent,
+    standing: Option<u16>,
 ) -> Result<Arc<dyn Device>, DeviceError> {
     let first = intent.device.listen_port;
     let last = intent.last_port.min(first.saturating_add(PORT_ATTEMPTS - 1));
-    let mut port = first;
+    let mut port = standing.filter(|port| (first..=last).contains(port)).unwrap_or(first);
     loop {
         let config = DeviceConfig {
             name: name.into(),
@@ -454,7 +458,7 @@ async fn open_device(
                     tracing::warn!(
                         assigned = first,
                         used = port,
-                        "the assigned UDP port is taken; using the next free one"
+                        "the assigned UDP port is or was taken; using the next free one"
                     );
                 }
                 return Ok(device);

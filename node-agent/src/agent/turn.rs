@@ -158,8 +158,11 @@ impl Agent {
         self.publish_from = None;
         // It may come back as another interface, without what was programmed on it.
         self.network.suspend();
-        match Plane::open(self.host.as_ref(), &self.settings.device, &self.identity, intent, now).await {
+        let assigned = intent.device.listen_port;
+        let reassigned = self.assigned_port.is_some_and(|before| before != assigned);
+        match Plane::open(self.host.as_ref(), &self.settings.device, &self.identity, intent, reassigned, now).await {
             Ok(plane) => {
+                self.assigned_port = Some(assigned);
                 tracing::info!(
                     device = self.settings.device,
                     port = plane.listen_port(),

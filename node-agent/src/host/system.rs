@@ -11,6 +11,7 @@ use nlink::{Connection, Route};
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{sync::Mutex, time::sleep};
 use wgdev::{BoxFuture, Device, DeviceConfig, DeviceError, Kernel, Userspace};
+use wire::key::PublicKey;
 
 /// Pause before watching anew when the kernel refuses: a repair every few seconds is better than a busy loop.
 const WATCH_RETRY: Duration = Duration::from_secs(5);
@@ -43,6 +44,15 @@ impl Host for System {
                 wgdev::Backend::Userspace => Ok(Arc::new(Userspace::open(config)?)),
             })
             .await
+        })
+    }
+
+    fn standing_port<'a>(&'a self, device: &'a str, key: PublicKey) -> BoxFuture<'a, Option<u16>> {
+        let device = device.to_owned();
+        Box::pin(async move {
+            let port = apart(move || wgdev::kernel::standing_port(&device, key)).await;
+            // Whatever is the matter, opening the device says it better.
+            port.unwrap_or_default()
         })
     }
 

@@ -230,3 +230,27 @@ async fn a_peer_without_an_endpoint_stays_a_peer_of_the_kernels() {
         lab.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_port_that_was_fallen_back_to_stays_until_another_is_assigned() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let (machine, change) = Machine::with(vec![21821]);
+    machine.has_kernel.store(true, Ordering::Relaxed);
+    machine.keeps.store(true, Ordering::Relaxed);
+    let lab = Lab::start(&dir.0, &api, address, (machine.clone(), change)).await;
+    lab.node_where(|n| n["status"]["listenPort"] == 21822).await;
+    lab.stop().await;
+    // Whoever had the assigned port has left it, and peers and NATs know the other.
+    machine.taken_ports.lock().unwrap().clear();
+    let plans = machine.plans.borrow().len();
+    let lab = restart(&dir, &api, address, &machine).await;
+    let plan = lab.machine.plan_where(|p| p.len() > plans).await;
+    assert_eq!(plan.listen_port, 21822);
+    // Another assignment is obeyed, although the old port is one that it could fall back to.
+    let mut node = api.get("meshnodes", "a").unwrap();
+    node["spec"]["listenPort"] = json!(21820);
+    api.put("meshnodes", node);
+    lab.node_where(|n| n["status"]["listenPort"] == 21820).await;
+    lab.stop().await;
+}

@@ -144,6 +144,20 @@ pub(super) async fn is_up(route: &Connection<Route>, if_index: u32, name: &str) 
     Ok(link.filter(|link| link.name() == Some(name)).map(|link| link.is_up()))
 }
 
+/// The port of the interface of that name, if it is WireGuard's, up, and has this key.
+pub(super) async fn standing_port(name: &str, key: PublicKey) -> Result<Option<u16>, DeviceError> {
+    let route = Connection::<Route>::new().map_err(failed("open a route socket"))?;
+    let found = match find(&route, name).await {
+        Err(DeviceError::NameTaken { .. }) => None,
+        found => found?,
+    };
+    let Some(link) = found.filter(LinkMessage::is_up) else {
+        return Ok(None);
+    };
+    let dump = Genl::connect().await?.dump(link.ifindex()).await.map_err(failed("read the WireGuard interface"))?;
+    Ok((dump.public_key == Some(key)).then_some(dump.listen_port))
+}
+
 /// The interface of that name, if it is a WireGuard interface.
 async fn find(route: &Connection<Route>, name: &str) -> Result<Option<LinkMessage>, DeviceError> {
     let link = match route.get_link_by_name(name).await {
