@@ -39,13 +39,13 @@ check: setup-tests ## formatting, lints, docs, licences, purity, drift of genera
 unit: setup-tests ## tests of every crate, network namespaces included (root)
 	@./e2e/stages.sh unit
 
-test: ## everything: check, build, unit tests, lab tests on a real cluster
-	@./e2e/stages.sh check parts build unit lab recovery
+test: ## everything: check, build, unit tests, the kernel's WireGuard in a virtual machine, lab tests on a real cluster
+	@./e2e/stages.sh check parts build unit kernel lab recovery
 
 lab: ## the tests on a real cluster behind real NATs
 	@./e2e/stages.sh parts build lab
 
-kernel-lane: setup-tests ## the tests of the kernel's WireGuard, in a small virtual machine (installs QEMU)
+kernel-lane: setup-tests ## all tests of the kernel's WireGuard, in a small virtual machine (installs QEMU)
 	@./e2e/kernel/wgdev.sh
 	@./e2e/kernel/agent.sh
 

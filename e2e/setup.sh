@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the build and the demo use, or says exactly what is missing. Usage: setup.sh [tests]
+# Installs what the build and the demo use, or says exactly what is missing. Usage: setup.sh [tests|kernel]
+#   tests   what tests and benchmarks use besides
+#   kernel  what the virtual machine of the kernel lane uses, and nothing else
 set -euo pipefail
 missing=()
 
@@ -11,9 +13,11 @@ need() { # program, oldest version, the version found, what to do
 	fi
 }
 found() { "$@" 2>/dev/null | grep -oE '[0-9]+\.[0-9]+(\.[0-9]+)?' | head -n 1 || true; }
-need cargo 1.95 "$(found cargo --version)" "install Rust with rustup"
-# Go fetches a newer toolchain by itself when a module asks for one; 1.21 is the first that can.
-need go 1.21 "$(found go version)" "install Go from Debian backports or its own site"
+if [ "${1:-}" != kernel ]; then
+	need cargo 1.95 "$(found cargo --version)" "install Rust with rustup"
+	# Go fetches a newer toolchain by itself when a module asks for one; 1.21 is the first that can.
+	need go 1.21 "$(found go version)" "install Go from Debian backports or its own site"
+fi
 for component in rustfmt clippy; do
 	if [ "${1:-}" = tests ] && ! cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1; then
 		rustup component add "$component" >/dev/null 2>&1 || missing+=("$component: rustup component add $component")
@@ -26,15 +30,24 @@ want() {
 	command -v "$1" >/dev/null 2>&1 || [ -e "$1" ] || packages+=("$2")
 }
 export PATH=$PATH:/usr/sbin:/sbin
-want cc gcc
-want containerd containerd
-want runc runc
 want nft nftables
-want iptables iptables
-want conntrack conntrack
 want ip iproute2
-want sysctl procps
-want nsenter util-linux
+if [ "${1:-}" = kernel ]; then
+	want qemu-system-x86_64 qemu-system-x86
+	want busybox busybox-static
+	want cpio cpio
+	want depmod kmod
+	want strip binutils
+	want ping iputils-ping
+else
+	want cc gcc
+	want containerd containerd
+	want runc runc
+	want iptables iptables
+	want conntrack conntrack
+	want sysctl procps
+	want nsenter util-linux
+fi
 if [ "${1:-}" = tests ]; then
 	want turnutils_stunclient coturn
 	want iperf3 iperf3

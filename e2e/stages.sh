@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the named stages in order, stops at the first that fails, and says how long each took.
-# Usage: stages.sh STAGE...   with STAGE one of: check parts build unit lab recovery
+# Usage: stages.sh STAGE...   with STAGE one of: check parts build unit kernel lab recovery
 set -uo pipefail
 cd "$(dirname "$0")/.."
 summary=()
@@ -16,6 +16,7 @@ stage_unit() {
 	# shellcheck disable=SC2086 # one argument a test
 	./charts/test.sh "$WARREN_PARTS/helm" && cargo test --locked --workspace --lib --bins $tests
 }
+stage_kernel() { ./e2e/kernel/short.sh; }
 # One cluster at a time: two cores carry no more. --workspace, so that dependencies have the features, and the build, of the unit tests.
 lab_tests() { cargo test --locked --workspace "${@/#/--test=}"; }
 stage_lab() { lab_tests lab demo single dual_stack nat_api trust; }

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 target=x86_64-unknown-linux-gnu
 (($#)) || set -- two_nodes kernel_lane
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static"
-built=$(cargo test --locked -q --no-run --message-format=json -p node-agent --target $target --bin=warren-agent "${@/#/--test=}")
+built=$(cargo test --locked -q --profile ci --no-run --message-format=json -p node-agent --target $target --bin=warren-agent "${@/#/--test=}")
 executable() { # kind, name; of the agent the program itself and not its tests
 	grep -F "\"kind\":[\"$1\"]" <<<"$built" | grep -F "\"name\":\"$2\"" |
 		sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | grep -v "/deps/warren_agent" | tail -n 1

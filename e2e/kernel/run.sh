@@ -3,6 +3,7 @@
 # the program does: same output, same exit status. For machines whose own kernel lacks them.
 #
 # Usage: e2e/kernel/run.sh PROGRAM [ARGUMENT...]
+#        e2e/kernel/run.sh --prepare     installs QEMU and fetches the kernel, or says why that can't be
 #   PROGRAM is linked statically (-C target-feature=+crt-static --target x86_64-unknown-linux-gnu).
 #   WARREN_GUEST_TIMEOUT  seconds after which the machine is stopped; default 600
 #   WARREN_GUEST_ENV      names of variables to hand on to the program, separated by spaces
@@ -32,34 +33,24 @@ die() {
 	exit 125
 }
 
-install_packages() { # program or file, package, and so on in pairs
-	local missing=()
-	while (($#)); do
-		command -v "$1" >/dev/null 2>&1 || missing+=("$2")
-		shift 2
-	done
-	((${#missing[@]})) || return 0
-	[ "$(id -u)" = 0 ] || die "missing Debian packages: apt-get install --no-install-recommends ${missing[*]}"
-	say "installing Debian packages: ${missing[*]}"
-	apt-get update -q >/dev/null
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
-}
-
 # Prints the folder of the kernel: vmlinuz and lib/modules/VERSION. The newest that is cached; else Debian's current
 # one, unpacked there. It is never installed: nothing boots from it.
 kernel() {
 	local newest package partial
 	newest=$(find "$cache" -mindepth 1 -maxdepth 1 -name '*-cloud-amd64' 2>/dev/null | sort -V | tail -n 1)
 	if [ -z "$newest" ]; then
-		package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ {print $2; exit}')
-		[ -n "$package" ] || die "apt knows no linux-image-cloud-amd64"
+		package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-/ {print $2; exit}')
+		[ -n "$package" ] || die "apt knows no package linux-image-cloud-amd64: apt-get update"
 		newest=$cache/${package#linux-image-}
 		newest=${newest%-unsigned}
 		say "unpacking $package into $newest"
 		# Beside its place and renamed, so that nobody uses half of it.
 		mkdir -p "$cache"
 		partial=$(mktemp -d "$cache/.partial.XXXXXX")
-		(cd "$partial" && apt-get download -q "$package" >/dev/null 2>&1 && dpkg -x ./*.deb . && rm ./*.deb)
+		if ! (cd "$partial" && apt-get download -q "$package" >/dev/null && dpkg -x ./*.deb . && rm ./*.deb); then
+			rm -rf "$partial"
+			die "the package $package can't be had"
+		fi
 		mv "$partial"/boot/vmlinuz-* "$partial/vmlinuz"
 		depmod -b "$partial" "$(basename "$newest")"
 		mv -T "$partial" "$newest" 2>/dev/null || rm -rf "$partial"
@@ -90,7 +81,7 @@ pack() { # kernel folder, output, program, arguments
 	mkdir -p "$tree"/{bin,dev,proc,sys,run,tmp,etc,lib/modules/"$version"}
 	install "$here/init" "$tree/init"
 	install "$(command -v busybox)" "$tree/bin/busybox"
-	for name in "${programs[@]}"; do copy "$tree" "$(command -v "$name")"; done
+	for name in busybox "${programs[@]}"; do copy "$tree" "$(command -v "$name")"; done
 	for module in "${modules[@]}"; do
 		modprobe -d "$kernel" -S "$version" --show-depends "$module" >"$work/depends" || die "kernel $version has no module $module"
 		awk '$1 == "insmod" {print $2}' "$work/depends"
@@ -120,13 +111,13 @@ pack() { # kernel folder, output, program, arguments
 }
 
 (($#)) || die "usage: run.sh PROGRAM [ARGUMENT...]"
+"$here/../setup.sh" kernel >&2 || die "the virtual machine needs what is missing"
+folder=$(kernel)
+[ "$1" != --prepare ] || exit 0
 [ -x "$1" ] || die "$1 is no program"
 if ldd "$1" 2>&1 | grep -q '=>'; then die "$1 is not linked statically"; fi
-install_packages qemu-system-x86_64 qemu-system-x86 busybox busybox-static cpio cpio depmod kmod strip binutils \
-	ip iproute2 nft nftables ping iputils-ping
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-folder=$(kernel)
 pack "$folder" "$work/initramfs" "$@"
 
 # Three serial ports: the kernel's console, what the program prints, and how it ended.

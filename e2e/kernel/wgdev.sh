@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.."
 target=x86_64-unknown-linux-gnu
 (($#)) || set -- model history interrupted kernel kernel_port port strangers tunnel interface
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static"
-built=$(cargo test --locked -q --no-run --message-format=json -p wgdev --target $target "${@/#/--test=}")
+built=$(cargo test --locked -q --profile ci --no-run --message-format=json -p wgdev --target $target "${@/#/--test=}")
 code=0
 read -ra arguments <<<"${WARREN_TEST_ARGS:-}"
 for name; do

@@ -2,14 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[macro_use]
 mod lab;
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use ipnet::IpNet;
 use proptest::{prelude::*, test_runner::TestRunner};
-use wgdev::{Delta, Device as _, DeviceError, Fake, Kernel, PeerStatus, PeerUpdate, Userspace};
+use wgdev::{Delta, Device as _, DeviceError, Fake, PeerStatus, PeerUpdate};
 use wire::key::PublicKey;
+
+on_both_devices!(any_deltas_end_in_the_same_state_as_on_the_fake);
 
 /// Few keys and prefixes, so that they meet: the device's own and an invalid one are among them.
 fn keys() -> Vec<PublicKey> {
@@ -76,21 +79,7 @@ fn refused(result: Result<(), DeviceError>) -> Vec<wgdev::Refusal> {
     }
 }
 
-#[test]
-fn any_deltas_end_in_the_same_state_on_fake_and_userspace() {
-    if lab::available() {
-        same_state_as_the_fake::<Userspace>();
-    }
-}
-
-#[test]
-fn any_deltas_end_in_the_same_state_on_fake_and_kernel() {
-    if lab::kernel_available() {
-        same_state_as_the_fake::<Kernel>();
-    }
-}
-
-fn same_state_as_the_fake<D: lab::Open>() {
+fn any_deltas_end_in_the_same_state_as_on_the_fake<D: lab::Open>() {
     let namespace = lab::Namespace::new("wd-model");
     let node = lab::Node::<D>::of(&namespace, lab::config(1));
     let mut runner = TestRunner::new(ProptestConfig::with_cases(200));
