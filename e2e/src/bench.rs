@@ -10,6 +10,7 @@ pub mod echo;
 pub mod idle;
 pub mod pair;
 pub mod program;
+pub mod scale;
 pub mod usage;
 
 use std::fmt::{self, Display, Formatter};

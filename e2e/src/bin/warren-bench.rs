@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use e2e::bench::{self, LAB, connect, idle, pair};
+use e2e::bench::{self, LAB, connect, idle, pair, scale};
 use e2e::images::binary;
+use e2e::parts::{self, Parts};
 use e2e::progress::Progress;
 use e2e::{interrupt, state};
 use nix::fcntl::{Flock, FlockArg};
@@ -29,6 +30,8 @@ enum Part {
     All,
     /// One TCP stream through Warren's device, a bare gotatun and wireguard-go.
     Throughput,
+    /// One agent with 100, 1,000 and 5,000 peers.
+    Scale,
     /// Restarted agents and a stopped control plane, in the lab.
     Connect,
     /// Memory, CPU, packets and API writes of an idle mesh, in the lab.
@@ -46,15 +49,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(parts: &[Part], rounds: usize) -> Result<()> {
+fn run(wanted_parts: &[Part], rounds: usize) -> Result<()> {
     let _lock = lock()?;
     interrupt::take_down_on_interrupt(LAB, &binary("warren-lab"))?;
     let progress = Progress::new();
-    let wanted = |one: Part| parts.contains(&Part::All) || parts.contains(&one);
+    let wanted = |one: Part| wanted_parts.contains(&Part::All) || wanted_parts.contains(&one);
     if wanted(Part::Throughput) {
         pair::check_machine()?;
         let rows = pair::measure(rounds, &progress)?;
         println!("{}", bench::table("One TCP stream through a pair on one machine", &rows));
+    }
+    if wanted(Part::Scale) {
+        parts::prepare(&progress)?;
+        let parts = Parts::build(&progress)?;
+        println!("{}", bench::table("One agent and many peers", &scale::measure(&parts, rounds, &progress)?));
     }
     let (connect, idle) = (wanted(Part::Connect), wanted(Part::Idle));
     if !connect && !idle {
