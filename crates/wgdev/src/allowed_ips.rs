@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    hash::Hash,
     net::IpAddr,
 };
 
@@ -10,11 +11,14 @@ use ipnet::IpNet;
 /// Prefixes and their owners. A prefix has one owner; giving it to another takes it from the first.
 ///
 /// One hash look-up per distinct prefix length in use. A mesh has three or four of them per family,
-/// which is quicker than walking a trie, and the lengths are few by nature (33 and 129).
+/// which is quicker than walking a trie, and the lengths are few by nature (33 and 129). What an owner
+/// has is kept beside that, so that a change of one owner costs nothing for the others.
 #[derive(Clone, Debug)]
 pub(crate) struct AllowedIps<T> {
     v4: Family<T>,
     v6: Family<T>,
+    /// What each owner has, sorted; nobody who has nothing.
+    owned: HashMap<T, Vec<IpNet>>,
 }
 
 #[derive(Clone, Debug)]
@@ -25,21 +29,38 @@ struct Family<T> {
     lengths: BTreeMap<u8, usize>,
 }
 
-impl<T: Clone + PartialEq> AllowedIps<T> {
+impl<T: Clone + Eq + Hash> AllowedIps<T> {
     pub(crate) fn new() -> Self {
-        Self { v4: Family::new(32), v6: Family::new(128) }
+        Self { v4: Family::new(32), v6: Family::new(128), owned: HashMap::new() }
     }
 
-    /// Gives the prefix to `owner`, whoever had it before.
-    pub(crate) fn insert(&mut self, net: IpNet, owner: T) {
-        let (length, bits) = (net.prefix_len(), bits(net.network()));
-        self.family_mut(net.addr()).insert(length, bits, owner);
+    /// Gives the owner exactly these prefixes, whoever had them before.
+    pub(crate) fn set(&mut self, owner: &T, nets: &[IpNet]) {
+        self.remove_owner(owner);
+        let mut nets: Vec<IpNet> = nets.iter().map(IpNet::trunc).collect();
+        nets.sort_unstable();
+        nets.dedup();
+        for net in &nets {
+            let before = self.family_mut(net).insert(key(net), owner.clone());
+            if let Some(before) = before {
+                self.forget(&before, net);
+            }
+        }
+        if !nets.is_empty() {
+            self.owned.insert(owner.clone(), nets);
+        }
     }
 
     /// Takes everything from an owner.
     pub(crate) fn remove_owner(&mut self, owner: &T) {
-        self.v4.remove_owner(owner);
-        self.v6.remove_owner(owner);
+        for net in self.owned.remove(owner).unwrap_or_default() {
+            self.family_mut(&net).remove(key(&net));
+        }
+    }
+
+    /// What an owner has, sorted.
+    pub(crate) fn of(&self, owner: &T) -> &[IpNet] {
+        self.owned.get(owner).map_or(&[], Vec::as_slice)
     }
 
     /// Owner of the longest prefix that covers the address.
@@ -50,52 +71,46 @@ impl<T: Clone + PartialEq> AllowedIps<T> {
         }
     }
 
-    /// All prefixes with their owners, in no order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (IpNet, &T)> {
-        let v4 = self.v4.owners.iter().map(|((length, bits), owner)| {
-            let addr = IpAddr::from((*bits as u32).to_be_bytes());
-            (IpNet::new_assert(addr, *length), owner)
-        });
-        let v6 = self.v6.owners.iter().map(|((length, bits), owner)| {
-            let addr = IpAddr::from(bits.to_be_bytes());
-            (IpNet::new_assert(addr, *length), owner)
-        });
-        v4.chain(v6)
+    fn forget(&mut self, owner: &T, net: &IpNet) {
+        if let Some(nets) = self.owned.get_mut(owner) {
+            nets.retain(|other| other != net);
+            if nets.is_empty() {
+                self.owned.remove(owner);
+            }
+        }
     }
 
-    fn family_mut(&mut self, addr: IpAddr) -> &mut Family<T> {
-        match addr {
-            IpAddr::V4(_) => &mut self.v4,
-            IpAddr::V6(_) => &mut self.v6,
+    fn family_mut(&mut self, net: &IpNet) -> &mut Family<T> {
+        match net {
+            IpNet::V4(_) => &mut self.v4,
+            IpNet::V6(_) => &mut self.v6,
         }
     }
 }
 
-impl<T: PartialEq> Family<T> {
+impl<T> Family<T> {
     fn new(bits: u8) -> Self {
         Self { bits, owners: HashMap::new(), lengths: BTreeMap::new() }
     }
 
-    fn insert(&mut self, length: u8, bits: u128, owner: T) {
-        if self.owners.insert((length, bits), owner).is_none() {
-            *self.lengths.entry(length).or_default() += 1;
+    /// Sets the owner of a prefix; returns the one before.
+    fn insert(&mut self, key: (u8, u128), owner: T) -> Option<T> {
+        let before = self.owners.insert(key, owner);
+        if before.is_none() {
+            *self.lengths.entry(key.0).or_default() += 1;
         }
+        before
     }
 
-    fn remove_owner(&mut self, owner: &T) {
-        let Self { owners, lengths, .. } = self;
-        owners.retain(|(length, _), held_by| {
-            if held_by != owner {
-                return true;
+    fn remove(&mut self, key: (u8, u128)) {
+        if self.owners.remove(&key).is_some()
+            && let Some(count) = self.lengths.get_mut(&key.0)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&key.0);
             }
-            if let Some(count) = lengths.get_mut(length) {
-                *count -= 1;
-                if *count == 0 {
-                    lengths.remove(length);
-                }
-            }
-            false
-        });
+        }
     }
 
     fn find(&self, addr: u128) -> Option<&T> {
@@ -107,6 +122,11 @@ impl<T: PartialEq> Family<T> {
     }
 }
 
+/// Length and address of a prefix whose host bits are zero.
+fn key(net: &IpNet) -> (u8, u128) {
+    (net.prefix_len(), bits(net.addr()))
+}
+
 fn bits(addr: IpAddr) -> u128 {
     match addr {
         IpAddr::V4(v4) => u128::from(v4.to_bits()),
@@ -116,6 +136,8 @@ fn bits(addr: IpAddr) -> u128 {
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::Cell, hash::Hasher};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -131,11 +153,10 @@ mod tests {
     #[test]
     fn the_longest_prefix_wins() {
         let mut table = AllowedIps::new();
-        table.insert(net("0.0.0.0/0"), 1);
-        table.insert(net("10.0.0.0/8"), 2);
-        table.insert(net("10.1.2.3/32"), 3);
-        table.insert(net("::/0"), 4);
-        table.insert(net("fd00::1/128"), 5);
+        for (owner, only) in [(1, "0.0.0.0/0"), (2, "10.0.0.0/8"), (3, "10.1.2.3/32"), (4, "::/0"), (5, "fd00::1/128")]
+        {
+            table.set(&owner, &[net(only)]);
+        }
         assert_eq!(find(&table, "192.0.2.1"), Some(1));
         assert_eq!(find(&table, "10.1.2.4"), Some(2));
         assert_eq!(find(&table, "10.1.2.3"), Some(3));
@@ -146,7 +167,7 @@ mod tests {
     #[test]
     fn families_are_apart() {
         let mut table = AllowedIps::new();
-        table.insert(net("0.0.0.0/0"), 1);
+        table.set(&1, &[net("0.0.0.0/0")]);
         assert_eq!(find(&table, "::1"), None);
         assert_eq!(find(&table, "::ffff:10.0.0.1"), None);
     }
@@ -154,33 +175,76 @@ mod tests {
     #[test]
     fn a_prefix_has_one_owner() {
         let mut table = AllowedIps::new();
-        table.insert(net("10.0.0.0/24"), 1);
-        table.insert(net("10.0.0.77/24"), 2);
+        table.set(&1, &[net("10.0.0.0/24"), net("10.9.0.0/16")]);
+        table.set(&2, &[net("10.0.0.77/24")]);
         assert_eq!(find(&table, "10.0.0.1"), Some(2));
+        assert_eq!(table.of(&1), [net("10.9.0.0/16")]);
         table.remove_owner(&1);
         assert_eq!(find(&table, "10.0.0.1"), Some(2));
         table.remove_owner(&2);
         assert_eq!(find(&table, "10.0.0.1"), None);
-        assert_eq!(table.iter().count(), 0);
+        assert!(table.of(&1).is_empty() && table.owned.is_empty() && table.v4.owners.is_empty());
+    }
+
+    /// An owner that counts how often one is compared with another.
+    #[derive(Clone)]
+    struct Counted<'a>(u32, &'a Cell<usize>);
+
+    impl PartialEq for Counted<'_> {
+        fn eq(&self, other: &Self) -> bool {
+            self.1.set(self.1.get() + 1);
+            self.0 == other.0
+        }
+    }
+
+    impl Eq for Counted<'_> {}
+
+    impl Hash for Counted<'_> {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            self.0.hash(state);
+        }
+    }
+
+    #[test]
+    fn a_change_of_one_owner_looks_at_no_other() {
+        let compared = Cell::new(0);
+        let mut table = AllowedIps::new();
+        let nets = |n: u32| [1, 2, 3].map(|kind| IpNet::from(IpAddr::from((kind << 24 | n).to_be_bytes())));
+        for n in 0..5_000 {
+            table.set(&Counted(n, &compared), &nets(n));
+        }
+        compared.set(0);
+        table.set(&Counted(7, &compared), &nets(5_000));
+        assert_eq!(table.of(&Counted(7, &compared)), nets(5_000));
+        table.remove_owner(&Counted(7, &compared));
+        assert!(compared.get() < 10, "{} owners were looked at", compared.get());
+        assert_eq!(table.v4.owners.len(), 3 * 4_999);
     }
 
     proptest! {
         #[test]
         fn agrees_with_a_linear_search(
-            nets in prop::collection::vec((any::<u32>(), 0u8..=32, 0u8..4), 0..40),
+            nets in prop::collection::vec((prop::collection::vec((any::<u32>(), 0u8..=32), 0..4), 0u8..4), 0..20),
             gone in 0u8..5,
             probes in prop::collection::vec(any::<u32>(), 0..20),
         ) {
             let mut table = AllowedIps::new();
             let mut list: Vec<(IpNet, u8)> = Vec::new();
-            for (addr, length, owner) in nets {
-                let net = IpNet::new(IpAddr::from(addr.to_be_bytes()), length).unwrap().trunc();
-                table.insert(net, owner);
-                list.retain(|(other, _)| *other != net);
-                list.push((net, owner));
+            for (addresses, owner) in nets {
+                let net = |(addr, length): (u32, u8)| IpNet::new(IpAddr::from(addr.to_be_bytes()), length).unwrap();
+                let nets: Vec<IpNet> = addresses.into_iter().map(net).collect();
+                table.set(&owner, &nets);
+                list.retain(|(other, held_by)| *held_by != owner && !nets.iter().any(|net| net.trunc() == *other));
+                list.extend(nets.iter().map(|net| (net.trunc(), owner)));
             }
             table.remove_owner(&gone);
             list.retain(|(_, owner)| *owner != gone);
+            list.sort_unstable();
+            list.dedup();
+            for owner in 0..4 {
+                let owned: Vec<IpNet> = list.iter().filter(|(_, o)| *o == owner).map(|(net, _)| *net).collect();
+                prop_assert_eq!(table.of(&owner), owned);
+            }
             let addresses = probes.into_iter().map(|p| IpAddr::from(p.to_be_bytes()));
             for addr in addresses.chain(list.iter().map(|(net, _)| net.broadcast())) {
                 let expected = list

@@ -19,6 +19,10 @@ pub const MAX_PEERS: usize = 8192;
 /// handful, so more than this is a mistake upstream.
 pub const MAX_ALLOWED_IPS: usize = 1024;
 
+/// How long [`Device::counters`] goes on to tell of a peer after the last news of it, so that who looked away at the wrong
+/// moment, or did not believe it yet, sees it again.
+pub const LIVELY: Duration = Duration::from_secs(15);
+
 /// What the async methods of [`Device`] return; boxed so that the trait can be a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -64,6 +68,12 @@ pub trait Device: Send + Sync {
 
     /// All peers, ordered by public key.
     fn peers(&self) -> BoxFuture<'_, Result<Vec<PeerStatus>, DeviceError>>;
+
+    /// Counters of each peer that was added, had packets, a handshake or another endpoint within the last [`LIVELY`]; in no
+    /// order. A device may tell of the others too, as one does that can only tell of all.
+    fn counters(&self) -> BoxFuture<'_, Result<Vec<PeerCounters>, DeviceError>> {
+        Box::pin(async move { Ok(self.peers().await?.iter().map(PeerStatus::counters).collect()) })
+    }
 
     /// Sends a handshake initiation to the peer now, even if a session exists or one is under way; the
     /// kernel does so only if neither is (see [`crate::kernel`]).
@@ -151,6 +161,29 @@ pub struct PeerStatus {
     /// Bytes of WireGuard messages sent to it.
     pub tx_bytes: u64,
     /// How long ago the last handshake with the device's key completed, if one ever did.
+    pub last_handshake: Option<Duration>,
+}
+
+impl PeerStatus {
+    /// The part of it that moves by itself.
+    pub fn counters(&self) -> PeerCounters {
+        let Self { public_key, endpoint, allowed_ips: _, keepalive: _, rx_bytes, tx_bytes, last_handshake } = *self;
+        PeerCounters { public_key, endpoint, rx_bytes, tx_bytes, last_handshake }
+    }
+}
+
+/// What of a peer packets change; see [`PeerStatus`] for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerCounters {
+    /// Which peer.
+    pub public_key: PublicKey,
+    /// Where its packets go now.
+    pub endpoint: Option<SocketAddr>,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Age of the last handshake.
     pub last_handshake: Option<Duration>,
 }
 

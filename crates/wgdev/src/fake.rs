@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use wire::key::PublicKey;
@@ -171,10 +172,7 @@ impl State {
             peer.keepalive = keepalive_secs(keepalive);
         }
         if let Some(nets) = &update.allowed_ips {
-            self.allowed_ips.remove_owner(&update.public_key);
-            for net in nets {
-                self.allowed_ips.insert(*net, update.public_key);
-            }
+            self.allowed_ips.set(&update.public_key, nets);
         }
         Ok(())
     }
@@ -195,26 +193,16 @@ impl State {
     }
 
     fn statuses(&self) -> Vec<PeerStatus> {
-        let mut statuses: BTreeMap<_, _> = self.peers.iter().map(|(key, peer)| (*key, peer.status(*key))).collect();
-        for (net, owner) in self.allowed_ips.iter() {
-            if let Some(status) = statuses.get_mut(owner) {
-                status.allowed_ips.push(net);
-            }
-        }
-        let mut statuses: Vec<_> = statuses.into_values().collect();
-        for status in &mut statuses {
-            status.allowed_ips.sort();
-        }
-        statuses
+        self.peers.iter().map(|(key, peer)| peer.status(*key, self.allowed_ips.of(key))).collect()
     }
 }
 
 impl Peer {
-    fn status(&self, public_key: PublicKey) -> PeerStatus {
+    fn status(&self, public_key: PublicKey, allowed_ips: &[IpNet]) -> PeerStatus {
         PeerStatus {
             public_key,
             endpoint: self.endpoint,
-            allowed_ips: Vec::new(),
+            allowed_ips: allowed_ips.to_vec(),
             keepalive: self.keepalive.map(|secs| Duration::from_secs(secs.into())),
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,

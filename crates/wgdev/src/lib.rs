@@ -10,7 +10,8 @@
 //!
 //! What the device has seen is read back with [`Device::peers`]: the endpoint it uses now (which
 //! WireGuard itself moves when an authenticated packet arrives from elsewhere), byte counters and the
-//! age of the last handshake. Nobody is told of changes; the reader compares.
+//! age of the last handshake. Nobody is told of changes; the reader compares. [`Device::counters`] is
+//! the same for a reader that comes every second: it may leave out who was quiet.
 //!
 //! The device shares its UDP port. A datagram that isn't WireGuard-shaped (types 1 to 4 with zero in
 //! the reserved bytes) is handed out by [`Device::recv`] with the local address it was sent to, and
@@ -57,8 +58,8 @@ pub mod kernel;
 mod userspace;
 
 pub use device::{
-    Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceStats, MAX_ALLOWED_IPS, MAX_PEERS, PeerStatus,
-    PeerUpdate,
+    Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceStats, LIVELY, MAX_ALLOWED_IPS, MAX_PEERS,
+    PeerCounters, PeerStatus, PeerUpdate,
 };
 pub use error::{DeviceError, Refusal, RefusalReason};
 pub use fake::Fake;

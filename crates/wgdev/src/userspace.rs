@@ -10,6 +10,7 @@ mod alarm;
 mod coalesce;
 mod inbound;
 mod ip;
+mod lively;
 mod outbound;
 mod peer;
 mod peers;
@@ -35,7 +36,9 @@ use self::{
     tun::Tun,
     udp::{Destination, Port},
 };
-use crate::{Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, PeerStatus};
+use crate::{
+    Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, PeerCounters, PeerStatus,
+};
 
 /// A userspace WireGuard device.
 ///
@@ -165,6 +168,13 @@ impl Device for Userspace {
         Box::pin(async move {
             self.check()?;
             Ok(self.shared.peers.statuses(Instant::now()))
+        })
+    }
+
+    fn counters(&self) -> BoxFuture<'_, Result<Vec<PeerCounters>, DeviceError>> {
+        Box::pin(async move {
+            self.check()?;
+            Ok(self.shared.peers.counters(Instant::now()))
         })
     }
 

@@ -24,6 +24,8 @@ use wire::key::PublicKey;
 
 pub(super) use state::{Opened, PeerState};
 
+use crate::PeerCounters;
+
 /// How often a peer with recent data is polled: its timers are 5 to 180 s long.
 const ACTIVE: Duration = Duration::from_secs(1);
 
@@ -33,6 +35,8 @@ pub(super) struct Peer {
     state: Mutex<PeerState>,
     /// Milliseconds on the device's clock.
     due: AtomicU64,
+    /// When something was last noted that the counters show; `None` while the peer is in no list of such.
+    noted: Mutex<Option<Instant>>,
 }
 
 /// What is to be done after a peer's state has changed.
@@ -69,7 +73,30 @@ pub(super) const NEVER: u64 = u64::MAX;
 
 impl Peer {
     pub(super) fn new(key: PublicKey, state: PeerState) -> Arc<Self> {
-        Arc::new(Self { key, state: Mutex::new(state), due: AtomicU64::new(NEVER) })
+        Arc::new(Self { key, state: Mutex::new(state), due: AtomicU64::new(NEVER), noted: Mutex::new(None) })
+    }
+
+    /// Notes that the counters changed. Returns whether the peer has to be put into the list of those with news.
+    pub(super) fn note(&self, now: Instant) -> bool {
+        self.noted.lock().replace(now).is_none()
+    }
+
+    /// Whether that was noted within `time`; if not, the peer is in no list from now on.
+    pub(super) fn is_noted(&self, now: Instant, time: Duration) -> bool {
+        let mut noted = self.noted.lock();
+        noted.take_if(|at| now.saturating_duration_since(*at) >= time);
+        noted.is_some()
+    }
+
+    /// What the counters are; `state` is this peer's own.
+    pub(super) fn counters(&self, state: &PeerState, now: Instant) -> PeerCounters {
+        PeerCounters {
+            public_key: self.key,
+            endpoint: state.endpoint,
+            rx_bytes: state.rx_bytes,
+            tx_bytes: state.tx_bytes,
+            last_handshake: state.last_handshake.map(|at| now - at),
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, PeerState> {

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    hash::{Hash, Hasher},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,9 +18,12 @@ use gotatun::{
 use parking_lot::RwLock;
 use wire::key::{PrivateKey, PublicKey};
 
-use super::peer::{Peer, PeerState};
+use super::{
+    lively::Lively,
+    peer::{Peer, PeerState},
+};
 use crate::{
-    Delta, DeviceError, MAX_PEERS, PeerStatus, PeerUpdate, Refusal, RefusalReason,
+    Delta, DeviceError, MAX_PEERS, PeerCounters, PeerStatus, PeerUpdate, Refusal, RefusalReason,
     allowed_ips::AllowedIps,
     check::{keepalive_secs, refuse},
 };
@@ -37,6 +41,14 @@ impl PartialEq for Owner {
     }
 }
 
+impl Eq for Owner {}
+
+impl Hash for Owner {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
 struct Table {
     by_key: BTreeMap<PublicKey, Arc<Peer>>,
     allowed_ips: AllowedIps<Owner>,
@@ -50,6 +62,8 @@ pub(super) struct Peers {
     limiter: Arc<RateLimiter>,
     /// Which receiver indexes sessions hold; an entry of `by_index` without one is stale.
     in_use: IndexTable,
+    /// Those with news for whoever reads counters.
+    pub(super) lively: Lively,
     by_index: RwLock<HashMap<u32, Arc<Peer>>>,
     table: RwLock<Table>,
 }
@@ -65,6 +79,7 @@ impl Peers {
             public,
             mtu,
             in_use: IndexTable::from_os_rng(),
+            lively: Lively::default(),
             by_index: RwLock::default(),
             table: RwLock::new(Table { by_key: BTreeMap::new(), allowed_ips: AllowedIps::new() }),
         }
@@ -141,6 +156,7 @@ impl Peers {
             for peer in &removed {
                 peer.lock().removed = true;
             }
+            self.lively.forget_removed(&removed);
             let gone = |peer: &Arc<Peer>| removed.iter().any(|r| Arc::ptr_eq(r, peer));
             self.by_index.write().retain(|_, peer| !gone(peer));
         }
@@ -155,18 +171,14 @@ impl Peers {
             let mut state = peer.lock();
             if let Some(endpoint) = update.endpoint {
                 state.set_endpoint(endpoint);
+                self.lively.note(&peer, Instant::now());
             }
             if let Some(keepalive) = update.keepalive {
                 state.set_keepalive(keepalive_secs(keepalive));
             }
         }
         if let Some(nets) = &update.allowed_ips {
-            let owner = Owner(peer.clone());
-            let mut table = self.table.write();
-            table.allowed_ips.remove_owner(&owner);
-            for net in nets {
-                table.allowed_ips.insert(*net, owner.clone());
-            }
+            self.table.write().allowed_ips.set(&Owner(peer.clone()), nets);
         }
         Ok(peer)
     }
@@ -177,11 +189,16 @@ impl Peers {
         }
         // Before the lock: it multiplies points, and packets wait for the table.
         let added = Peer::new(*key, PeerState::new(self.new_tunn(key), self.mtu));
-        let mut table = self.table.write();
-        if table.by_key.len() >= MAX_PEERS {
-            return Err(RefusalReason::TooManyPeers);
-        }
-        Ok(table.by_key.entry(*key).or_insert(added).clone())
+        let peer = {
+            let mut table = self.table.write();
+            if table.by_key.len() >= MAX_PEERS {
+                return Err(RefusalReason::TooManyPeers);
+            }
+            table.by_key.entry(*key).or_insert(added).clone()
+        };
+        // What it starts from is news too.
+        self.lively.note(&peer, Instant::now());
+        Ok(peer)
     }
 
     fn new_tunn(&self, peer: &PublicKey) -> Tunn {
@@ -196,29 +213,54 @@ impl Peers {
     }
 
     pub(super) fn statuses(&self, now: Instant) -> Vec<PeerStatus> {
-        let (peers, mut nets) = {
+        let (peers, nets): (Vec<_>, Vec<_>) = {
             let table = self.table.read();
-            let peers: Vec<_> = table.by_key.values().cloned().collect();
-            let mut nets: HashMap<PublicKey, Vec<_>> = HashMap::with_capacity(peers.len());
-            for (net, owner) in table.allowed_ips.iter() {
-                nets.entry(owner.0.key).or_default().push(net);
-            }
-            (peers, nets)
+            let with_nets = |peer: &Arc<Peer>| (peer.clone(), table.allowed_ips.of(&Owner(peer.clone())).to_vec());
+            table.by_key.values().map(with_nets).unzip()
         };
-        let status = |peer: &Arc<Peer>| {
-            let mut allowed_ips = nets.remove(&peer.key).unwrap_or_default();
-            allowed_ips.sort();
+        let status = |(peer, allowed_ips): (&Arc<Peer>, Vec<_>)| {
             let state = peer.lock();
-            PeerStatus {
-                public_key: peer.key,
-                endpoint: state.endpoint,
-                allowed_ips,
-                keepalive: state.keepalive().map(|s| Duration::from_secs(s.into())),
-                rx_bytes: state.rx_bytes,
-                tx_bytes: state.tx_bytes,
-                last_handshake: state.last_handshake.map(|at| now - at),
-            }
+            let PeerCounters { public_key, endpoint, rx_bytes, tx_bytes, last_handshake } = peer.counters(&state, now);
+            let keepalive = state.keepalive().map(|s| Duration::from_secs(s.into()));
+            PeerStatus { public_key, endpoint, allowed_ips, keepalive, rx_bytes, tx_bytes, last_handshake }
         };
-        peers.iter().map(status).collect()
+        peers.iter().zip(nets).map(status).collect()
+    }
+
+    /// Counters of the peers that were noted within [`LIVELY`], and of no other.
+    pub(super) fn counters(&self, now: Instant) -> Vec<PeerCounters> {
+        self.lively.read(now).iter().map(|peer| peer.counters(&peer.lock(), now)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> PublicKey {
+        PrivateKey::from_bytes([n; 32]).public_key()
+    }
+
+    fn told(peers: &Peers, now: Instant) -> Vec<PublicKey> {
+        peers.counters(now).iter().map(|counters| counters.public_key).collect()
+    }
+
+    #[test]
+    fn the_counters_tell_of_those_with_news_and_of_no_other() {
+        let peers = Peers::new(&PrivateKey::from_bytes([99; 32]), 1420);
+        let upsert: Vec<_> = (1..4).map(|n| PeerUpdate::new(key(n))).collect();
+        peers.apply(&Delta { upsert, remove: vec![] }, |_| {}).unwrap();
+        let added = Instant::now();
+        assert_eq!(told(&peers, added).len(), 3);
+        let later = added + crate::LIVELY;
+        assert_eq!(told(&peers, later), []);
+        // Twice, and it is told of once, for as long as anything happens and a while after.
+        let peer = peers.by_key(&key(2)).unwrap();
+        peers.lively.note(&peer, later);
+        peers.lively.note(&peer, later + crate::LIVELY / 2);
+        assert_eq!(told(&peers, later + crate::LIVELY), [key(2)]);
+        peers.apply(&Delta { upsert: vec![], remove: vec![key(2)] }, |_| {}).unwrap();
+        assert_eq!(told(&peers, later + crate::LIVELY), []);
+        assert_eq!(peers.statuses(later).len(), 2);
     }
 }

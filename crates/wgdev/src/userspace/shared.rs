@@ -89,11 +89,16 @@ impl Shared {
         act: impl FnOnce(&mut PeerState, &mut Outbox) -> T,
     ) -> (T, Option<Destination>) {
         let mut state = peer.lock();
+        let shown = |state: &PeerState| (state.rx_bytes, state.tx_bytes, state.last_handshake, state.endpoint);
+        let before = shown(&state);
         let result = act(&mut state, out);
         if state.removed {
             // Somebody had it in hand while it was removed; it says nothing any more.
             *out = Outbox::default();
             return (result, None);
+        }
+        if shown(&state) != before {
+            self.peers.lively.note(peer, now);
         }
         // Under the lock: nobody may see the answer to a message before its index is known.
         self.peers.add_indexes(peer, &mut out.indexes);
