@@ -12,11 +12,16 @@ use crate::candidate::canonical;
 use crate::event::{Event, Transmit};
 use crate::gather::Gather;
 use crate::input::{Config, Input, PeerConfig};
+use crate::nat::NatReport;
 use crate::peer::Peer;
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
 use crate::stats::Stats;
 use crate::timer::earliest;
+
+mod roster;
+
+use roster::Roster;
 
 /// Peers of one node: ten times the largest mesh that the design is tested with.
 const MAX_PEERS: usize = 10_000;
@@ -32,12 +37,14 @@ pub struct Engine {
     public_key: PublicKey,
     shared: Shared,
     gather: Gather,
-    peers: BTreeMap<PublicKey, Peer>,
+    peers: Roster,
     by_key_id: BTreeMap<KeyId, PublicKey>,
     /// The last `now` seen.
     now: Instant,
     /// When something is due, so that a datagram that changes nothing costs no search.
     due: Option<Instant>,
+    /// The NATs that the states shown were told by.
+    nat: NatReport,
 }
 
 impl Engine {
@@ -49,10 +56,11 @@ impl Engine {
             shared: Shared::new(config.seed, now),
             gather: Gather::new(config.listen_port),
             config,
-            peers: BTreeMap::new(),
+            peers: Roster::default(),
             by_key_id: BTreeMap::new(),
             now,
             due: None,
+            nat: NatReport::default(),
         }
     }
 
@@ -88,9 +96,8 @@ impl Engine {
             Input::Forbidden(forbidden) => {
                 if self.shared.filter.set_forbidden(forbidden) {
                     self.gather.reconsider();
-                    for peer in self.peers.values_mut() {
-                        peer.verdicts_change(&mut self.shared, now);
-                    }
+                    let shared = &mut self.shared;
+                    self.peers.for_each(|peer| peer.verdicts_change(shared, now));
                 }
             }
             Input::Sessions(sessions) => {
@@ -155,8 +162,7 @@ impl Engine {
     /// How long the shell may wait before it reads the device's counters again.
     #[must_use]
     pub fn counters_interval(&self) -> Duration {
-        let busy = self.peers.values().any(|peer| peer.is_busy(self.now));
-        if busy { COUNTERS_BUSY } else { COUNTERS_IDLE }
+        if self.peers.is_busy(self.now) { COUNTERS_BUSY } else { COUNTERS_IDLE }
     }
 
     /// Everything there is to show.
@@ -164,7 +170,7 @@ impl Engine {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             nat: self.shared.nat,
-            peers: self.peers.iter().map(|(key, peer)| (*key, peer.report(&self.shared, self.now))).collect(),
+            peers: self.peers.iter().map(|peer| (peer.key, peer.report(&self.shared, self.now))).collect(),
         }
     }
 
@@ -180,34 +186,44 @@ impl Engine {
         self.public_key
     }
 
-    /// Runs every timer that is due, shows what changed, and finds the next one.
+    /// Runs every timer that is due, shows what changed, and finds the next one. Only peers that something happened to or
+    /// that are due are looked at.
     fn turn(&mut self) {
         let now = self.now;
-        let warm = self.peers.values().any(Peer::holds_mapping);
+        let warm = self.peers.holds_mapping();
         if self.gather.handle_timeout(&mut self.shared, warm, now) {
             self.local_change();
         }
-        for peer in self.peers.values_mut() {
-            peer.handle_timeout(&mut self.shared, now);
-            peer.show(&mut self.shared, now);
+        if std::mem::replace(&mut self.nat, self.shared.nat) != self.shared.nat {
+            // The reason why a peer is not reached may be another one.
+            self.peers.touch_all();
+        }
+        for key in self.peers.due(now) {
+            let shared = &mut self.shared;
+            shared.stats.looks += 1;
+            self.peers.look(&key, now, |peer| {
+                peer.handle_timeout(shared, now);
+                peer.show(shared, now);
+            });
         }
         if std::mem::take(&mut self.shared.doubts_mapping) {
             self.gather.verify(now);
             self.gather.handle_timeout(&mut self.shared, warm, now);
         }
-        let peers = self.peers.values().filter_map(|peer| peer.poll_timeout(now)).min();
-        self.due = earliest([peers, self.gather.poll_timeout()]);
+        self.due = earliest([self.peers.poll_timeout(), self.gather.poll_timeout()]);
     }
 
     fn local_change(&mut self) {
-        for peer in self.peers.values_mut() {
-            peer.local_change(&mut self.shared, self.now);
-        }
+        let (shared, now) = (&mut self.shared, self.now);
+        self.peers.for_each(|peer| {
+            peer.local_change(shared, now);
+            true
+        });
     }
 
     fn upsert(&mut self, config: &PeerConfig) {
         let key = config.public_key;
-        if !self.peers.contains_key(&key) {
+        if !self.peers.contains(&key) {
             let keys = PairKeys::derive(&self.config.private_key, &key, &self.config.mesh_id, self.config.psk.as_ref());
             let (Ok(keys), true) = (keys, self.peers.len() < MAX_PEERS) else {
                 self.shared.stats.refused_peers += 1;
@@ -216,7 +232,7 @@ impl Engine {
             self.by_key_id.insert(keys.receive_id(), key);
             let nominates = self.public_key < key;
             let peer = Peer::new(key, keys, nominates, &mut self.shared, self.now);
-            self.peers.insert(key, peer);
+            self.peers.insert(peer);
         }
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.configure(config, &mut self.shared, self.now);
@@ -262,7 +278,7 @@ impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine")
             .field("public_key", &self.public_key)
-            .field("peers", &self.peers.keys().collect::<BTreeSet<_>>())
+            .field("peers", &self.peers.iter().map(|peer| peer.key).collect::<BTreeSet<_>>())
             .finish_non_exhaustive()
     }
 }

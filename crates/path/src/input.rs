@@ -55,7 +55,8 @@ pub enum Input {
     /// What the device had of these peers before this engine was made, for peers that are known already: the sessions of
     /// live ones are kept where they are until something better is proven.
     Sessions(Vec<Session>),
-    /// The device's counters. Feed them every [`Engine::counters_interval`](crate::Engine::counters_interval).
+    /// The device's counters. Feed them every [`Engine::counters_interval`](crate::Engine::counters_interval). Of a peer
+    /// whose numbers have been the same for ten seconds nothing need be said.
     Counters(Vec<PeerCounters>),
     /// An echo request of the peer arrived through the tunnel (and the shell has answered it).
     EchoRequest {

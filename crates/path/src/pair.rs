@@ -80,7 +80,12 @@ impl Pair {
     }
 
     pub(crate) fn is_penalised(&self, now: Instant) -> bool {
-        self.penalised_until.is_some_and(|until| now < until)
+        self.penalised_until(now).is_some()
+    }
+
+    /// When it will be forgiven, if it still has to be.
+    pub(crate) fn penalised_until(&self, now: Instant) -> Option<Instant> {
+        self.penalised_until.filter(|until| now < *until)
     }
 
     /// Whether this pair should replace one that works.

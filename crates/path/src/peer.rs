@@ -145,15 +145,16 @@ impl Peer {
     }
 
     /// Other addresses are forbidden now. A pod that starts or a node that joins changes that list and hardly ever a pair;
-    /// only a peer that won or lost one is probed again, and nothing that was learned of the others is forgotten.
-    pub(crate) fn verdicts_change(&mut self, shared: &mut Shared, now: Instant) {
+    /// only a peer that won or lost one is probed again, and nothing that was learned of the others is forgotten. Returns
+    /// whether this is one.
+    pub(crate) fn verdicts_change(&mut self, shared: &mut Shared, now: Instant) -> bool {
         let is_forbidden = |remote: &SocketAddr| shared.filter.check_remote(*remote).is_err();
         let endpoint = self.endpoint.map(|(remote, _)| remote);
         let lost = self.pairs.keys().chain(&endpoint).any(is_forbidden);
         let (accepted, _) = accept(&self.offered, &shared.filter);
         let won = accepted.iter().any(|known| !self.pairs.contains_key(&known.addr));
         if !lost && !won {
-            return;
+            return false;
         }
         self.rebuild_pairs(shared, now);
         if self.wanted {
@@ -161,6 +162,7 @@ impl Peer {
             self.climb(shared, now);
         }
         self.start_check(shared, now);
+        true
     }
 
     fn start_over(&mut self, shared: &mut Shared, now: Instant) {

@@ -7,6 +7,8 @@ use crate::filter::Refusal;
 /// What the engine did since it was made. Every number only grows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
+    /// How often a peer was looked at: because something happened to it, or because it was due.
+    pub looks: u64,
     /// PINGs sent.
     pub pings_sent: u64,
     /// Authentic PINGs received and not seen before.

@@ -128,8 +128,9 @@ impl Traffic {
 }
 
 impl Peer {
-    pub(crate) fn is_busy(&self, now: Instant) -> bool {
-        self.traffic.is_busy(now)
+    /// Until when traffic of a moment ago counts, if there was any.
+    pub(crate) fn busy_until(&self) -> Option<Instant> {
+        self.traffic.busy.map(|at| at + BUSY)
     }
 
     pub(crate) fn on_counters(&mut self, counters: &PeerCounters, shared: &mut Shared, now: Instant) {

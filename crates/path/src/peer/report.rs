@@ -37,7 +37,10 @@ impl Peer {
         let lost = self.lost.map(|lost| lost.probe_at);
         let hold = self.hold.as_ref().and_then(super::Hold::poll_timeout);
         let news = self.lost.map(|lost| lost.at + RECONNECTING).filter(|at| now < *at);
-        earliest([ladder, trial, check, lost, hold, news, self.nomination.poll_timeout(), self.suspicion_due()])
+        // The end of a penalty changes what is shown.
+        let forgiven = self.pairs.values().filter_map(|pair| pair.penalised_until(now)).min();
+        let retry = self.nomination.poll_timeout();
+        earliest([ladder, trial, check, lost, hold, news, forgiven, retry, self.suspicion_due()])
     }
 
     /// Tells the shell if the state is news.
