@@ -1,6 +1,5 @@
 //! The agent's side: from what slices say to what this node configures.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -10,11 +9,14 @@ use crate::mesh::MeshConfig;
 use crate::peer::{Candidate, Uid};
 use crate::spec::NodeSpec;
 
+mod change;
 mod guard;
 mod plan;
 pub mod table;
 
+pub use change::{BeforeAfter, PeerChanges, PeerPlans, PlanChange};
 pub use guard::{CONFIRM_AFTER, LAST_HALF_AFTER};
+pub use plan::NodePlanner;
 pub use table::{Delta, GuardStatus, PeerTable};
 
 /// What the agent knows of its own machine.
@@ -42,7 +44,7 @@ pub struct SelfFacts {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodePlan {
     /// The WireGuard peers.
-    pub peers: BTreeMap<PublicKey, PeerPlan>,
+    pub peers: PeerPlans,
     /// Ranges that get an `unreachable` route of a worse metric in our table: the mesh, and every pod range (also our
     /// own), so that nothing leaks while a peer is absent. Never a carried node address.
     pub unreachable: Vec<IpNet>,
@@ -131,31 +133,14 @@ pub enum RefusalReason {
 
 /// Computes everything this node configures, from the merged peer table.
 pub fn plan_node(own: &SelfFacts, mesh: &MeshConfig, peers: &PeerTable) -> NodePlan {
-    plan::Planner::new(own, mesh).plan(peers)
+    let mut planner = NodePlanner::default();
+    planner.update(own, mesh, peers, None);
+    planner.into_plan()
 }
 
 impl NodePlan {
-    /// What to change on the device to come from `before` to `self`. Removals and shrinking come first: a prefix that
-    /// moves from one peer to another never has two owners.
+    /// What to change on the device to come from `before` to `self`.
     pub fn changes_since(&self, before: &Self) -> PeerChanges {
-        let gone = before.peers.keys().filter(|key| !self.peers.contains_key(key));
-        let changed = self.peers.iter().filter(|(key, peer)| before.peers.get(key) != Some(peer)).map(|(key, _)| *key);
-        let (shrinking, growing) = changed.partition(|key| {
-            let kept = &self.peers[key].allowed_ips;
-            let had = before.peers.get(key).map(|peer| &peer.allowed_ips);
-            had.is_some_and(|had| had.iter().any(|net| !kept.contains(net)))
-        });
-        PeerChanges { remove: gone.copied().collect(), shrink: shrinking, upsert: growing }
+        PlanChange::between(&before.peers, &self.peers).order()
     }
-}
-
-/// The difference between two plans, in the order in which it is applied.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PeerChanges {
-    /// Peers to remove.
-    pub remove: Vec<PublicKey>,
-    /// Changed peers that lose an allowed IP.
-    pub shrink: Vec<PublicKey>,
-    /// All other new and changed peers.
-    pub upsert: Vec<PublicKey>,
 }

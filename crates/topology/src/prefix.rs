@@ -49,6 +49,11 @@ impl<T> PrefixMap<T> {
         self.0.insert(net.trunc(), value);
     }
 
+    /// Takes a prefix out again.
+    pub fn remove(&mut self, net: IpNet) {
+        self.0.remove(&net.trunc());
+    }
+
     /// Every prefix that overlaps `net`: those inside it, it itself, and those around it.
     pub fn overlapping(&self, net: IpNet) -> impl Iterator<Item = (IpNet, &T)> {
         let net = net.trunc();

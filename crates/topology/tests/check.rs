@@ -4,6 +4,7 @@
 mod world;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use topology::PublicKey;
@@ -197,14 +198,14 @@ fn every_invariant_of_a_node_is_looked_at() {
     type SpoilNode = fn(&mut NodePlan, &mut SelfFacts);
     let cases: Vec<(Rule, &str, SpoilNode)> = vec![
         (Rule::AllowedIpsFromSlices, "a prefix that the slices don't give", |plan, _| {
-            plan.peers.get_mut(&key(2)).unwrap().allowed_ips.push("172.30.0.0/16".parse().unwrap());
+            Arc::make_mut(plan.peers.get_mut(&key(2)).unwrap()).allowed_ips.push("172.30.0.0/16".parse().unwrap());
         }),
         (Rule::AllowedIpsFromSlices, "a key that the slices don't give", |plan, _| {
             let peer = plan.peers.remove(&key(2)).unwrap();
             plan.peers.insert(key(70), peer);
         }),
         (Rule::RoutesFitPeers, "a route that is no allowed IP", |plan, _| {
-            plan.peers.get_mut(&key(2)).unwrap().routes.push("172.30.0.0/16".parse().unwrap());
+            Arc::make_mut(plan.peers.get_mut(&key(2)).unwrap()).routes.push("172.30.0.0/16".parse().unwrap());
         }),
         (Rule::RoutesFitPeers, "a carried node address that is unreachable", |plan, _| {
             plan.unreachable.push("192.168.0.2/32".parse().unwrap());
@@ -242,7 +243,7 @@ fn two_peers_with_one_prefix_are_found_although_the_slices_say_so() {
     assert_eq!(check_node(&own, &view.mesh, &table, &plan), []);
     for peer in plan.peers.values_mut() {
         if !peer.allowed_ips.contains(&taken[0]) {
-            peer.allowed_ips.push(taken[0]);
+            Arc::make_mut(peer).allowed_ips.push(taken[0]);
         }
     }
     let found = check_node(&own, &view.mesh, &table, &plan);

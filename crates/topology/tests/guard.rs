@@ -147,7 +147,7 @@ fn a_node_seen_in_two_slices_while_it_moves_counts_once_and_the_newer_entry_wins
     assert_eq!(table.handle_slice("peers-0002", vec![moved.clone()], secs(1)).upsert, [name(4)]);
     assert!(table.handle_slice("peers-0001", all.clone(), secs(2)).is_empty(), "the older entry is ignored");
     assert!(table.handle_slice("peers-0001", all[..3].to_vec(), secs(3)).is_empty());
-    assert_eq!(table.entries()[&name(4)], moved);
+    assert_eq!(*table.entries()[&name(4)], moved);
     assert!(table.handle_slice_deleted("peers-0009", secs(4)).is_empty());
 }
 

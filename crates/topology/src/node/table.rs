@@ -5,6 +5,7 @@
 //! suspicious: an operator that removes a peer writes a tombstone, which passes at once as well.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use wire::key::PublicKey;
@@ -19,9 +20,9 @@ pub use crate::node::guard::GuardStatus;
 pub struct PeerTable {
     own_name: String,
     /// Slice name -> node name -> entry.
-    slices: BTreeMap<String, BTreeMap<String, Entry>>,
+    slices: BTreeMap<String, BTreeMap<String, Arc<Entry>>>,
     tombstones: BTreeMap<String, Vec<Tombstone>>,
-    effective: BTreeMap<String, Entry>,
+    effective: BTreeMap<String, Arc<Entry>>,
     guard: Guard,
 }
 
@@ -56,7 +57,7 @@ impl PeerTable {
             let known = table.effective.get(&entry.name);
             let is_newest = known.is_none_or(|known| known.generation < entry.generation);
             if is_newest && !table.is_buried(&entry) {
-                table.effective.insert(entry.name.clone(), entry);
+                table.effective.insert(entry.name.clone(), Arc::new(entry));
             }
         }
         table
@@ -81,10 +82,18 @@ impl PeerTable {
 
     /// One slice was added or changed.
     pub fn handle_slice(&mut self, name: &str, entries: Vec<Entry>, now: Duration) -> Delta {
-        let new = by_name(entries);
-        let mut affected: BTreeSet<String> = new.keys().cloned().collect();
-        let old = self.slices.insert(name.to_owned(), new);
-        affected.extend(old.into_iter().flat_map(BTreeMap::into_keys));
+        let mut new = by_name(entries);
+        let old = self.slices.remove(name).unwrap_or_default();
+        let mut affected = BTreeSet::new();
+        for (name, entry) in &mut new {
+            match old.get(name) {
+                // One value, however often it is told.
+                Some(known) if known == entry => entry.clone_from(known),
+                _ => _ = affected.insert(name.clone()),
+            }
+        }
+        affected.extend(old.into_keys().filter(|name| !new.contains_key(name)));
+        self.slices.insert(name.to_owned(), new);
         self.settle(affected, false, now)
     }
 
@@ -110,7 +119,7 @@ impl PeerTable {
     }
 
     /// The entries in force, our own included, by name.
-    pub fn entries(&self) -> &BTreeMap<String, Entry> {
+    pub fn entries(&self) -> &BTreeMap<String, Arc<Entry>> {
         &self.effective
     }
 
@@ -162,7 +171,7 @@ impl PeerTable {
     }
 
     /// What the slices say about a node: of several entries (it is being moved) the newest, a buried one is none.
-    fn target(&self, name: &str) -> Option<Entry> {
+    fn target(&self, name: &str) -> Option<Arc<Entry>> {
         let entries = self.slices.values().filter_map(|slice| slice.get(name));
         let alive = entries.filter(|entry| !self.is_buried(entry));
         let newest = alive.reduce(|best, entry| if entry.generation > best.generation { entry } else { best });
@@ -174,7 +183,7 @@ impl PeerTable {
         stones.is_some_and(|stones| stones.iter().any(|stone| stone.covers(entry)))
     }
 
-    fn put(&mut self, entry: Entry, delta: &mut Delta) {
+    fn put(&mut self, entry: Arc<Entry>, delta: &mut Delta) {
         let name = entry.name.clone();
         self.guard.forget(&name);
         let before = self.effective.insert(name.clone(), entry);
@@ -200,8 +209,8 @@ impl PeerTable {
     }
 }
 
-fn by_name(entries: Vec<Entry>) -> BTreeMap<String, Entry> {
-    let named = entries.into_iter().map(|entry| (entry.name.clone(), entry));
+fn by_name(entries: Vec<Entry>) -> BTreeMap<String, Arc<Entry>> {
+    let named = entries.into_iter().map(|entry| (entry.name.clone(), Arc::new(entry)));
     named.collect()
 }
 
