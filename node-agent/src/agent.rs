@@ -38,6 +38,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::{Notify, mpsc, watch};
+use topology::node::NodePlanner;
 use wgdev::Datagram;
 
 /// Inputs of one sort taken in before the others have their turn.
@@ -75,6 +76,7 @@ pub struct Agent {
     identity: Box<Identity>,
     view: Box<View>,
     network: NetworkState,
+    planner: NodePlanner,
     plane: Option<Plane>,
     /// The assigned port that the last device was opened for.
     assigned_port: Option<u16>,
@@ -140,6 +142,7 @@ impl Agent {
             view,
             reporter,
             network: NetworkState::new(now),
+            planner: NodePlanner::default(),
             plane: None,
             assigned_port: None,
             device_error: None,

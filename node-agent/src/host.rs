@@ -9,7 +9,7 @@ pub use system::System;
 
 use crate::{
     cni::CniPlan,
-    net::{Changed, NetPlan, Underlay},
+    net::{Changed, NetPlan, Rerouting, Underlay},
     status::conditions::{Cni, Network},
 };
 use crds::mesh::Backend;
@@ -38,6 +38,10 @@ pub trait Host: Send + Sync {
 
     /// Makes routes, rules and firewall as planned, and then publishes the CNI file, if there is to be one.
     fn program<'a>(&'a self, plan: &'a NetPlan, cni: Option<&'a CniPlan>) -> BoxFuture<'a, anyhow::Result<Programmed>>;
+
+    /// Changes the routes to a few peers, on a host network that was programmed as planned. `false` if that takes more: then
+    /// the whole plan has to be programmed.
+    fn reroute<'a>(&'a self, plan: &'a NetPlan, change: &'a Rerouting) -> BoxFuture<'a, anyhow::Result<bool>>;
 
     /// Whether the CNI file is in place as it was published.
     fn cni_stands(&self, plan: &CniPlan, mtu: u16) -> bool;

@@ -52,9 +52,11 @@ mod device;
 mod firewall;
 mod forward;
 mod link;
+mod own;
 mod plan;
 mod ranges;
 mod report;
+mod reroute;
 mod routes;
 mod rules;
 mod sysctl;
@@ -66,8 +68,10 @@ use nlink::{Connection, Nftables, Route};
 pub use cleanup::cleanup;
 pub use contention::Contention;
 pub use link::{delete_link, link_exists, own_link};
+pub use own::OwnRemovals;
 pub use plan::{Mark, Masquerade, NetPlan, PeerRoute, PortRange, RouteKind};
 pub use report::{Change, ChangeKind, Failure, NetError, Overlap, Problem, Protected, Report, Standing};
+pub use reroute::{Ground, Rerouting, least_claims, reroute};
 pub use underlay::{Underlay, UnderlayDevice, read as underlay};
 pub use watch::{Changed, Watch, watch};
 
@@ -106,5 +110,9 @@ pub async fn apply(plan: &NetPlan) -> Result<Report, NetError> {
     sysctl::check(plan, &mut report);
     forward::check(&nft, plan, &mut report).await;
     report.settle(plan);
+    if report.failures.is_empty() {
+        let families = [false, true].map(|v6| desired.rules.iter().any(|rule| rule.v6 == v6));
+        report.ground = Some(Ground { device: index, underlay: report.underlay.clone(), families });
+    }
     Ok(report)
 }

@@ -3,7 +3,8 @@
 
 use path::{PathState, Reason};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use wire::key::PublicKey;
@@ -19,11 +20,14 @@ const MAX_DOUBLINGS: u32 = 6;
 /// A path that held this long is a good one again, whatever it did before.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(3600);
 
+/// Unconnected peers that are named at most; the table of all is in the metrics and in `warren-agent paths`.
+pub const NAMED_PEERS: usize = 5;
+
 /// What is shown of one peer.
 #[derive(Clone, Debug)]
 pub struct Row {
     /// Name of the MeshNode.
-    pub name: String,
+    pub name: Arc<str>,
     /// What the engine said last.
     pub state: PathState,
     /// Since when it is so.
@@ -46,50 +50,99 @@ pub struct Summary {
     pub direct: u32,
     /// Peers not connected.
     pub down: u32,
-    /// The unconnected ones with the reason, by name.
+    /// The first [`NAMED_PEERS`] of those with the reason, by name.
     pub unconnected: Vec<(String, Reason)>,
 }
 
-/// All peers.
+/// All peers. What is asked often is kept beside the rows, so that no answer looks at all of them.
 #[derive(Clone, Debug, Default)]
 pub struct PathTable {
     rows: BTreeMap<PublicKey, Row>,
+    /// When time alone will change what is shown of a row.
+    by_due: BTreeSet<(Instant, PublicKey)>,
+    /// Rows that are shown as direct.
+    direct: u32,
+    /// Those that are shown as down, by name.
+    unconnected: BTreeSet<(Arc<str>, PublicKey)>,
+    /// Rows by state: direct, connecting, down.
+    states: [u32; 3],
     /// Counts what the engine reported, by the names of the states.
     transitions: BTreeMap<(&'static str, &'static str, &'static str), u64>,
 }
 
 impl PathTable {
     /// Makes the table hold exactly these peers.
-    pub fn set_peers(&mut self, peers: &BTreeMap<PublicKey, String>, now: Instant) {
-        self.rows.retain(|key, _| peers.contains_key(key));
+    pub fn set_peers<'a>(&mut self, peers: impl Iterator<Item = (&'a PublicKey, &'a str)>, now: Instant) {
+        let mut gone: BTreeSet<PublicKey> = self.rows.keys().copied().collect();
         for (key, name) in peers {
-            let new = || Row {
-                name: name.clone(),
-                state: PathState::Connecting,
-                since: now,
-                shown: Shown::Pending,
-                downs: 0,
-            };
-            self.rows.entry(*key).or_insert_with(new).name.clone_from(name);
+            gone.remove(key);
+            self.set_peer(key, Some(name), now);
         }
+        gone.iter().for_each(|key| self.set_peer(key, None, now));
+    }
+
+    /// A peer has this name, or is none any more.
+    pub fn set_peer(&mut self, key: &PublicKey, name: Option<&str>, now: Instant) {
+        let known = self.take_out(key);
+        let Some(name) = name else { return };
+        let row = match known {
+            Some(row) if *row.name == *name => row,
+            Some(row) => Row { name: name.into(), ..row },
+            None => {
+                Row { name: name.into(), state: PathState::Connecting, since: now, shown: Shown::Pending, downs: 0 }
+            }
+        };
+        self.put_in(*key, row);
     }
 
     /// The engine reported a state. Returns the name of the peer if the news is worth a log line.
     pub fn report(&mut self, peer: &PublicKey, state: PathState, now: Instant) -> Option<&str> {
-        let row = self.rows.get_mut(peer)?;
-        if row.state.same_news(&state) {
-            row.state = state;
-            return None;
-        }
-        row.settle(now);
-        let labels = (state_name(&row.state), state_name(&state), reason_name(&state));
-        if is_direct(&row.state) != is_direct(&state) {
-            row.since = now;
+        let mut row = self.take_out(peer)?;
+        let is_news = !row.state.same_news(&state);
+        if is_news {
+            row.settle(now);
+            let labels = (state_name(&row.state), state_name(&state), reason_name(&state));
+            if is_direct(&row.state) != is_direct(&state) {
+                row.since = now;
+            }
+            *self.transitions.entry(labels).or_default() += 1;
         }
         row.state = state;
-        row.settle(now);
-        *self.transitions.entry(labels).or_default() += 1;
-        Some(&row.name)
+        if is_news {
+            row.settle(now);
+        }
+        self.put_in(*peer, row);
+        self.rows.get(peer).filter(|_| is_news).map(|row| &*row.name)
+    }
+
+    /// How many peers there are of each state: direct, connecting, down.
+    pub fn states(&self) -> [u32; 3] {
+        self.states
+    }
+
+    fn take_out(&mut self, key: &PublicKey) -> Option<Row> {
+        let row = self.rows.remove(key)?;
+        if let Some(due) = row.due() {
+            self.by_due.remove(&(due, *key));
+        }
+        match row.shown {
+            Shown::Pending => {}
+            Shown::Direct => self.direct -= 1,
+            Shown::Down => _ = self.unconnected.remove(&(row.name.clone(), *key)),
+        }
+        self.states[place(&row.state)] -= 1;
+        Some(row)
+    }
+
+    fn put_in(&mut self, key: PublicKey, row: Row) {
+        self.by_due.extend(row.due().map(|due| (due, key)));
+        match row.shown {
+            Shown::Pending => {}
+            Shown::Direct => self.direct += 1,
+            Shown::Down => _ = self.unconnected.insert((row.name.clone(), key)),
+        }
+        self.states[place(&row.state)] += 1;
+        self.rows.insert(key, row);
     }
 
     /// The rows by key.
@@ -104,25 +157,23 @@ impl PathTable {
 
     /// The calm numbers.
     pub fn summary(&mut self, now: Instant) -> Summary {
-        let mut summary = Summary::default();
-        for row in self.rows.values_mut() {
-            row.settle(now);
-            match row.shown {
-                Shown::Pending => {}
-                Shown::Direct => summary.direct += 1,
-                Shown::Down => {
-                    summary.down += 1;
-                    summary.unconnected.push((row.name.clone(), reason(&row.state)));
-                }
+        while let Some((_, key)) = self.by_due.first().copied().filter(|(due, _)| *due <= now) {
+            if let Some(mut row) = self.take_out(&key) {
+                row.settle(now);
+                self.put_in(key, row);
             }
         }
-        summary.unconnected.sort();
-        summary
+        let named = |(name, key): &(Arc<str>, PublicKey)| Some((name.to_string(), reason(&self.rows.get(key)?.state)));
+        Summary {
+            direct: self.direct,
+            down: self.unconnected.len().try_into().unwrap_or(u32::MAX),
+            unconnected: self.unconnected.iter().take(NAMED_PEERS).filter_map(named).collect(),
+        }
     }
 
     /// When time alone will change the summary.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.rows.values().filter_map(Row::due).min()
+        self.by_due.first().map(|(due, _)| *due)
     }
 }
 
@@ -149,6 +200,15 @@ impl Row {
             (Shown::Direct, true) | (Shown::Down, false) => return None,
         };
         Some(self.since + wait)
+    }
+}
+
+/// The place of a state among [`PathTable::states`].
+fn place(state: &PathState) -> usize {
+    match state {
+        PathState::Direct { .. } => 0,
+        PathState::Connecting => 1,
+        PathState::Down { .. } => 2,
     }
 }
 
@@ -182,93 +242,4 @@ fn reason(state: &PathState) -> Reason {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use path::{CandidateKind, Selected, Tier};
-
-    const DOWN: PathState = PathState::Down { reason: Reason::NoAnswer };
-
-    fn direct(now: Instant) -> PathState {
-        let pair = Selected { remote: "192.0.2.1:1".parse().unwrap(), kind: CandidateKind::Host, tier: Tier::Ipv4 };
-        PathState::Direct { pair, rtt: Duration::from_millis(5), since: now }
-    }
-
-    fn table(now: Instant) -> (PathTable, PublicKey) {
-        let key = PublicKey::from_bytes([7; 32]);
-        let mut table = PathTable::default();
-        table.set_peers(&BTreeMap::from([(key, "peer".into())]), now);
-        (table, key)
-    }
-
-    fn s(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
-    }
-
-    fn counts(table: &mut PathTable, now: Instant) -> (u32, u32) {
-        let summary = table.summary(now);
-        (summary.direct, summary.down)
-    }
-
-    #[test]
-    fn a_new_peer_counts_as_connected_at_once_and_as_unconnected_after_its_grace() {
-        let t = Instant::now();
-        let (mut table, key) = table(t);
-        assert_eq!(counts(&mut table, t), (0, 0));
-        assert_eq!(table.poll_timeout(), Some(t + GRACE));
-        assert_eq!(counts(&mut table.clone(), t + GRACE), (0, 1));
-        table.report(&key, direct(t), t + s(1));
-        assert_eq!(counts(&mut table, t + s(1)), (1, 0));
-        assert_eq!(table.poll_timeout(), None);
-    }
-
-    #[test]
-    fn a_short_interruption_is_never_written() {
-        let t = Instant::now();
-        let (mut table, key) = table(t);
-        table.report(&key, direct(t), t);
-        table.report(&key, DOWN, t + s(100));
-        assert_eq!(counts(&mut table, t + s(129)), (1, 0));
-        table.report(&key, direct(t), t + s(129));
-        assert_eq!(counts(&mut table, t + s(1000)), (1, 0));
-    }
-
-    #[test]
-    fn an_unconnected_peer_is_named_with_its_reason() {
-        let t = Instant::now();
-        let (mut table, key) = table(t);
-        table.report(&key, DOWN, t);
-        assert_eq!(table.summary(t + GRACE).unconnected, [("peer".to_owned(), Reason::NoAnswer)]);
-    }
-
-    #[test]
-    fn a_path_that_flaps_is_written_ever_less_often() {
-        let t = Instant::now();
-        let (mut table, key) = table(t);
-        let (mut now, mut last, mut writes) = (t, (0, 0), 0);
-        for _ in 0..120 {
-            for (state, seconds) in [(direct(now), 40), (DOWN, 40)] {
-                table.report(&key, state, now);
-                for _ in 0..seconds {
-                    now += s(1);
-                    let shown = counts(&mut table, now);
-                    writes += u32::from(shown != last);
-                    last = shown;
-                }
-            }
-        }
-        // 160 minutes of flapping, 240 real changes.
-        assert!(writes <= 10, "{writes}");
-    }
-
-    #[test]
-    fn peers_that_left_are_forgotten_and_renamed_ones_keep_their_state() {
-        let t = Instant::now();
-        let (mut table, key) = table(t);
-        table.report(&key, direct(t), t);
-        table.set_peers(&BTreeMap::from([(key, "renamed".into())]), t);
-        assert_eq!(table.rows()[&key].name, "renamed");
-        assert!(is_direct(&table.rows()[&key].state));
-        table.set_peers(&BTreeMap::new(), t);
-        assert_eq!(table.report(&key, DOWN, t), None);
-    }
-}
+mod tests;

@@ -1,9 +1,10 @@
 //! What the control plane told this node: kept in memory, mirrored to the disk cache, merged into one peer table.
 
 pub mod convert;
+mod directory;
 
 use crate::{
-    api::{Fed, Listing, Told},
+    api::{Fed, Told},
     cache::{Cache, Name},
 };
 use crds::{Mesh, MeshNode, MeshPeerSlice, MeshRelay, names};
@@ -15,12 +16,7 @@ use std::{
     net::SocketAddr,
     time::Duration,
 };
-use topology::{
-    mesh::MeshConfig,
-    node::{Delta, PeerTable},
-    peer::{Entry, Tombstone},
-    spec::NodeSpec,
-};
+use topology::{mesh::MeshConfig, node::PeerTable, spec::NodeSpec};
 use wire::key::PublicKey;
 
 /// Slices held at most: 64 peers each, so far more than a mesh of 8,192 peers needs.
@@ -64,6 +60,8 @@ pub struct View {
     stored: BTreeMap<String, BTreeSet<String>>,
     relays: BTreeMap<String, MeshRelay>,
     table: PeerTable,
+    /// Names of the entries that are others than when [`Self::take_changed`] was called last; `None` stands for all.
+    changed: Option<BTreeSet<String>>,
     /// Whether the slices were listed since this process started.
     listed: bool,
     complete: bool,
@@ -91,6 +89,7 @@ impl View {
             table: PeerTable::restore(own_name, entries, tombstones),
             told: stored.clone(),
             stored,
+            changed: None,
             listed: false,
             complete: false,
             cache,
@@ -183,6 +182,11 @@ impl View {
         &self.table
     }
 
+    /// Names of the entries that are others than at the last call; `None` stands for all.
+    pub fn take_changed(&mut self) -> Option<BTreeSet<String>> {
+        self.changed.replace(BTreeSet::new())
+    }
+
     /// Those who tell this node its address: relays first, then what the mesh names. A relay on this node sees no NAT.
     pub fn stun_servers(&self) -> Vec<SocketAddr> {
         let others = self.relays.values().filter(|r| r.spec.node_name.as_deref() != Some(&self.own_name));
@@ -234,104 +238,6 @@ impl View {
         version(told).zip(version(known)).is_some_and(|(told, known)| told < known)
     }
 
-    fn slices(&mut self, fed: Fed<MeshPeerSlice>, now: Duration) -> bool {
-        let delta = match &fed {
-            Fed::Listed(all) => self.list(all, now),
-            Fed::Applied(slice) if slice.name_any() == names::REMOVED_SLICE => {
-                self.table.handle_tombstones(convert::tombstones(slice), now)
-            }
-            Fed::Applied(slice) => {
-                self.told.insert(slice.name_any(), convert::names(slice));
-                self.table.handle_slice(&slice.name_any(), self.entries(slice), now)
-            }
-            Fed::Deleted(name) => {
-                self.told.remove(name);
-                self.table.handle_slice_deleted(name, now)
-            }
-        };
-        self.listed |= matches!(fed, Fed::Listed(_));
-        let holds = self.table.guard(now).is_some();
-        let was_complete = self.complete;
-        self.complete = self.listed && !holds && !self.table.entries().is_empty();
-        self.persist(fed, holds);
-        !delta.is_empty() || was_complete != self.complete
-    }
-
-    fn list(&mut self, all: &Listing<MeshPeerSlice>, now: Duration) -> Delta {
-        let is_removed = |name: &str| name == names::REMOVED_SLICE;
-        let tombstones: Vec<Tombstone> = if all.unreadable.iter().any(|name| is_removed(name)) {
-            self.table.tombstones().cloned().collect()
-        } else {
-            all.objects.iter().flat_map(convert::tombstones).collect()
-        };
-        let peers = all.objects.iter().filter(|slice| !is_removed(&slice.name_any())).take(MAX_SLICES);
-        let mut lists: BTreeMap<String, Vec<Entry>> =
-            peers.clone().map(|slice| (slice.name_any(), self.entries(slice))).collect();
-        let mut told: BTreeMap<String, BTreeSet<String>> =
-            peers.map(|slice| (slice.name_any(), convert::names(slice))).collect();
-        // A slice that is there and can't be read is as it was.
-        for name in all.unreadable.iter().filter(|name| !is_removed(name)) {
-            let names = self.told.get(name).cloned().unwrap_or_default();
-            lists.insert(name.clone(), names.iter().filter_map(|name| self.known(name)).collect());
-            told.insert(name.clone(), names);
-        }
-        self.told = told;
-        self.table.handle_list(lists, tombstones, now)
-    }
-
-    fn entries(&self, slice: &MeshPeerSlice) -> Vec<Entry> {
-        convert::entries(slice, |name| self.known(name))
-    }
-
-    fn known(&self, name: &str) -> Option<Entry> {
-        self.table.entries().get(name).cloned()
-    }
-
-    /// The disk follows what is in force: while the guard holds a peer back, the slice that names it stays as it is there,
-    /// because a restart must not do what the guard prevented. All else is kept, tombstones above all, because a restart
-    /// must not undo a revocation either.
-    fn persist(&mut self, fed: Fed<MeshPeerSlice>, holds: bool) {
-        match fed {
-            Fed::Listed(all) => {
-                let Listing { objects: all, unreadable } = all;
-                let listed: BTreeSet<String> = all.iter().map(ResourceExt::name_any).chain(unreadable).collect();
-                let gone: Vec<String> = self.stored.keys().filter(|name| !listed.contains(*name)).cloned().collect();
-                gone.iter().for_each(|name| self.forget_slice(name, holds));
-                all.iter().for_each(|slice| self.keep_slice(slice));
-            }
-            Fed::Applied(slice) => self.keep_slice(&slice),
-            Fed::Deleted(name) => self.forget_slice(&name, holds),
-        }
-    }
-
-    fn keep_slice(&mut self, slice: &MeshPeerSlice) {
-        let (name, names) = (slice.name_any(), convert::names(slice));
-        if self.would_lose(&name, &names) || (self.stored.len() >= MAX_SLICES && !self.stored.contains_key(&name)) {
-            return;
-        }
-        if let Some(file) = Name::of("slice", &name) {
-            self.cache.store(&file, &convert::whole(slice, || self.cache.load(&file)));
-            self.stored.insert(name, names);
-        }
-    }
-
-    /// Whether the disk would forget somebody whom the guard holds.
-    fn would_lose(&self, slice: &str, names: &BTreeSet<String>) -> bool {
-        let stored = self.stored.get(slice);
-        stored.is_some_and(|stored| stored.difference(names).any(|name| self.table.is_held(name)))
-    }
-
-    fn forget_slice(&mut self, name: &str, holds: bool) {
-        // Slices that stay for the guard may still name those whom the tombstones bury.
-        if self.would_lose(name, &BTreeSet::new()) || (holds && name == names::REMOVED_SLICE) {
-            return;
-        }
-        self.stored.remove(name);
-        if let Some(file) = Name::of("slice", name) {
-            self.cache.remove(&file);
-        }
-    }
-
     fn keep<T: Serialize>(&self, kind: &'static str, value: &T) {
         self.cache.store(&Name::single(kind), value);
     }
@@ -373,161 +279,4 @@ fn relays(known: &mut BTreeMap<String, MeshRelay>, fed: Fed<MeshRelay>) -> bool 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::TempDir;
-    use crds::{MeshRelaySpec, MeshRelayStatus, MeshSpec};
-
-    fn open() -> (TempDir, Cache) {
-        let dir = TempDir::new("told");
-        let cache = Cache::open(&dir.path().join("cache")).unwrap();
-        (dir, cache)
-    }
-
-    fn relay(name: &str, stun: &[&str]) -> MeshRelay {
-        let mut relay = MeshRelay::new(name, MeshRelaySpec::default());
-        relay.status =
-            Some(MeshRelayStatus { stun: stun.iter().map(|s| s.to_string()).collect(), ..Default::default() });
-        relay
-    }
-
-    fn peer(n: u8) -> crds::PeerEntry {
-        crds::PeerEntry {
-            name: format!("n{n}"),
-            uid: format!("u{n}"),
-            public_key: PublicKey::from_bytes([n; 32]).to_string(),
-            generation: 1,
-            ..Default::default()
-        }
-    }
-
-    fn slice(name: &str, numbers: std::ops::Range<u8>) -> MeshPeerSlice {
-        let entries = numbers.map(peer).collect();
-        MeshPeerSlice::new(name, crds::MeshPeerSliceSpec { entries, ..Default::default() })
-    }
-
-    #[test]
-    fn what_was_told_is_there_after_a_restart() {
-        let (_dir, cache) = open();
-        let mut view = View::restore(cache.clone(), "a");
-        let now = Duration::ZERO;
-        assert!(view.handle(Told::Mesh(Fed::Listed(vec![Mesh::new("default", MeshSpec::default())].into())), now).mesh);
-        assert!(view.handle(Told::Node(Fed::Listed(vec![MeshNode::new("a", Default::default())].into())), now).node);
-        assert!(view.handle(Told::Relays(Fed::Applied(relay("r", &["192.0.2.1:3478"]))), now).relays);
-        cache.flush();
-        let again = View::restore(cache.clone(), "a");
-        assert_eq!(again.mesh(), view.mesh());
-        assert_eq!(again.node(), view.node());
-        assert_eq!(again.stun_servers(), ["192.0.2.1:3478".parse().unwrap()]);
-        assert!(View::restore(cache, "b").node().is_none(), "another node's spec");
-    }
-
-    #[test]
-    fn a_deleted_or_missing_mesh_or_node_keeps_what_is_known() {
-        let (_dir, cache) = open();
-        let mut view = View::restore(cache, "a");
-        let now = Duration::ZERO;
-        view.handle(Told::Mesh(Fed::Applied(Mesh::new("default", MeshSpec::default()))), now);
-        view.handle(Told::Node(Fed::Applied(MeshNode::new("a", Default::default()))), now);
-        for told in [
-            Told::Mesh(Fed::Listed(Vec::new().into())),
-            Told::Mesh(Fed::Deleted("default".into())),
-            Told::Node(Fed::Listed(Vec::new().into())),
-            Told::Node(Fed::Deleted("a".into())),
-        ] {
-            assert!(!view.handle(told, now).any());
-        }
-        assert!(view.mesh().is_some() && view.node().is_some());
-    }
-
-    #[test]
-    fn what_the_guard_holds_back_is_held_on_disk_too() {
-        let (_dir, cache) = open();
-        let mut view = View::restore(cache.clone(), "a");
-        assert!(view.handle(Told::Slices(Fed::Listed(vec![slice("peers-0", 1..4)].into())), Duration::ZERO).peers);
-        view.handle(Told::Slices(Fed::Applied(slice("peers-0", 0..0))), Duration::from_secs(1));
-        assert!(view.table().guard(Duration::from_secs(1)).is_some());
-        cache.flush();
-        assert_eq!(View::restore(cache, "a").table().entries().len(), 3);
-    }
-
-    fn node(uid: &str, version: u64, port: u16) -> MeshNode {
-        let mut node = MeshNode::new("a", crds::MeshNodeSpec { listen_port: Some(port), ..Default::default() });
-        node.metadata.uid = Some(uid.into());
-        node.metadata.resource_version = Some(version.to_string());
-        node
-    }
-
-    #[test]
-    fn a_revocation_outlives_a_restart_although_the_guard_holds_others() {
-        let (_dir, cache) = open();
-        let mut view = View::restore(cache.clone(), "a");
-        view.handle(
-            Told::Slices(Fed::Listed(vec![slice("peers-0", 1..5), slice("peers-1", 11..13)].into())),
-            Duration::ZERO,
-        );
-        let names = |view: &View| view.table().entries().keys().cloned().collect::<Vec<_>>();
-        // Peers vanish without a word, and the guard keeps them. Then one is revoked, and one is new.
-        let now = Duration::from_secs(1);
-        view.handle(Told::Slices(Fed::Applied(slice("peers-0", 1..2))), now);
-        assert!(view.table().guard(now).is_some());
-        let mut removed = slice("removed", 0..0);
-        removed.spec.tombstones = vec![crds::Tombstone {
-            name: "n11".into(),
-            uid: "u11".into(),
-            public_key: peer(11).public_key,
-            generation: 1,
-        }];
-        view.handle(Told::Slices(Fed::Applied(removed)), now);
-        view.handle(Told::Slices(Fed::Applied(slice("peers-1", 12..14))), now);
-        let expected = ["n1", "n12", "n13", "n2", "n3", "n4"];
-        assert_eq!(names(&view), expected);
-        cache.flush();
-        assert_eq!(names(&View::restore(cache, "a")), expected);
-    }
-
-    #[test]
-    fn an_answer_to_a_write_is_taken_as_any_other_news() {
-        let (_dir, cache) = open();
-        let mut view = View::restore(cache.clone(), "a");
-        view.handle(Told::Node(Fed::Listed(vec![node("u", 5, 1)].into())), Duration::ZERO);
-        let mut answer = node("u", 7, 2);
-        answer.metadata.managed_fields = Some(Vec::new());
-        assert!(view.node_written(answer).node, "the spec of the answer is news");
-        assert_eq!(view.node().unwrap().metadata.managed_fields, None);
-        assert!(!view.handle(Told::Node(Fed::Applied(node("u", 7, 2))), Duration::ZERO).node, "and its echo is none");
-        cache.flush();
-        assert_eq!(View::restore(cache, "a").node().unwrap().spec.listen_port, Some(2));
-    }
-
-    #[test]
-    fn a_late_answer_to_a_write_undoes_nothing() {
-        let (_dir, cache) = open();
-        let mut view = View::restore(cache, "a");
-        view.handle(Told::Node(Fed::Applied(node("u", 9, 2))), Duration::ZERO);
-        assert!(!view.node_written(node("u", 8, 1)).node);
-        assert_eq!(view.node().unwrap().spec.listen_port, Some(2));
-        // Deleted and made again under the same name: the answer may be about the old object, or already about the new one.
-        assert!(!view.node_written(node("older", 8, 1)).node);
-        assert!(view.node_written(node("newer", 10, 3)).node);
-        view.handle(Told::Node(Fed::Deleted("a".into())), Duration::ZERO);
-        view.node_written(node("newer", 11, 3));
-        assert!(!view.node_is_present(), "the answer says what was, not what is");
-    }
-
-    #[test]
-    fn stun_servers_are_unique_capped_and_relays_come_first() {
-        let (_dir, cache) = open();
-        let mut view = View::restore(cache, "a");
-        let mut mesh = Mesh::new("default", MeshSpec::default());
-        mesh.spec.stun.servers = vec!["192.0.2.9:3478".into(), "192.0.2.1:3478".into(), "nonsense".into()];
-        view.handle(Told::Mesh(Fed::Applied(mesh)), Duration::ZERO);
-        view.handle(Told::Relays(Fed::Listed(vec![relay("r", &["192.0.2.1:3478"])].into())), Duration::ZERO);
-        let shown: Vec<String> = view.stun_servers().iter().map(SocketAddr::to_string).collect();
-        assert_eq!(shown, ["192.0.2.1:3478", "192.0.2.9:3478"]);
-        let many: Vec<MeshRelay> =
-            (0..100).map(|n| relay(&format!("r{n}"), &[&format!("198.51.100.{n}:3478")])).collect();
-        view.handle(Told::Relays(Fed::Listed(many.into())), Duration::ZERO);
-        assert_eq!(view.stun_servers().len(), MAX_STUN_SERVERS);
-    }
-}
+mod tests;

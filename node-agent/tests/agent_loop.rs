@@ -4,6 +4,8 @@
 
 #[path = "agent_loop/membership.rs"]
 mod membership;
+#[path = "agent_loop/one_of_many.rs"]
+mod one_of_many;
 #[path = "agent_loop/standing.rs"]
 mod standing;
 mod support;
@@ -23,7 +25,7 @@ use node_agent::{
     key::KeyFile,
     local::{self, Answer, Ask, Question},
     metrics::Metrics,
-    net::{Changed, NetPlan, Underlay},
+    net::{Changed, NetPlan, Rerouting, Underlay},
     start::Shell,
     status::conditions::{Cni, Network},
 };
@@ -63,6 +65,8 @@ struct Machine {
     plans: watch::Sender<Vec<NetPlan>>,
     /// The CNI file asked for last.
     cni: watch::Sender<Option<CniPlan>>,
+    /// The routes that were changed alone.
+    rerouted: Mutex<Vec<Rerouting>>,
     taken_ports: Mutex<Vec<u16>>,
     broken: Mutex<Option<String>>,
     /// No device can be made.
@@ -92,6 +96,7 @@ impl Machine {
             devices: Mutex::default(),
             plans: watch::Sender::new(Vec::new()),
             cni: watch::Sender::default(),
+            rerouted: Mutex::default(),
             taken_ports: Mutex::new(taken_ports),
             broken: Mutex::default(),
             no_device: AtomicBool::new(false),
@@ -252,6 +257,19 @@ impl Host for Machine {
             self.cni_gone.store(false, Ordering::Relaxed);
             let cni = if cni.is_some() { Cni::Ready } else { Cni::NotManaged };
             Ok(Programmed { network: Network::default(), cni, repairs: vec!["route"] })
+        })
+    }
+
+    fn reroute<'a>(&'a self, plan: &'a NetPlan, change: &'a Rerouting) -> BoxFuture<'a, anyhow::Result<bool>> {
+        Box::pin(async move {
+            self.rerouted.lock().unwrap().push(change.clone());
+            self.plans.send_modify(|plans| {
+                let standing = plans.last().map_or(&[][..], |plan| &plan.routes);
+                let kept = standing.iter().filter(|route| !change.remove.contains(route));
+                let routes = kept.chain(&change.add).cloned().collect();
+                plans.push(NetPlan { routes, ..plan.clone() });
+            });
+            Ok(true)
         })
     }
 

@@ -67,6 +67,8 @@ pub struct PeerPlan {
     pub uid: Uid,
     /// Its addresses in the mesh.
     pub mesh_ips: Vec<IpAddr>,
+    /// Its own addresses that the mesh carries.
+    pub node_ips: Vec<IpAddr>,
     /// What it may send from and be sent to, sorted.
     pub allowed_ips: Vec<IpNet>,
     /// The routes into the device on its account, sorted; equal to `allowed_ips` today.

@@ -12,6 +12,7 @@ use crate::{
 };
 use path::PathState;
 use std::time::Instant;
+use wgdev::PeerStatus;
 use wire::key::PublicKey;
 
 /// Refusals that are listed; a slice full of nonsense must not flood a terminal.
@@ -24,12 +25,12 @@ pub(super) async fn answer(agent: &mut Agent, ask: Ask, now: Instant) {
         Question::Ready => agent.ready(now),
         Question::Status => Answer::json(&agent.status_report(now)),
         Question::Paths(peer) => {
-            agent.read_counters(now).await;
-            agent.paths_answer(peer.as_deref(), now)
+            let counters = agent.counters().await;
+            agent.paths_answer(peer.as_deref(), &counters, now)
         }
         Question::Metrics => {
-            agent.read_counters(now).await;
-            agent.export();
+            let counters = agent.counters().await;
+            agent.export(&counters);
             Answer::metrics(&agent.metrics)
         }
     };
@@ -75,38 +76,31 @@ impl Agent {
             write_error: self.reporter.failure().map(Into::into),
             conditions: observed.iter().map(condition).collect(),
             refusals: self.refusals(),
-            peers: self.peer_counts(),
+            peers: self.paths.states(),
         }
     }
 
     fn refusals(&self) -> Vec<String> {
-        let plan = self.plane.as_ref().map(Plane::plan);
+        let plan = self.planner.plan();
         let overlaps = plan
+            .underlay_overlaps
             .iter()
-            .flat_map(|p| &p.underlay_overlaps)
             .map(|o| format!("{} {}: overlaps this node's own network {} ({:?})", o.peer, o.prefix, o.with, o.kind));
-        let refusals = plan.iter().flat_map(|p| &p.refusals).map(|r| format!("{}: {:?}", r.peer, r.why));
+        let refusals = plan.refusals.iter().map(|r| format!("{}: {:?}", r.peer, r.why));
         overlaps.chain(refusals).take(MAX_REFUSALS).collect()
     }
 
-    fn peer_counts(&self) -> [u32; 3] {
-        self.paths.rows().values().fold([0; 3], |[direct, connecting, down], row| match row.state {
-            PathState::Direct { .. } => [direct + 1, connecting, down],
-            PathState::Connecting => [direct, connecting + 1, down],
-            PathState::Down { .. } => [direct, connecting, down + 1],
+    /// What the device counted of each peer.
+    async fn counters(&self) -> Vec<PeerStatus> {
+        let Some(plane) = &self.plane else { return Vec::new() };
+        plane.statuses().await.unwrap_or_else(|e| {
+            tracing::debug!(error = %e, "the counters can't be read");
+            Vec::new()
         })
     }
 
-    async fn read_counters(&mut self, now: Instant) {
-        if let Some(plane) = &mut self.plane
-            && let Err(e) = plane.read_counters(now).await
-        {
-            tracing::debug!(error = %e, "the counters can't be read");
-        }
-    }
-
-    fn paths_answer(&self, only: Option<&str>, now: Instant) -> Answer {
-        let mut peers = self.peer_reports(now);
+    fn paths_answer(&self, only: Option<&str>, counters: &[PeerStatus], now: Instant) -> Answer {
+        let mut peers = self.peer_reports(counters, now);
         if let Some(name) = only {
             peers.retain(|p| p.name == name);
             if peers.is_empty() {
@@ -120,11 +114,11 @@ impl Agent {
         Answer::json(&PathsReport { schema: SCHEMA, peers })
     }
 
-    fn peer_reports(&self, now: Instant) -> Vec<PeerReport> {
+    fn peer_reports(&self, counters: &[PeerStatus], now: Instant) -> Vec<PeerReport> {
         let Some(plane) = &self.plane else { return Vec::new() };
         let snapshot = plane.engine().snapshot();
         let report = |(key, row): (&PublicKey, &crate::paths::Row)| {
-            let counters = plane.counters().iter().find(|c| c.public_key == *key);
+            let counters = of(counters, key);
             let seen = snapshot.peers.get(key);
             let (tier, rtt) = match row.state {
                 PathState::Direct { pair, rtt, .. } => {
@@ -132,9 +126,10 @@ impl Agent {
                 }
                 _ => (None, None),
             };
-            let mesh_ips = plane.plan().peers.get(key).map(|p| p.mesh_ips.iter().map(ToString::to_string).collect());
+            let plan = self.planner.plan().peers.get(key);
+            let mesh_ips = plan.map(|p| p.mesh_ips.iter().map(ToString::to_string).collect());
             PeerReport {
-                name: row.name.clone(),
+                name: row.name.to_string(),
                 key: key.short(),
                 mesh_ips: mesh_ips.unwrap_or_default(),
                 state: state_name(&row.state).into(),
@@ -153,23 +148,23 @@ impl Agent {
     }
 
     /// Brings the gauges that are read, not counted, up to date.
-    fn export(&self) {
+    fn export(&self, counters: &[PeerStatus]) {
         let m = &self.metrics;
         let nat = self.plane.as_ref().and_then(Plane::local).map_or("Unknown", |(_, nat)| nat.v4.as_str());
         m.reset();
         let backend = self.plane.as_ref().map_or("none", |plane| plane.backend().as_str());
         m.node_info.with_label_values(&[nat, backend]).set(1);
-        for (state, count) in ["direct", "connecting", "down"].into_iter().zip(self.peer_counts()) {
+        for (state, count) in ["direct", "connecting", "down"].into_iter().zip(self.paths.states()) {
             m.peers.with_label_values(&[state]).set(count.into());
         }
         let Some(plane) = &self.plane else { return };
         for (key, row) in self.paths.rows().iter().take(MAX_PEER_SERIES) {
-            let labels = [row.name.as_str(), state_name(&row.state), reason_name(&row.state)];
+            let labels = [&*row.name, state_name(&row.state), reason_name(&row.state)];
             m.peer_path.with_label_values(&labels).set(1);
             if let PathState::Direct { rtt, .. } = row.state {
                 m.peer_rtt.with_label_values(&[&row.name]).set(rtt.as_secs_f64());
             }
-            if let Some(c) = plane.counters().iter().find(|c| c.public_key == *key) {
+            if let Some(c) = of(counters, key) {
                 m.peer_receive.with_label_values(&[&row.name]).inc_by(c.rx_bytes);
                 m.peer_transmit.with_label_values(&[&row.name]).inc_by(c.tx_bytes);
                 m.set_last_handshake(&row.name, c.last_handshake);
@@ -197,6 +192,11 @@ impl Agent {
             m.forbidden_endpoint.with_label_values(&[kind.as_str()]).inc_by(*count);
         }
     }
+}
+
+/// The counters of one peer among those of all, which are ordered by key.
+fn of<'a>(counters: &'a [PeerStatus], key: &PublicKey) -> Option<&'a PeerStatus> {
+    counters.binary_search_by_key(key, |counters| counters.public_key).ok().map(|at| &counters[at])
 }
 
 fn tried(pair: &path::PairReport) -> TriedReport {

@@ -18,7 +18,7 @@ use std::{
 };
 use topology::{
     mesh::MeshConfig,
-    node::{NodePlan, PeerPlan, SelfFacts, plan_node},
+    node::{NodePlan, PeerPlan, SelfFacts},
     peer,
     spec::NodeSpec,
 };
@@ -70,8 +70,8 @@ pub struct Intent {
     pub last_port: u16,
     /// Its MTU.
     pub mtu: u16,
-    /// The peers.
-    pub plan: NodePlan,
+    /// What the mesh closes, without what lies in another part of it.
+    pub claims: Vec<IpNet>,
     /// What may never be an endpoint.
     pub forbidden: Forbidden,
     /// Host candidates, with the prefix lengths of their subnets.
@@ -106,11 +106,16 @@ pub struct Found<'a> {
     pub public_key: PublicKey,
 }
 
-/// The whole intent. `None` until settings and own addresses are known.
-pub fn intent(settings: &Settings, view: &View, found: &Found<'_>) -> Option<Intent> {
-    let mesh = view.mesh_config()?;
+/// What the peers are planned from, beside what the slices say. `None` until settings and own addresses are known.
+pub fn basis(settings: &Settings, view: &View, found: &Found<'_>) -> Option<(SelfFacts, MeshConfig)> {
     let spec = view.own_spec().filter(|s| !s.mesh_ips.is_empty())?;
-    let plan = plan_node(&facts(settings, &spec, found), &mesh, view.table());
+    Some((facts(settings, spec, found), view.mesh_config()?))
+}
+
+/// What the node should have beside its peers, which `plan` has. `None` until settings and own addresses are known.
+pub fn intent(settings: &Settings, view: &View, found: &Found<'_>, plan: &NodePlan) -> Option<Intent> {
+    let mesh = view.mesh_config()?;
+    let spec = view.own_spec()?;
     let object = view.mesh()?;
     let device = DeviceIntent {
         listen_port: spec.listen_port,
@@ -123,11 +128,12 @@ pub fn intent(settings: &Settings, view: &View, found: &Found<'_>) -> Option<Int
     } else {
         Leftovers::Keep { revoked: view.table().tombstones().map(|stone| stone.public_key).collect() }
     };
+    let claims = net::least_claims(&view.pod_ranges(), plan.unreachable.iter().copied());
     Some(Intent {
         device,
         last_port: mesh.listen_ports.last.max(spec.listen_port),
         mtu: object.spec.mtu.unwrap_or_else(|| found.survey.underlay.device_mtu()),
-        forbidden: forbidden(&plan, &mesh, &view.pod_ranges(), found),
+        forbidden: forbidden(plan, &claims, &mesh, found),
         hosts: hosts(&found.survey.underlay),
         stun_servers: view.stun_servers(),
         cni: (settings.cni_mode == CniMode::Managed).then(|| CniPlan {
@@ -137,17 +143,18 @@ pub fn intent(settings: &Settings, view: &View, found: &Found<'_>) -> Option<Int
             pod_cidrs: spec.pod_cidrs.clone(),
             confirmed: view.node_is_present(),
         }),
-        plan,
+        claims,
         leftovers,
     })
 }
 
-/// The host network that goes with an intent, once the device's port is known.
+/// The host network that goes with an intent, once the device's port is known; without the routes to peers.
 pub fn net_plan(
     settings: &Settings,
     view: &View,
     found: &Found<'_>,
     intent: &Intent,
+    plan: &NodePlan,
     listen_port: u16,
     serves_api: Option<u16>,
 ) -> Option<net::NetPlan> {
@@ -156,10 +163,10 @@ pub fn net_plan(
     Some(net::NetPlan {
         device: settings.device.clone(),
         mtu: intent.mtu,
-        addresses: intent.plan.own_mesh_ips.clone(),
-        routes: intent.plan.peers.values().flat_map(|peer| routes(view, peer)).collect(),
-        claims: intent.plan.unreachable.iter().copied().chain(view.pod_ranges()).collect(),
-        own_pod_cidrs: intent.plan.own_pod_cidrs.clone(),
+        addresses: plan.own_mesh_ips.clone(),
+        routes: Vec::new(),
+        claims: intent.claims.clone(),
+        own_pod_cidrs: plan.own_pod_cidrs.clone(),
         own_node_cidrs: spec.node_ips.iter().copied().map(IpNet::from).collect(),
         service_cidrs: view.mesh_config()?.service_cidrs,
         mark: net::Mark { value: mark.value, mask: mark.mask },
@@ -183,12 +190,12 @@ pub fn path_peer(public_key: PublicKey, peer: &PeerPlan) -> PeerConfig {
     }
 }
 
-fn facts(settings: &Settings, spec: &NodeSpec, found: &Found<'_>) -> SelfFacts {
+fn facts(settings: &Settings, spec: NodeSpec, found: &Found<'_>) -> SelfFacts {
     let underlay = &found.survey.underlay;
     SelfFacts {
         name: settings.node_name.clone(),
         public_key: Some(found.public_key),
-        spec: Some(spec.clone()),
+        spec: Some(spec),
         own_addresses: found.survey.own_addresses.clone(),
         connected: underlay.connected.clone(),
         gateways: underlay.gateways.clone(),
@@ -197,8 +204,8 @@ fn facts(settings: &Settings, spec: &NodeSpec, found: &Found<'_>) -> SelfFacts {
     }
 }
 
-fn forbidden(plan: &NodePlan, mesh: &MeshConfig, pods: &[IpNet], found: &Found<'_>) -> Forbidden {
-    let inside = plan.unreachable.iter().chain(&plan.own_pod_cidrs).chain(pods).copied();
+fn forbidden(plan: &NodePlan, claims: &[IpNet], mesh: &MeshConfig, found: &Found<'_>) -> Forbidden {
+    let inside = claims.iter().chain(&plan.own_pod_cidrs).copied();
     let mut networks: Vec<IpNet> = inside.chain(mesh.reserved()).collect();
     networks.sort();
     networks.dedup();
@@ -215,19 +222,19 @@ fn hosts(underlay: &net::Underlay) -> Vec<IpNet> {
     underlay.candidates.iter().map(with_prefix).collect()
 }
 
-fn routes(view: &View, peer: &PeerPlan) -> Vec<net::PeerRoute> {
-    let node_ips = view.table().entries().get(&peer.name).map(|e| e.node_ips.as_slice()).unwrap_or_default();
-    let kind = |prefix: &IpNet| {
+/// The routes to a peer.
+pub fn routes(peer: &PeerPlan) -> impl Iterator<Item = net::PeerRoute> {
+    let kind = move |prefix: &IpNet| {
         let host = prefix.prefix_len() == prefix.max_prefix_len();
         if host && peer.mesh_ips.contains(&prefix.addr()) {
             net::RouteKind::Mesh
-        } else if host && node_ips.contains(&prefix.addr()) {
+        } else if host && peer.node_ips.contains(&prefix.addr()) {
             net::RouteKind::Node
         } else {
             net::RouteKind::Pod
         }
     };
-    peer.routes.iter().map(|p| net::PeerRoute { prefix: *p, kind: kind(p), src: None, mtu: None }).collect()
+    peer.routes.iter().map(move |p| net::PeerRoute { prefix: *p, kind: kind(p), src: None, mtu: None })
 }
 
 fn candidate(candidate: &peer::Candidate) -> path::Candidate {

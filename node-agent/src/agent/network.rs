@@ -1,12 +1,18 @@
 //! What is known and programmed of the host network.
 
+use super::{intent, plane::Planned};
 use crate::{
     cni::CniPlan,
     host::{Host, Programmed, Survey},
-    net::{Contention, NetPlan},
+    net::{Contention, NetPlan, PeerRoute, Rerouting},
     status::{bucket::TokenBucket, conditions::Cni},
 };
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use topology::node::{PeerPlan, PlanChange};
 
 /// Repairs at once: a restart of a firewall or a network service comes in a few waves.
 const REPAIR_BURST: u32 = 5;
@@ -19,7 +25,9 @@ const FAILURE_RETRY: Duration = Duration::from_secs(10);
 pub struct NetworkState {
     /// The node's own network.
     pub survey: Survey,
+    /// What was programmed last, without the routes to peers, and the revision of the plan that those are of.
     plan: Option<(NetPlan, Option<CniPlan>)>,
+    routed: u64,
     programmed: Option<Programmed>,
     error: Option<String>,
     budget: TokenBucket,
@@ -34,6 +42,7 @@ impl NetworkState {
         Self {
             survey: Survey::default(),
             plan: None,
+            routed: 0,
             programmed: None,
             error: None,
             budget: TokenBucket::new(REPAIR_BURST, REPAIR_INTERVAL, now),
@@ -92,6 +101,27 @@ impl NetworkState {
         }
     }
 
+    /// Changes the routes of the peers that changed, and of no other. Returns whether that was all there is to do.
+    async fn reroute(&self, host: &dyn Host, plan: &NetPlan, change: &PlanChange) -> bool {
+        if self.is_unsettled() || self.programmed.is_none() {
+            return false;
+        }
+        let of = |peer: &Option<Arc<PeerPlan>>| peer.iter().flat_map(|peer| intent::routes(peer)).collect::<Vec<_>>();
+        let before: BTreeSet<PeerRoute> = change.peers.values().flat_map(|(before, _)| of(before)).collect();
+        let after: BTreeSet<PeerRoute> = change.peers.values().flat_map(|(_, after)| of(after)).collect();
+        let change = Rerouting {
+            add: after.difference(&before).cloned().collect(),
+            remove: before.difference(&after).cloned().collect(),
+        };
+        if change == Rerouting::default() {
+            return true;
+        }
+        host.reroute(plan, &change).await.unwrap_or_else(|error| {
+            tracing::debug!(error = format!("{error:#}"), "routes were not changed alone");
+            false
+        })
+    }
+
     fn is_unsettled(&self) -> bool {
         let unsettled = |p: &Programmed| !p.network.failures.is_empty() || matches!(p.cni, Cni::Failed(..));
         self.error.is_some() || self.programmed.as_ref().is_some_and(unsettled)
@@ -102,22 +132,34 @@ impl NetworkState {
         self.again_at
     }
 
-    /// Makes it so, if the plan is another one or somebody interfered. Returns the kinds of repairs made.
+    /// Makes it so, if the plan is another one or somebody interfered; `plan` is without the routes to peers. Returns the
+    /// kinds of repairs made.
     pub async fn program(
         &mut self,
         host: &dyn Host,
         plan: NetPlan,
         cni: Option<CniPlan>,
+        planned: Planned<'_>,
         now: Instant,
     ) -> Option<Vec<&'static str>> {
         let wanted = (plan, cni);
-        let same = self.plan.as_ref() == Some(&wanted);
-        if same && self.again_at.is_none_or(|at| at > now) {
+        let revision = planned.planner.revision();
+        let same_frame = self.plan.as_ref() == Some(&wanted);
+        let same = same_frame && self.routed == revision;
+        let due = self.again_at.is_some_and(|at| at <= now);
+        if same && !due {
             return None;
         }
+        if same_frame && !due && planned.follows(self.routed) && self.reroute(host, &wanted.0, planned.change).await {
+            self.routed = revision;
+            return Some(Vec::new());
+        }
         self.again_at = None;
-        let result = host.program(&wanted.0, wanted.1.as_ref()).await;
+        let routes = planned.planner.plan().peers.values().flat_map(|peer| intent::routes(peer)).collect();
+        let whole = NetPlan { routes, ..wanted.0.clone() };
+        let result = host.program(&whole, wanted.1.as_ref()).await;
         self.plan = Some(wanted);
+        self.routed = revision;
         match result {
             Ok(mut programmed) => {
                 self.error = None;

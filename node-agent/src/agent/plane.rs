@@ -1,8 +1,13 @@
 //! The data plane of this node: the device, the path engine that steers it, the echo sockets, and the host network.
 
+mod applying;
+mod opening;
+
+pub use applying::Planned;
+
 use super::{
     identity::Identity,
-    intent::{DeviceIntent, Intent, Leftovers, path_peer},
+    intent::{DeviceIntent, Intent},
 };
 use crate::{
     host::{
@@ -12,26 +17,17 @@ use crate::{
     paths::PathTable,
 };
 use crds::mesh::Backend;
-use path::{Candidate, Engine, Event, Input, NatReport, PeerCounters, Session};
+use path::{Candidate, Engine, Event, Input, NatReport, PeerCounters};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
-use topology::{
-    node::{NodePlan, PeerPlan},
-    peer::Uid,
-};
-use wgdev::{Datagram, Delta, Device, DeviceConfig, DeviceError, PeerStatus, PeerUpdate};
+use topology::node::PeerPlans;
+use wgdev::{Datagram, Delta, Device, DeviceError, PeerStatus, PeerUpdate};
 use wire::key::PublicKey;
 
-/// Ports tried when the assigned one is taken; more than that are never all somebody else's.
-const PORT_ATTEMPTS: u16 = 16;
-/// Peers changed in one call, so that no call holds the device's lock for long.
-const UPSERT_CHUNK: usize = 64;
-/// Peers removed in one call; a removal is dearer.
-const REMOVE_CHUNK: usize = 16;
 /// Engine events handled in one turn; the rest waits for the next, after other inputs had theirs.
 const EVENT_BUDGET: usize = 1024;
 
@@ -44,14 +40,15 @@ pub struct Plane {
     device: Arc<dyn Device>,
     wanted: DeviceIntent,
     /// Peers that the device had when it was opened, until a plan has claimed or removed them.
-    leftover: BTreeMap<PublicKey, PeerPlan>,
+    leftover: PeerPlans,
     engine: Engine,
     echo: Arc<dyn Echo>,
-    plan: NodePlan,
+    /// The peers as last applied, and the revision of that plan.
+    peers: PeerPlans,
+    revision: Option<u64>,
     fed: Fed,
     by_mesh_ip: BTreeMap<IpAddr, PublicKey>,
     counters_at: Instant,
-    last_counters: Vec<PeerStatus>,
     local: Option<(Vec<Candidate>, NatReport)>,
 }
 
@@ -84,7 +81,7 @@ impl Plane {
         now: Instant,
     ) -> Result<Self, DeviceError> {
         let standing = if reassigned { None } else { host.standing_port(name, identity.public_key()).await };
-        let device = open_device(host, name, identity, intent, standing).await?;
+        let device = opening::open_device(host, name, identity, intent, standing).await?;
         let found = device.peers().await?;
         // Without them no path would ever be confirmed, so a device alone is of no use.
         let echo = host.open_echo(name).map_err(|source| DeviceError::Io { doing: "open the echo sockets", source })?;
@@ -103,12 +100,12 @@ impl Plane {
             engine: Engine::new(config, now),
             echo: Arc::from(echo),
             device,
-            leftover: found.iter().map(|peer| (peer.public_key, plan_of(peer))).collect(),
-            plan: NodePlan::default(),
+            leftover: found.iter().map(|peer| (peer.public_key, Arc::new(applying::plan_of(peer)))).collect(),
+            peers: PeerPlans::new(),
+            revision: None,
             fed: Fed::default(),
             by_mesh_ip: BTreeMap::new(),
             counters_at: now,
-            last_counters: Vec::new(),
             local: None,
         })
     }
@@ -148,60 +145,14 @@ impl Plane {
         &self.engine
     }
 
-    /// The plan in force.
-    pub fn plan(&self) -> &NodePlan {
-        &self.plan
-    }
-
-    /// The counters as last read.
-    pub fn counters(&self) -> &[PeerStatus] {
-        &self.last_counters
+    /// The revision of the plan that was applied last.
+    pub fn revision(&self) -> Option<u64> {
+        self.revision
     }
 
     /// Our own candidates and NATs, once they are known.
     pub fn local(&self) -> Option<&(Vec<Candidate>, NatReport)> {
         self.local.as_ref()
-    }
-
-    /// Brings device and engine to the intent: removals first, then peers that give up a prefix, then the others.
-    pub async fn apply(&mut self, intent: &Intent, now: Instant) -> Result<(), DeviceError> {
-        self.feed_surroundings(intent, now);
-        let abandoned = self.abandoned(intent);
-        if self.plan == intent.plan && abandoned.is_empty() {
-            return Ok(());
-        }
-        let mut before = self.plan.clone();
-        before.peers.extend(self.leftover.clone());
-        let mut changes = intent.plan.changes_since(&before);
-        changes.remove.retain(|key| !self.leftover.contains_key(key) || abandoned.contains(key));
-        let mut failed = None;
-        for keys in changes.remove.chunks(REMOVE_CHUNK) {
-            keep_first(&mut failed, self.device.apply(&Delta { remove: keys.to_vec(), upsert: Vec::new() }).await);
-        }
-        for keys in changes.shrink.chunks(UPSERT_CHUNK).chain(changes.upsert.chunks(UPSERT_CHUNK)) {
-            let upsert: Vec<_> = keys.iter().filter_map(|key| peer_update(key, &before, &intent.plan)).collect();
-            if !upsert.is_empty() {
-                keep_first(&mut failed, self.device.apply(&Delta { remove: Vec::new(), upsert }).await);
-            }
-        }
-        let changed = changes.shrink.iter().chain(&changes.upsert);
-        let upsert = changed.filter_map(|k| Some(path_peer(*k, intent.plan.peers.get(k)?))).collect();
-        self.engine.handle_input(Input::Peers { upsert, remove: changes.remove.clone() }, now);
-        self.adopt(intent, &abandoned, now).await?;
-        self.by_mesh_ip =
-            intent.plan.peers.iter().flat_map(|(k, p)| p.mesh_ips.iter().map(move |ip| (*ip, *k))).collect();
-        match failed {
-            None => {
-                self.plan = intent.plan.clone();
-                Ok(())
-            }
-            // A refused peer is no reason to try the others again and again; anything else is.
-            Some(DeviceError::Refused(refused)) => {
-                self.plan = intent.plan.clone();
-                Err(DeviceError::Refused(refused))
-            }
-            Some(e) => Err(e),
-        }
     }
 
     /// The host's own network is another one.
@@ -231,7 +182,7 @@ impl Plane {
     /// Does what is due, in the engine's order: timers, events, then datagrams.
     pub async fn turn(&mut self, paths: &mut PathTable, now: Instant) -> Result<News, DeviceError> {
         let mut news = News::default();
-        if self.counters_at <= now && !self.plan.peers.is_empty() {
+        if self.counters_at <= now && !self.peers.is_empty() {
             self.read_counters(now).await?;
         }
         self.engine.handle_timeout(now);
@@ -251,28 +202,28 @@ impl Plane {
 
     /// When [`Self::turn`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let counters = (!self.plan.peers.is_empty()).then_some(self.counters_at);
+        let counters = (!self.peers.is_empty()).then_some(self.counters_at);
         let engine = self.engine.poll_timeout().map(|(at, _)| at);
         [counters, engine].into_iter().flatten().min()
     }
 
-    /// Reads the device's counters now.
-    pub async fn read_counters(&mut self, now: Instant) -> Result<(), DeviceError> {
-        self.last_counters = self.peers().await?;
-        let counters = self.last_counters.iter().map(|p| PeerCounters {
+    /// Hands the device's counters to the engine.
+    async fn read_counters(&mut self, now: Instant) -> Result<(), DeviceError> {
+        let counters = self.device.counters().await?;
+        let counters = counters.iter().map(|p| PeerCounters {
             public_key: p.public_key,
             rx_bytes: p.rx_bytes,
             tx_bytes: p.tx_bytes,
             last_handshake: p.last_handshake,
-            endpoint: p.endpoint,
+            endpoint: p.endpoint.filter(|endpoint| *endpoint != NOWHERE),
         });
         self.engine.handle_input(Input::Counters(counters.collect()), now);
         self.counters_at = now + self.engine.counters_interval();
         Ok(())
     }
 
-    /// The device's peers; one that points at nobody has no endpoint.
-    async fn peers(&self) -> Result<Vec<PeerStatus>, DeviceError> {
+    /// The device's peers, ordered by key; one that points at nobody has no endpoint.
+    pub async fn statuses(&self) -> Result<Vec<PeerStatus>, DeviceError> {
         let mut peers = self.device.peers().await?;
         for peer in &mut peers {
             peer.endpoint.take_if(|endpoint| *endpoint == NOWHERE);
@@ -296,34 +247,6 @@ impl Plane {
         }
     }
 
-    /// Leftover peers that shall go.
-    fn abandoned(&self, intent: &Intent) -> Vec<PublicKey> {
-        let goes = |key: &PublicKey| match &intent.leftovers {
-            Leftovers::Keep { revoked } => revoked.contains(key),
-            Leftovers::Remove => true,
-        };
-        self.leftover.keys().filter(|key| !intent.plan.peers.contains_key(key) && goes(key)).copied().collect()
-    }
-
-    /// Hands the sessions of leftover peers that are planned now to the engine.
-    async fn adopt(&mut self, intent: &Intent, abandoned: &[PublicKey], now: Instant) -> Result<(), DeviceError> {
-        self.leftover.retain(|key, _| !abandoned.contains(key));
-        let planned = |key: &PublicKey| intent.plan.peers.contains_key(key);
-        if !self.leftover.keys().any(planned) {
-            return Ok(());
-        }
-        let session = |p: &PeerStatus| {
-            let (endpoint, last_handshake) = (p.endpoint?, p.last_handshake?);
-            Some(Session { peer: p.public_key, endpoint, keepalive: p.keepalive, last_handshake })
-        };
-        let peers = self.peers().await?;
-        let claimed = peers.iter().filter(|p| planned(&p.public_key) && self.leftover.contains_key(&p.public_key));
-        let sessions = claimed.filter_map(session).collect();
-        self.engine.handle_input(Input::Sessions(sessions), now);
-        self.leftover.retain(|key, _| !planned(key));
-        Ok(())
-    }
-
     async fn carry_out(
         &mut self,
         event: Event,
@@ -336,12 +259,12 @@ impl Plane {
                 self.local = Some((candidates, nat));
                 news.local = true;
             }
-            Event::SetEndpoint { peer, endpoint, keepalive } if self.plan.peers.contains_key(&peer) => {
+            Event::SetEndpoint { peer, endpoint, keepalive } if self.peers.contains_key(&peer) => {
                 let update =
                     PeerUpdate { endpoint: Some(endpoint), keepalive: Some(keepalive), ..PeerUpdate::new(peer) };
                 self.update(Delta { upsert: vec![update], remove: Vec::new() }).await?;
             }
-            Event::ClearEndpoint { peer } if self.plan.peers.contains_key(&peer) => {
+            Event::ClearEndpoint { peer } if self.peers.contains_key(&peer) => {
                 self.update(self.without_endpoint(peer)).await?;
             }
             Event::SetEndpoint { .. } | Event::ClearEndpoint { .. } => {}
@@ -351,7 +274,7 @@ impl Plane {
                 Err(e) => tracing::debug!(peer = peer.short(), error = %e, "a handshake was not started"),
             },
             Event::SendEcho { peer, token } => {
-                let mesh_ip = self.plan.peers.get(&peer).and_then(|p| p.mesh_ips.first());
+                let mesh_ip = self.peers.get(&peer).and_then(|p| p.mesh_ips.first());
                 if let Some(ip) = mesh_ip {
                     self.send_echo(SocketAddr::new(*ip, echo::PORT), Message::Request(token));
                 }
@@ -388,7 +311,7 @@ impl Plane {
                 Delta { upsert: vec![update], remove: Vec::new() }
             }
             wgdev::Backend::Userspace => {
-                let allowed_ips = self.plan.peers.get(&peer).map(|plan| plan.allowed_ips.clone());
+                let allowed_ips = self.peers.get(&peer).map(|plan| plan.allowed_ips.clone());
                 Delta { upsert: vec![PeerUpdate { allowed_ips, ..PeerUpdate::new(peer) }], remove: vec![peer] }
             }
         }
@@ -409,72 +332,5 @@ impl Plane {
         if let Err(e) = self.echo.send(to, &message.encode()) {
             tracing::debug!(error = %e, "an echo was not sent");
         }
-    }
-}
-
-/// What a device has of a peer, in the form of a plan: what differs from the next plan is changed, and nothing else.
-fn plan_of(found: &PeerStatus) -> PeerPlan {
-    PeerPlan {
-        name: String::new(),
-        uid: Uid(String::new()),
-        mesh_ips: Vec::new(),
-        allowed_ips: found.allowed_ips.clone(),
-        routes: Vec::new(),
-        candidates: Vec::new(),
-        listen_port: 0,
-        round: 0,
-    }
-}
-
-/// The change of a peer, if its allowed IPs are others than before.
-fn peer_update(key: &PublicKey, before: &NodePlan, plan: &NodePlan) -> Option<PeerUpdate> {
-    let allowed_ips = &plan.peers.get(key)?.allowed_ips;
-    let same = before.peers.get(key).is_some_and(|old| old.allowed_ips == *allowed_ips);
-    (!same).then(|| PeerUpdate { allowed_ips: Some(allowed_ips.clone()), ..PeerUpdate::new(*key) })
-}
-
-async fn open_device(
-    host: &dyn Host,
-    name: &str,
-    identity: &Identity,
-    intent: &Intent,
-    standing: Option<u16>,
-) -> Result<Arc<dyn Device>, DeviceError> {
-    let first = intent.device.listen_port;
-    let last = intent.last_port.min(first.saturating_add(PORT_ATTEMPTS - 1));
-    let mut port = standing.filter(|port| (first..=last).contains(port)).unwrap_or(first);
-    loop {
-        let config = DeviceConfig {
-            name: name.into(),
-            private_key: identity.private_key(),
-            listen_port: port,
-            fwmark: intent.device.fwmark,
-            mtu: intent.mtu,
-        };
-        match host.open_device(config, intent.device.backend).await {
-            Err(DeviceError::PortTaken { .. }) if port < last => port += 1,
-            Ok(device) => {
-                if port != first {
-                    tracing::warn!(
-                        assigned = first,
-                        used = port,
-                        "the assigned UDP port is or was taken; using the next free one"
-                    );
-                }
-                return Ok(device);
-            }
-            Err(e) => return Err(e),
-        }
-    }
-}
-
-fn keep_first(failed: &mut Option<DeviceError>, result: Result<(), DeviceError>) {
-    // A device that is gone explains everything after it; a refusal may be followed by that.
-    match result {
-        Err(e @ DeviceError::Refused(_)) => {
-            failed.get_or_insert(e);
-        }
-        Err(e) if !matches!(failed, Some(DeviceError::Stopped)) => *failed = Some(e),
-        _ => {}
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     Agent, DEVICE_RETRY, RELIST,
     intent::{self, Found, Intent},
-    plane::Plane,
+    plane::{Plane, Planned},
 };
 use crate::{
     net::Changed,
@@ -14,11 +14,10 @@ use crate::{
 };
 use path::CandidateKind;
 use std::{
-    collections::BTreeMap,
     ops::ControlFlow,
     time::{Duration, Instant},
 };
-use topology::node::UnderlayKind;
+use topology::node::{PlanChange, UnderlayKind};
 use wgdev::DeviceError;
 
 /// Nothing at all is due: look anyway after this long.
@@ -52,10 +51,10 @@ impl Agent {
         if self.dirty || due || retry {
             self.dirty = false;
             let timer = self.metrics.reconcile_duration.start_timer();
-            if let Some(intent) = self.reconcile(now).await {
+            if let Some((intent, change)) = self.reconcile(now).await {
                 // Probes and STUN requests are on their way while routes are made.
                 self.engine_turn(now).await;
-                self.program_network(&intent, now).await;
+                self.program_network(&intent, &change, now).await;
             } else {
                 // A timer that nothing can be done about would be due for ever.
                 self.network.suspend();
@@ -119,17 +118,23 @@ impl Agent {
         }
     }
 
-    /// Brings device and path engine in line with what was told; the intent, if there is one to go on with.
-    async fn reconcile(&mut self, now: Instant) -> Option<Intent> {
+    /// Brings device and path engine in line with what was told; the intent and the change of the plan, if there is something
+    /// to go on with.
+    async fn reconcile(&mut self, now: Instant) -> Option<(Intent, PlanChange)> {
         let found = Found {
             survey: &self.network.survey,
             api_servers: &self.api_servers,
             public_key: self.identity.public_key(),
         };
-        let intent = intent::intent(&self.settings, &self.view, &found)?;
+        let (own, mesh) = intent::basis(&self.settings, &self.view, &found)?;
+        let changed = self.view.take_changed();
+        let change = self.planner.update(&own, &mesh, self.view.table(), changed.as_ref());
+        let intent = intent::intent(&self.settings, &self.view, &found, self.planner.plan())?;
         self.ensure_device(&intent, now).await;
         let plane = self.plane.as_mut()?;
-        match plane.apply(&intent, now).await {
+        let planned = Planned { planner: &self.planner, change: &change };
+        let one_step = plane.revision().is_some_and(|known| planned.follows(known));
+        match plane.apply(&intent, planned, now).await {
             Ok(()) => {}
             Err(DeviceError::Refused(refused)) => {
                 let error = DeviceError::Refused(refused);
@@ -141,9 +146,14 @@ impl Agent {
             }
         }
         self.device_error = None;
-        let peers: BTreeMap<_, _> = intent.plan.peers.iter().map(|(k, p)| (*k, p.name.clone())).collect();
-        self.paths.set_peers(&peers, now);
-        Some(intent)
+        if one_step {
+            for (key, (_, after)) in &change.peers {
+                self.paths.set_peer(key, after.as_ref().map(|peer| &*peer.name), now);
+            }
+        } else {
+            self.paths.set_peers(self.planner.plan().peers.iter().map(|(key, peer)| (key, &*peer.name)), now);
+        }
+        Some((intent, change))
     }
 
     async fn ensure_device(&mut self, intent: &Intent, now: Instant) {
@@ -185,7 +195,7 @@ impl Agent {
         }
     }
 
-    async fn program_network(&mut self, intent: &Intent, now: Instant) {
+    async fn program_network(&mut self, intent: &Intent, change: &PlanChange, now: Instant) {
         let Some(port) = self.plane.as_ref().map(Plane::listen_port) else { return self.network.suspend() };
         let found = Found {
             survey: &self.network.survey,
@@ -194,10 +204,12 @@ impl Agent {
         };
         let served = |a: &&std::net::SocketAddr| self.host.listens_on(a.port());
         let serves_api = self.api_servers.iter().find(served).map(std::net::SocketAddr::port);
-        let plan = intent::net_plan(&self.settings, &self.view, &found, intent, port, serves_api);
+        let peers = self.planner.plan();
+        let plan = intent::net_plan(&self.settings, &self.view, &found, intent, peers, port, serves_api);
         let Some(plan) = plan else { return self.network.suspend() };
         let host = self.host.clone();
-        if let Some(repairs) = self.network.program(host.as_ref(), plan, intent.cni.clone(), now).await {
+        let planned = Planned { planner: &self.planner, change };
+        if let Some(repairs) = self.network.program(host.as_ref(), plan, intent.cni.clone(), planned, now).await {
             for kind in repairs {
                 self.metrics.route_repairs.with_label_values(&[kind]).inc();
             }
@@ -321,9 +333,9 @@ impl Agent {
 
     /// Planning has left out what the node's own network needs before the host network could refuse it.
     fn with_overlaps(&self, mut network: Network) -> Network {
-        let planned = self.plane.iter().flat_map(|p| &p.plan().underlay_overlaps);
+        let planned = &self.planner.plan().underlay_overlaps;
         // The API server's own address is carried for others and reached by the underlay from here: as it should be.
-        let told = planned.filter(|o| o.kind != UnderlayKind::Api).map(|o| {
+        let told = planned.iter().filter(|o| o.kind != UnderlayKind::Api).map(|o| {
             let (whose, what) = (if o.peer.is_empty() { "the mesh" } else { &o.peer }, underlay_name(o.kind));
             format!("{} of {whose} is not routed into the mesh: this node has {} as {what}", o.prefix, o.with)
         });

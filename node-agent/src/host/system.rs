@@ -3,7 +3,7 @@
 use super::{Echo, Host, Programmed, Survey, echo::EchoSockets, listening};
 use crate::{
     cni::{self, CniError, CniPlan},
-    net::{self, Changed, NetPlan, Problem, Report},
+    net::{self, Changed, Ground, NetPlan, OwnRemovals, Problem, Report, Rerouting},
     status::conditions::{Cni, Network},
 };
 use crds::mesh::Backend;
@@ -20,6 +20,9 @@ const WATCH_RETRY: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct System {
     watch: Mutex<Option<net::Watch>>,
+    /// What the last programming left to build on.
+    ground: Mutex<Option<Ground>>,
+    own: OwnRemovals,
 }
 
 impl Host for System {
@@ -58,11 +61,22 @@ impl Host for System {
 
     fn program<'a>(&'a self, plan: &'a NetPlan, cni: Option<&'a CniPlan>) -> BoxFuture<'a, anyhow::Result<Programmed>> {
         Box::pin(async move {
+            let mut ground = self.ground.lock().await;
+            *ground = None;
             let report = net::apply(plan).await?;
+            ground.clone_from(&report.ground);
             let cni = cni.map_or(Cni::NotManaged, |cni| publish(cni, &report));
             log(&report);
             let repairs = report.changes.iter().map(|c| c.kind.as_str()).collect();
             Ok(Programmed { network: network(&report), cni, repairs })
+        })
+    }
+
+    fn reroute<'a>(&'a self, plan: &'a NetPlan, change: &'a Rerouting) -> BoxFuture<'a, anyhow::Result<bool>> {
+        Box::pin(async move {
+            let ground = self.ground.lock().await;
+            let Some(ground) = ground.as_ref() else { return Ok(false) };
+            Ok(net::reroute(plan, ground, change, &self.own).await?)
         })
     }
 
@@ -79,7 +93,7 @@ impl Host for System {
             let mut watch = self.watch.lock().await;
             loop {
                 if watch.is_none() {
-                    match net::watch().await {
+                    match net::watch(&self.own).await {
                         Ok(made) => *watch = Some(made),
                         Err(e) => {
                             tracing::warn!(error = %e, "can't watch the host network; looking again by the clock");

@@ -99,19 +99,16 @@ const UDP: u8 = 17;
 pub(super) fn compile(plan: &NetPlan, underlay: &Underlay) -> Desired {
     let guard = Guard::new(plan, underlay);
     let mut overlaps = BTreeSet::new();
-    let peers: Vec<_> = plan
+    let peers: Vec<TableRoute> = plan
         .routes
         .iter()
         .filter(|r| guard.admits(r.prefix, Some(r.kind), &mut overlaps))
-        .map(|r| (table_of(r.kind), r.prefix.trunc(), device(plan, r)))
+        .map(|r| peer_route(plan, r))
         .collect();
     let claims: Vec<IpNet> =
         plan.claims.iter().map(IpNet::trunc).filter(|c| guard.admits(*c, None, &mut overlaps)).collect();
 
-    let mut routes = BTreeSet::new();
-    for (table, prefix, target) in peers {
-        routes.insert(TableRoute { table, prefix, metric: METRIC_PEER, target });
-    }
+    let mut routes: BTreeSet<TableRoute> = peers.into_iter().collect();
     for claim in claims.iter().chain(&plan.own_pod_cidrs) {
         let prefix = claim.trunc();
         routes.insert(TableRoute {
@@ -126,6 +123,12 @@ pub(super) fn compile(plan: &NetPlan, underlay: &Underlay) -> Desired {
     routes.extend(throws);
     let rules = rules(plan, &routes);
     Desired { routes, rules, sets, overlaps: overlaps.into_iter().collect() }
+}
+
+/// The entry of a route to a peer.
+pub(super) fn peer_route(plan: &NetPlan, route: &super::PeerRoute) -> TableRoute {
+    let (table, prefix, target) = (table_of(route.kind), route.prefix.trunc(), device(plan, route));
+    TableRoute { table, prefix, metric: METRIC_PEER, target }
 }
 
 fn table_of(kind: RouteKind) -> u32 {
@@ -143,13 +146,13 @@ fn device(plan: &NetPlan, route: &super::PeerRoute) -> Target {
 }
 
 /// What is never routed into the mesh.
-struct Guard {
+pub(super) struct Guard {
     protected: Vec<(IpNet, Protected)>,
     own: Vec<IpNet>,
 }
 
 impl Guard {
-    fn new(plan: &NetPlan, underlay: &Underlay) -> Self {
+    pub(super) fn new(plan: &NetPlan, underlay: &Underlay) -> Self {
         let hosts = |addresses: &[IpAddr], why| addresses.iter().map(|a| (IpNet::from(*a), why)).collect::<Vec<_>>();
         let api: Vec<IpAddr> = plan.api_servers.iter().map(std::net::SocketAddr::ip).collect();
         let mut protected: Vec<_> = underlay.connected.iter().map(|n| (*n, Protected::Connected)).collect();
@@ -165,16 +168,21 @@ impl Guard {
         Self { protected, own }
     }
 
-    fn admits(&self, prefix: IpNet, kind: Option<RouteKind>, overlaps: &mut BTreeSet<Overlap>) -> bool {
+    pub(super) fn admits(&self, prefix: IpNet, kind: Option<RouteKind>, overlaps: &mut BTreeSet<Overlap>) -> bool {
         let prefix = prefix.trunc();
         // A claim covers this node's own part of it; a route to a peer must not.
         let own = self.own.iter().find(|net| kind.is_some() && net.contains(&prefix)).map(|net| (*net, Protected::Own));
-        let wide = (prefix.prefix_len() < WIDEST[usize::from(is_v6(&prefix))]).then_some((prefix, Protected::Internet));
+        let wide = is_wide(&prefix).then_some((prefix, Protected::Internet));
         let special = is_special(prefix.addr()).then_some((prefix, Protected::Special));
         let local = || self.protected.iter().find(|(net, _)| net.contains(&prefix)).copied();
         let hit = own.or(wide).or(special).or_else(local);
         overlaps.extend(hit.map(|(with, why)| Overlap { prefix, kind, with: with.trunc(), why }));
         hit.is_none()
+    }
+
+    /// Whether something protected lies within this route, so that it needs others beside it.
+    pub(super) fn cuts(&self, route: &TableRoute) -> bool {
+        self.protected.iter().any(|(net, _)| route.prefix.contains(net))
     }
 
     /// `throw` for every protected prefix that lies within a route or claim of the same table.
@@ -192,6 +200,15 @@ impl Guard {
         }
         throws
     }
+}
+
+/// Whether a claim of this prefix can be made at all, whatever the node's own network is.
+pub(super) fn is_claimable(prefix: &IpNet) -> bool {
+    !is_wide(prefix) && !is_special(prefix.addr())
+}
+
+fn is_wide(prefix: &IpNet) -> bool {
+    prefix.prefix_len() < WIDEST[usize::from(is_v6(prefix))]
 }
 
 fn is_special(address: IpAddr) -> bool {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::{NetPlan, RouteKind, Underlay};
+use super::{Ground, NetPlan, RouteKind, Underlay};
 
 /// Why nothing could be done.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,8 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// The underlay that the plan was checked against.
     pub underlay: Underlay,
+    /// What later changes of single routes build on, if all stands as planned.
+    pub ground: Option<Ground>,
     /// Whether a failure concerns the whole node rather than one peer.
     unfit: bool,
     standing: Option<Standing>,
@@ -57,6 +59,7 @@ impl Report {
             overlaps: Vec::new(),
             problems: Vec::new(),
             underlay,
+            ground: None,
             unfit: false,
             standing: None,
         }

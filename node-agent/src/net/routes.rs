@@ -12,7 +12,10 @@ use super::compile::{TableRoute, Target};
 use super::{ChangeKind, PROTOCOL, Problem, Report, TABLE_MESH, TABLE_NODES};
 
 /// What tells two routes of the kernel apart.
-type Key = (u32, IpNet, u32);
+pub(super) type Key = (u32, IpNet, u32);
+
+/// The kind of a route into the device.
+pub(super) const KIND_OF_PEERS: RouteType = RouteType::Unicast;
 
 pub(super) async fn apply(conn: &Connection<Route>, device: u32, desired: &BTreeSet<TableRoute>, report: &mut Report) {
     let found = match ours(conn).await {
@@ -104,16 +107,23 @@ async fn ours(conn: &Connection<Route>) -> nlink::Result<Found> {
     Ok(found)
 }
 
+/// What tells this route from others, if it is one of ours.
+pub(super) fn key_if_ours(message: &RouteMessage) -> Option<Key> {
+    let table = message.table_id();
+    let ours = [TABLE_MESH, TABLE_NODES].contains(&table) && message.protocol() == RouteProtocol::from(PROTOCOL);
+    Some((table, prefix(message).filter(|_| ours)?, message.priority().unwrap_or(0)))
+}
+
 fn prefix(m: &RouteMessage) -> Option<IpNet> {
     let unspecified = if m.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     IpNet::new(m.destination().copied().unwrap_or(unspecified), m.dst_len()).ok()
 }
 
-fn key(route: &TableRoute) -> Key {
+pub(super) fn key(route: &TableRoute) -> Key {
     (route.table, route.prefix, route.metric)
 }
 
-async fn put(conn: &Connection<Route>, device: u32, route: &TableRoute) -> nlink::Result<()> {
+pub(super) async fn put(conn: &Connection<Route>, device: u32, route: &TableRoute) -> nlink::Result<()> {
     let own = RouteProtocol::from(PROTOCOL);
     match route.prefix {
         IpNet::V4(net) => {
@@ -159,7 +169,7 @@ async fn put(conn: &Connection<Route>, device: u32, route: &TableRoute) -> nlink
     }
 }
 
-async fn remove(conn: &Connection<Route>, key: &Key, kind: RouteType) -> nlink::Result<()> {
+pub(super) async fn remove(conn: &Connection<Route>, key: &Key, kind: RouteType) -> nlink::Result<()> {
     let (table, prefix, metric) = *key;
     let own = RouteProtocol::from(PROTOCOL);
     match prefix {

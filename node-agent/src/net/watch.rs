@@ -9,6 +9,8 @@ use nlink::netlink::nftables::{NftablesEvent, NftablesGroup};
 use nlink::{Connection, Nftables, Route};
 use tokio::time::{Instant, sleep_until};
 
+use super::own::OwnRemovals;
+use super::routes::key_if_ours;
 use super::{NFT_TABLE, NetError};
 
 /// Silence that ends a burst: an interface that comes up makes a dozen events within a few milliseconds.
@@ -57,8 +59,9 @@ pub struct Watch {
     last: Option<Instant>,
 }
 
-/// Starts watching. Changes made from now on are reported, our own among them: apply again and find nothing to do.
-pub async fn watch() -> Result<Watch, NetError> {
+/// Starts watching. Changes made from now on are reported. Of our own those are not that set a route of ours, or that `own`
+/// announced; at the others apply again and find nothing to do.
+pub async fn watch(own: &OwnRemovals) -> Result<Watch, NetError> {
     use RtnetlinkGroup::{Ipv4Addr, Ipv4Route, Ipv4Rule, Ipv6Addr, Ipv6Route, Ipv6Rule, Link};
     let route = Connection::<Route>::new().map_err(NetError::netlink("open a route socket"))?;
     route
@@ -66,7 +69,14 @@ pub async fn watch() -> Result<Watch, NetError> {
         .map_err(NetError::netlink("subscribe to network events"))?;
     let nft = Connection::<Nftables>::new().map_err(NetError::netlink("open an nftables socket"))?;
     nft.subscribe(&[NftablesGroup::All]).map_err(NetError::netlink("subscribe to nftables events"))?;
-    let network = route.into_events().await.map(|event| event.map_or_else(|e| lost(&e), |e| Some(of_network(&e))));
+    let own = own.clone();
+    let network = route.into_events().await.map(move |event| match event {
+        Ok(event) => Some(of_network(&event, &own)),
+        Err(error) => {
+            own.clear();
+            lost(&error)
+        }
+    });
     let ruleset = nft.into_events().await.map(|event| event.map_or_else(|e| lost(&e), |e| Some(of_ruleset(&e))));
     // Either stream's end is the end of both, or one half of the changes would go unseen.
     let events = select(network.chain(end()), ruleset.chain(end()));
@@ -108,11 +118,14 @@ fn end() -> impl futures::Stream<Item = Option<Changed>> {
     futures::stream::iter([None])
 }
 
-fn of_network(event: &NetworkEvent) -> Changed {
+fn of_network(event: &NetworkEvent, own: &OwnRemovals) -> Changed {
     use NetworkEvent::{DelAddress, DelLink, DelRoute, DelRule, NewAddress, NewLink, NewRoute, NewRule};
     let none = Changed::default();
     match event {
         NewLink(_) | DelLink(_) | NewAddress(_) | DelAddress(_) => Changed { links: true, ..none },
+        // Nobody but us sets routes with our number.
+        NewRoute(route) if key_if_ours(route).is_some() => none,
+        DelRoute(route) if key_if_ours(route).is_some_and(|key| own.forget(&key)) => none,
         NewRoute(_) | DelRoute(_) => Changed { routes: true, ..none },
         NewRule(_) | DelRule(_) => Changed { rules: true, ..none },
         _ => none,

@@ -6,8 +6,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use topology::spec::AdmissionState;
 use wgdev::DeviceError;
 
-/// Unconnected peers that a message names; the table of all is in the metrics and in `warren-agent paths`.
-const NAMED_PEERS: usize = 5;
 /// The schema's limit of a message, with room for an ellipsis.
 const MAX_MESSAGE: usize = 1000;
 /// WireGuard over IPv6: 40 bytes of IPv6, 8 of UDP, 32 of WireGuard.
@@ -244,10 +242,9 @@ fn paths_healthy(paths: &Summary) -> Observed {
         };
         return Observed::new("PathsHealthy", true, reason, message);
     }
-    let named =
-        paths.unconnected.iter().take(NAMED_PEERS).map(|(name, reason)| format!("{name} ({})", reason.as_str()));
+    let named = paths.unconnected.iter().map(|(name, reason)| format!("{name} ({})", reason.as_str()));
     let mut message = format!("not connected: {}", named.collect::<Vec<_>>().join(", "));
-    if let Some(more) = paths.unconnected.len().checked_sub(NAMED_PEERS).filter(|n| *n > 0) {
+    if let Some(more) = (paths.down as usize).checked_sub(paths.unconnected.len()).filter(|n| *n > 0) {
         message.push_str(&format!(" and {more} more"));
     }
     Observed::new("PathsHealthy", false, "PeersUnconnected", message)
@@ -408,7 +405,7 @@ mod tests {
     #[test]
     fn at_most_five_unconnected_peers_are_named() {
         let mut facts = good();
-        facts.paths.unconnected = (0..7).map(|n| (format!("n{n}"), Reason::NoAnswer)).collect();
+        facts.paths.unconnected = (0..crate::paths::NAMED_PEERS).map(|n| (format!("n{n}"), Reason::NoAnswer)).collect();
         facts.paths.down = 7;
         let all = observe(&facts);
         let message = &all.iter().find(|o| o.type_ == "PathsHealthy").unwrap().message;

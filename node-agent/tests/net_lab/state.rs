@@ -267,7 +267,7 @@ fn an_agent_that_watches_puts_back_what_others_remove() {
     let agent = lab.spawn("a", move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let mut watch = net::watch().await.expect("watch");
+            let mut watch = net::watch(&net::OwnRemovals::default()).await.expect("watch");
             watching.send(()).expect("the test waits");
             let work = async {
                 while watch.changed().await.is_some() {
@@ -309,7 +309,7 @@ fn lost_events_are_told_as_such() {
     let watching = lab.spawn("a", move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let mut watch = net::watch().await.expect("watch");
+            let mut watch = net::watch(&net::OwnRemovals::default()).await.expect("watch");
             said.send(Changed::default()).expect("the test listens");
             // Nothing is read while the flood runs, so the socket's buffer overflows.
             is_flooded.recv().expect("the flood");
@@ -393,7 +393,7 @@ fn changes_are_told_once_a_burst_is_over_and_only_when_they_concern_us() {
     let watching = lab.spawn("a", move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let mut watch = net::watch().await.expect("watch");
+            let mut watch = net::watch(&net::OwnRemovals::default()).await.expect("watch");
             said.send(Changed::default()).expect("the test listens");
             while next.recv().is_ok() {
                 said.send(watch.changed().await.expect("open")).expect("the test listens");

@@ -272,11 +272,15 @@ impl Planner {
         let mut allowed: Vec<IpNet> = entry.claims().filter(|net| self.claim(entry, *net, plan)).collect();
         allowed.sort();
         allowed.dedup();
-        let mesh_ips = entry.mesh_ips.iter().copied();
+        let has = |addrs: &[IpAddr]| {
+            let has = |addr: &&IpAddr| allowed.contains(&prefix::host(**addr));
+            addrs.iter().filter(has).copied().collect::<Vec<_>>()
+        };
         PeerPlan {
             name: entry.name.clone(),
             uid: entry.uid.clone(),
-            mesh_ips: mesh_ips.filter(|addr| allowed.contains(&prefix::host(*addr))).collect(),
+            mesh_ips: has(&entry.mesh_ips),
+            node_ips: has(&entry.node_ips),
             routes: allowed.clone(),
             allowed_ips: allowed,
             candidates: self.candidates(entry),

@@ -1,0 +1,166 @@
+//! Brings device and engine to what is planned, as far as it differs from what they have.
+
+use super::{
+    super::intent::{Intent, Leftovers, path_peer},
+    Plane,
+};
+use path::{Input, Session};
+use std::time::Instant;
+use topology::{
+    node::{BeforeAfter, NodePlanner, PeerPlan, PlanChange},
+    peer::Uid,
+};
+use wgdev::{Delta, DeviceError, PeerStatus, PeerUpdate};
+use wire::key::PublicKey;
+
+/// Peers changed in one call, so that no call holds the device's lock for long.
+const UPSERT_CHUNK: usize = 64;
+/// Peers removed in one call; a removal is dearer.
+const REMOVE_CHUNK: usize = 16;
+
+/// The plan, and the last step that it took.
+#[derive(Clone, Copy)]
+pub struct Planned<'a> {
+    /// The plan.
+    pub planner: &'a NodePlanner,
+    /// How it differs from the one before.
+    pub change: &'a PlanChange,
+}
+
+impl Planned<'_> {
+    /// Whether whoever has the plan of this revision lacks nothing but the last step.
+    pub fn follows(&self, revision: u64) -> bool {
+        revision + u64::from(!self.change.is_empty()) == self.planner.revision()
+    }
+}
+
+impl Plane {
+    /// Brings device and engine to the plan: removals first, then peers that give up a prefix, then the others.
+    pub async fn apply(&mut self, intent: &Intent, planned: Planned<'_>, now: Instant) -> Result<(), DeviceError> {
+        self.feed_surroundings(intent, now);
+        let abandoned = self.abandoned(intent, planned.planner);
+        let one_step = self.leftover.is_empty() && self.revision.is_some_and(|known| planned.follows(known));
+        let change = if one_step { planned.change.clone() } else { self.all_that_differs(planned.planner, &abandoned) };
+        let mut refused = None;
+        if !change.is_empty() {
+            let failed = self.change_device(&change).await;
+            self.change_engine(&change, now);
+            match failed {
+                None => {}
+                // A refused peer is no reason to try the others again and again; anything else is.
+                Some(DeviceError::Refused(peers)) => refused = Some(DeviceError::Refused(peers)),
+                Some(e) => return Err(e),
+            }
+        }
+        self.adopt(planned.planner, &abandoned, now).await?;
+        change.apply(&mut self.peers);
+        self.revision = Some(planned.planner.revision());
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// What to change when more than the last step may be missing.
+    fn all_that_differs(&self, planner: &NodePlanner, abandoned: &[PublicKey]) -> PlanChange {
+        let mut before = self.peers.clone();
+        before.extend(self.leftover.iter().map(|(key, peer)| (*key, peer.clone())));
+        let mut change = PlanChange::between(&before, &planner.plan().peers);
+        let stays = |key: &PublicKey| self.leftover.contains_key(key) && !abandoned.contains(key);
+        change.peers.retain(|key, (_, after)| after.is_some() || !stays(key));
+        change
+    }
+
+    async fn change_device(&self, change: &PlanChange) -> Option<DeviceError> {
+        let order = change.order();
+        let mut failed = None;
+        for keys in order.remove.chunks(REMOVE_CHUNK) {
+            keep_first(&mut failed, self.device.apply(&Delta { remove: keys.to_vec(), upsert: Vec::new() }).await);
+        }
+        for keys in order.shrink.chunks(UPSERT_CHUNK).chain(order.upsert.chunks(UPSERT_CHUNK)) {
+            let upsert: Vec<_> = keys.iter().filter_map(|key| peer_update(key, change.peers.get(key)?)).collect();
+            if !upsert.is_empty() {
+                keep_first(&mut failed, self.device.apply(&Delta { remove: Vec::new(), upsert }).await);
+            }
+        }
+        failed
+    }
+
+    fn change_engine(&mut self, change: &PlanChange, now: Instant) {
+        let (mut upsert, mut remove) = (Vec::new(), Vec::new());
+        for (key, (before, after)) in &change.peers {
+            for ip in before.iter().flat_map(|peer| &peer.mesh_ips) {
+                // Unless somebody else has it already.
+                if self.by_mesh_ip.get(ip) == Some(key) {
+                    self.by_mesh_ip.remove(ip);
+                }
+            }
+            match after {
+                Some(peer) => {
+                    self.by_mesh_ip.extend(peer.mesh_ips.iter().map(|ip| (*ip, *key)));
+                    upsert.push(path_peer(*key, peer));
+                }
+                None => remove.push(*key),
+            }
+        }
+        self.engine.handle_input(Input::Peers { upsert, remove }, now);
+    }
+
+    /// Leftover peers that shall go.
+    fn abandoned(&self, intent: &Intent, planner: &NodePlanner) -> Vec<PublicKey> {
+        let goes = |key: &PublicKey| match &intent.leftovers {
+            Leftovers::Keep { revoked } => revoked.contains(key),
+            Leftovers::Remove => true,
+        };
+        self.leftover.keys().filter(|key| !planner.plan().peers.contains_key(key) && goes(key)).copied().collect()
+    }
+
+    /// Hands the sessions of leftover peers that are planned now to the engine.
+    async fn adopt(&mut self, planner: &NodePlanner, abandoned: &[PublicKey], now: Instant) -> Result<(), DeviceError> {
+        self.leftover.retain(|key, _| !abandoned.contains(key));
+        let planned = |key: &PublicKey| planner.plan().peers.contains_key(key);
+        if !self.leftover.keys().any(planned) {
+            return Ok(());
+        }
+        let session = |p: &PeerStatus| {
+            let (endpoint, last_handshake) = (p.endpoint?, p.last_handshake?);
+            Some(Session { peer: p.public_key, endpoint, keepalive: p.keepalive, last_handshake })
+        };
+        let peers = self.statuses().await?;
+        let claimed = peers.iter().filter(|p| planned(&p.public_key) && self.leftover.contains_key(&p.public_key));
+        let sessions = claimed.filter_map(session).collect();
+        self.engine.handle_input(Input::Sessions(sessions), now);
+        self.leftover.retain(|key, _| !planned(key));
+        Ok(())
+    }
+}
+
+/// What a device has of a peer, in the form of a plan: what differs from the next plan is changed, and nothing else.
+pub(super) fn plan_of(found: &PeerStatus) -> PeerPlan {
+    PeerPlan {
+        name: String::new(),
+        uid: Uid(String::new()),
+        mesh_ips: Vec::new(),
+        node_ips: Vec::new(),
+        allowed_ips: found.allowed_ips.clone(),
+        routes: Vec::new(),
+        candidates: Vec::new(),
+        listen_port: 0,
+        round: 0,
+    }
+}
+
+/// The change of a peer, if its allowed IPs are others than before.
+fn peer_update(key: &PublicKey, (before, after): &BeforeAfter) -> Option<PeerUpdate> {
+    let allowed_ips = &after.as_ref()?.allowed_ips;
+    let same = before.as_ref().is_some_and(|old| old.allowed_ips == *allowed_ips);
+    (!same).then(|| PeerUpdate { allowed_ips: Some(allowed_ips.clone()), ..PeerUpdate::new(*key) })
+}
+
+fn keep_first(failed: &mut Option<DeviceError>, result: Result<(), DeviceError>) {
+    // A device that is gone explains everything after it; a refusal may be followed by that.
+    match result {
+        Err(e @ DeviceError::Refused(_)) => {
+            failed.get_or_insert(e);
+        }
+        Err(e) if !matches!(failed, Some(DeviceError::Stopped)) => *failed = Some(e),
+        _ => {}
+    }
+}

@@ -1,0 +1,114 @@
+use super::*;
+use path::{CandidateKind, Selected, Tier};
+
+const DOWN: PathState = PathState::Down { reason: Reason::NoAnswer };
+
+fn direct(now: Instant) -> PathState {
+    let pair = Selected { remote: "192.0.2.1:1".parse().unwrap(), kind: CandidateKind::Host, tier: Tier::Ipv4 };
+    PathState::Direct { pair, rtt: Duration::from_millis(5), since: now }
+}
+
+fn table(now: Instant) -> (PathTable, PublicKey) {
+    let key = PublicKey::from_bytes([7; 32]);
+    let mut table = PathTable::default();
+    table.set_peers([(&key, "peer")].into_iter(), now);
+    (table, key)
+}
+
+fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn counts(table: &mut PathTable, now: Instant) -> (u32, u32) {
+    let summary = table.summary(now);
+    (summary.direct, summary.down)
+}
+
+#[test]
+fn a_new_peer_counts_as_connected_at_once_and_as_unconnected_after_its_grace() {
+    let t = Instant::now();
+    let (mut table, key) = table(t);
+    assert_eq!(counts(&mut table, t), (0, 0));
+    assert_eq!(table.poll_timeout(), Some(t + GRACE));
+    assert_eq!(counts(&mut table.clone(), t + GRACE), (0, 1));
+    table.report(&key, direct(t), t + s(1));
+    assert_eq!(counts(&mut table, t + s(1)), (1, 0));
+    assert_eq!(table.poll_timeout(), None);
+}
+
+#[test]
+fn a_short_interruption_is_never_written() {
+    let t = Instant::now();
+    let (mut table, key) = table(t);
+    table.report(&key, direct(t), t);
+    table.report(&key, DOWN, t + s(100));
+    assert_eq!(counts(&mut table, t + s(129)), (1, 0));
+    table.report(&key, direct(t), t + s(129));
+    assert_eq!(counts(&mut table, t + s(1000)), (1, 0));
+}
+
+#[test]
+fn an_unconnected_peer_is_named_with_its_reason() {
+    let t = Instant::now();
+    let (mut table, key) = table(t);
+    table.report(&key, DOWN, t);
+    assert_eq!(table.summary(t + GRACE).unconnected, [("peer".to_owned(), Reason::NoAnswer)]);
+}
+
+#[test]
+fn a_path_that_flaps_is_written_ever_less_often() {
+    let t = Instant::now();
+    let (mut table, key) = table(t);
+    let (mut now, mut last, mut writes) = (t, (0, 0), 0);
+    for _ in 0..120 {
+        for (state, seconds) in [(direct(now), 40), (DOWN, 40)] {
+            table.report(&key, state, now);
+            for _ in 0..seconds {
+                now += s(1);
+                let shown = counts(&mut table, now);
+                writes += u32::from(shown != last);
+                last = shown;
+            }
+        }
+    }
+    // 160 minutes of flapping, 240 real changes.
+    assert!(writes <= 10, "{writes}");
+}
+
+#[test]
+fn peers_that_left_are_forgotten_and_renamed_ones_keep_their_state() {
+    let t = Instant::now();
+    let (mut table, key) = table(t);
+    table.report(&key, direct(t), t);
+    table.set_peers([(&key, "renamed")].into_iter(), t);
+    assert_eq!(&*table.rows()[&key].name, "renamed");
+    assert!(is_direct(&table.rows()[&key].state));
+    table.set_peers(std::iter::empty(), t);
+    assert_eq!(table.report(&key, DOWN, t), None);
+    assert_eq!((table.states(), table.poll_timeout(), counts(&mut table, t + GRACE)), ([0; 3], None, (0, 0)));
+}
+
+#[test]
+fn what_is_kept_beside_the_rows_is_what_the_rows_say() {
+    let t = Instant::now();
+    let keys: Vec<PublicKey> = (1..30).map(|n| PublicKey::from_bytes([n; 32])).collect();
+    let mut table = PathTable::default();
+    table.set_peers(keys.iter().map(|key| (key, "peer")), t);
+    for step in 0..600u64 {
+        let (now, key) = (t + s(step), &keys[(step * 7 % 29) as usize]);
+        match step % 5 {
+            0 => table.set_peer(key, Some("other"), now),
+            1 => table.set_peer(key, None, now),
+            2 => _ = table.report(key, DOWN, now),
+            _ => _ = table.report(key, direct(now), now),
+        }
+        let summary = table.summary(now);
+        let count = |shown| table.rows.values().filter(|row| row.shown == shown).count() as u32;
+        assert_eq!((summary.direct, summary.down), (count(Shown::Direct), count(Shown::Down)));
+        assert_eq!(summary.unconnected.len(), NAMED_PEERS.min(summary.down as usize));
+        assert_eq!(table.poll_timeout(), table.rows.values().filter_map(Row::due).min());
+        assert_eq!(table.states.iter().sum::<u32>(), table.rows.len() as u32);
+        let in_state = |n| table.rows.values().filter(|row| place(&row.state) == n).count() as u32;
+        assert_eq!(table.states, [in_state(0), in_state(1), in_state(2)]);
+    }
+}
