@@ -5,6 +5,7 @@
 //! [`Peer::due`] is an instant by which no timer of WireGuard can have been missed by more than
 //! [`ACTIVE`].
 
+mod core;
 mod state;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ use gotatun::packet::Packet;
 use parking_lot::{Mutex, MutexGuard};
 use wire::key::PublicKey;
 
+pub(super) use self::core::Common;
 pub(super) use state::{Opened, PeerState};
 
 use crate::PeerCounters;

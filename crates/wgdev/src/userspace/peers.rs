@@ -12,7 +12,8 @@ use std::{
 };
 
 use gotatun::{
-    noise::{Tunn, index_table::IndexTable, rate_limiter::RateLimiter},
+    noise::{index_table::IndexTable, rate_limiter::RateLimiter},
+    tun::MtuWatcher,
     x25519,
 };
 use parking_lot::RwLock;
@@ -20,7 +21,7 @@ use wire::key::{PrivateKey, PublicKey};
 
 use super::{
     lively::Lively,
-    peer::{Peer, PeerState},
+    peer::{Common, Peer, PeerState},
 };
 use crate::{
     Delta, DeviceError, MAX_PEERS, PeerCounters, PeerStatus, PeerUpdate, Refusal, RefusalReason,
@@ -55,13 +56,10 @@ struct Table {
 }
 
 pub(super) struct Peers {
-    pub(super) private: x25519::StaticSecret,
     pub(super) public: x25519::PublicKey,
     own: PublicKey,
-    mtu: u16,
-    limiter: Arc<RateLimiter>,
-    /// Which receiver indexes sessions hold; an entry of `by_index` without one is stale.
-    in_use: IndexTable,
+    /// An entry of `by_index` that no session of theirs holds is stale.
+    cores: Arc<Common>,
     /// Those with news for whoever reads counters.
     pub(super) lively: Lively,
     by_index: RwLock<HashMap<u32, Arc<Peer>>>,
@@ -73,12 +71,14 @@ impl Peers {
         let private = x25519::StaticSecret::from(*private_key.expose_bytes());
         let public = x25519::PublicKey::from(&private);
         Self {
-            limiter: Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SOURCE)),
+            cores: Arc::new(Common {
+                private,
+                limiter: Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SOURCE)),
+                in_use: IndexTable::from_os_rng(),
+                mtu: MtuWatcher::new(mtu),
+            }),
             own: private_key.public_key(),
-            private,
             public,
-            mtu,
-            in_use: IndexTable::from_os_rng(),
             lively: Lively::default(),
             by_index: RwLock::default(),
             table: RwLock::new(Table { by_key: BTreeMap::new(), allowed_ips: AllowedIps::new() }),
@@ -86,7 +86,11 @@ impl Peers {
     }
 
     pub(super) fn limiter(&self) -> &RateLimiter {
-        &self.limiter
+        &self.cores.limiter
+    }
+
+    pub(super) fn private(&self) -> &x25519::StaticSecret {
+        &self.cores.private
     }
 
     pub(super) fn by_key(&self, key: &PublicKey) -> Option<Arc<Peer>> {
@@ -124,7 +128,7 @@ impl Peers {
     /// Forgets indexes of sessions that are gone.
     pub(super) fn sweep_indexes(&self) {
         let mut by_index = self.by_index.write();
-        by_index.retain(|index, _| self.in_use.in_use(*index));
+        by_index.retain(|index, _| self.cores.in_use.in_use(*index));
         by_index.shrink_to(64);
     }
 
@@ -187,8 +191,7 @@ impl Peers {
         if let Some(peer) = self.by_key(key) {
             return Ok(peer);
         }
-        // Before the lock: it multiplies points, and packets wait for the table.
-        let added = Peer::new(*key, PeerState::new(self.new_tunn(key), self.mtu));
+        let added = Peer::new(*key, PeerState::new(self.cores.clone(), *key));
         let peer = {
             let mut table = self.table.write();
             if table.by_key.len() >= MAX_PEERS {
@@ -199,17 +202,6 @@ impl Peers {
         // What it starts from is news too.
         self.lively.note(&peer, Instant::now());
         Ok(peer)
-    }
-
-    fn new_tunn(&self, peer: &PublicKey) -> Tunn {
-        Tunn::new(
-            self.private.clone(),
-            x25519::PublicKey::from(*peer.as_bytes()),
-            None,
-            None,
-            self.in_use.clone(),
-            self.limiter.clone(),
-        )
     }
 
     pub(super) fn statuses(&self, now: Instant) -> Vec<PeerStatus> {
@@ -235,7 +227,7 @@ impl Peers {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::peer::Outbox, *};
 
     fn key(n: u8) -> PublicKey {
         PrivateKey::from_bytes([n; 32]).public_key()
@@ -262,5 +254,23 @@ mod tests {
         peers.apply(&Delta { upsert: vec![], remove: vec![key(2)] }, |_| {}).unwrap();
         assert_eq!(told(&peers, later + crate::LIVELY), []);
         assert_eq!(peers.statuses(later).len(), 2);
+    }
+
+    #[test]
+    fn a_peer_that_never_talks_is_small() {
+        let peers = Peers::new(&PrivateKey::from_bytes([99; 32]), 1420);
+        let told = PeerUpdate {
+            endpoint: Some("192.0.2.1:1".parse().unwrap()),
+            allowed_ips: Some(vec!["10.0.0.1/32".parse().unwrap()]),
+            keepalive: Some(None),
+            ..PeerUpdate::new(key(1))
+        };
+        peers.apply(&Delta { upsert: vec![told], remove: vec![] }, |_| {}).unwrap();
+        let (peer, now, mut out) = (peers.by_key(&key(1)).unwrap(), Instant::now(), Outbox::default());
+        peer.lock().touch(now, &mut out);
+        assert!(!peer.lock().has_core() && out.packets.is_empty());
+        assert!(size_of::<Peer>() < 512, "{}", size_of::<Peer>());
+        peer.lock().initiate(now, &mut out);
+        assert!(peer.lock().has_core() && out.packets.len() == 1);
     }
 }

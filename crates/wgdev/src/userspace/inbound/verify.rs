@@ -76,7 +76,7 @@ impl<'a> Verifier<'a> {
         let peers = &self.shared.peers;
         match message {
             WgKind::HandshakeInit(m) => {
-                let half = parse_handshake_anon(&peers.private, &peers.public, m).ok()?;
+                let half = parse_handshake_anon(peers.private(), &peers.public, m).ok()?;
                 peers.by_key(&PublicKey::from_bytes(half.peer_static_public))
             }
             WgKind::HandshakeResp(m) => peers.by_index(m.receiver_idx.get()),

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,8 +12,12 @@ use gotatun::{
     tun::MtuWatcher,
 };
 
-use super::{ACTIVE, Outbox};
+use super::{
+    ACTIVE, Outbox,
+    core::{Common, Core},
+};
 use crate::userspace::udp::Destination;
+use wire::key::PublicKey;
 
 /// The core's clock may lag this much behind; its shortest timer is 1 s (a keepalive).
 const POLL_AFTER: Duration = Duration::from_millis(250);
@@ -37,7 +42,7 @@ const MILESTONES: [Duration; 4] =
 const STALE_ATTEMPT: Duration = Duration::from_secs(60);
 
 pub(in crate::userspace) struct PeerState {
-    tunn: Tunn,
+    core: Core,
     mtu: MtuWatcher,
     pub(in crate::userspace) endpoint: Option<SocketAddr>,
     /// Where its last packet arrived; answers leave from there.
@@ -75,10 +80,11 @@ pub(in crate::userspace) enum Opened {
 }
 
 impl PeerState {
-    pub(in crate::userspace) fn new(tunn: Tunn, mtu: u16) -> Self {
+    pub(in crate::userspace) fn new(common: Arc<Common>, peer: PublicKey) -> Self {
+        let core = Core::new(common, peer);
         Self {
-            tunn,
-            mtu: MtuWatcher::new(mtu),
+            mtu: core.mtu(),
+            core,
             endpoint: None,
             local: None,
             rx_bytes: 0,
@@ -95,6 +101,12 @@ impl PeerState {
             keepalive: None,
             removed: false,
         }
+    }
+
+    /// Whether it was ever needed to talk to the peer.
+    #[cfg(test)]
+    pub(in crate::userspace) fn has_core(&mut self) -> bool {
+        self.core.if_made().is_some()
     }
 
     pub(in crate::userspace) fn destination(&self) -> Option<Destination> {
@@ -125,7 +137,7 @@ impl PeerState {
         self.touch(now, out);
         self.start_afresh_if_stale(now);
         for packet in packets {
-            match self.tunn.handle_outgoing_packet(packet, Some(&mut self.mtu)) {
+            match self.core.get().handle_outgoing_packet(packet, Some(&mut self.mtu)) {
                 Some(message) => self.emit(message, now, out),
                 None => self.backlog = true,
             }
@@ -149,7 +161,7 @@ impl PeerState {
             WgKind::HandshakeInit(_) => (None, true),
             _ => (None, false),
         };
-        match self.tunn.handle_incoming_packet(message) {
+        match self.core.get().handle_incoming_packet(message) {
             TunnResult::WriteToTunnel(packet) => {
                 self.authentic(length, from, local, now);
                 if index.is_some() && index == self.unconfirmed {
@@ -189,7 +201,7 @@ impl PeerState {
     pub(in crate::userspace) fn initiate(&mut self, now: Instant, out: &mut Outbox) {
         self.touch(now, out);
         self.start_afresh_if_stale(now);
-        if let Some(initiation) = self.tunn.format_handshake_initiation(true) {
+        if let Some(initiation) = self.core.get().format_handshake_initiation(true) {
             self.emit(initiation.into(), now, out);
         }
     }
@@ -197,7 +209,8 @@ impl PeerState {
     /// Lets the timers act.
     pub(in crate::userspace) fn poll(&mut self, now: Instant, out: &mut Outbox) {
         self.polled = Some(now);
-        match self.tunn.update_timers() {
+        let Some(core) = self.core.if_made() else { return };
+        match core.update_timers() {
             Ok(Some(message)) => {
                 let keepalive = matches!(message, WgKind::Data(_));
                 self.emit(message, now, out);
@@ -223,7 +236,7 @@ impl PeerState {
             let milestones = MILESTONES.iter().map(|&age| made + age);
             milestones.filter(|&at| at > now).min()
         });
-        let keepalive = self.tunn.persistent_keepalive().map(|secs| {
+        let keepalive = self.core.keepalive().map(|secs| {
             let due = |at| at + Duration::from_secs(secs.into());
             // Not in the past: when the core has nothing to send, once a second is enough.
             self.last_packet.map_or(now + ACTIVE, due).max(now + ACTIVE)
@@ -247,7 +260,7 @@ impl PeerState {
     fn start_afresh_if_stale(&mut self, now: Instant) {
         let attempt_is_young = self.attempt.is_some_and(|(first, _)| now - first < STALE_ATTEMPT);
         if !self.has_session(now) && !attempt_is_young {
-            self.tunn.reset();
+            self.core.if_made().into_iter().for_each(Tunn::reset);
             self.attempt = None;
             self.backlog = false;
         }
@@ -263,7 +276,7 @@ impl PeerState {
         };
         let pause = Duration::from_secs(secs.into());
         if self.last_packet.is_none_or(|at| now - at >= pause)
-            && let Some(initiation) = self.tunn.format_handshake_initiation(false)
+            && let Some(initiation) = self.core.get().format_handshake_initiation(false)
         {
             self.emit(initiation.into(), now, out);
         }
@@ -275,7 +288,7 @@ impl PeerState {
         let old = self.session.is_some_and(|made| now - made >= age);
         if self.initiator
             && old
-            && let Some(initiation) = self.tunn.format_handshake_initiation(false)
+            && let Some(initiation) = self.core.get().format_handshake_initiation(false)
         {
             self.emit(initiation.into(), now, out);
         }
@@ -287,7 +300,7 @@ impl PeerState {
             return;
         }
         self.backlog = false;
-        let waiting: Vec<WgKind> = self.tunn.get_queued_packets(&mut self.mtu).collect();
+        let waiting: Vec<WgKind> = self.core.get().get_queued_packets(&mut self.mtu).collect();
         for message in waiting {
             self.emit(message, now, out);
         }
@@ -307,8 +320,8 @@ impl PeerState {
     }
 
     fn tell_keepalive(&mut self) {
-        if self.tunn.persistent_keepalive() != self.keepalive {
-            self.tunn.set_persistent_keepalive(self.keepalive);
+        if self.core.keepalive() != self.keepalive {
+            self.core.get().set_persistent_keepalive(self.keepalive);
             self.polled = None;
         }
     }

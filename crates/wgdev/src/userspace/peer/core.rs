@@ -1,0 +1,58 @@
+//! The Noise core of a peer. It takes 18 KiB even without a session, so it is made when it is first used: a large mesh has
+//! many peers that never talk.
+
+use std::sync::Arc;
+
+use gotatun::{
+    noise::{Tunn, index_table::IndexTable, rate_limiter::RateLimiter},
+    tun::MtuWatcher,
+    x25519,
+};
+use wire::key::PublicKey;
+
+/// What the cores of a device have in common.
+pub(in crate::userspace) struct Common {
+    pub(in crate::userspace) private: x25519::StaticSecret,
+    pub(in crate::userspace) limiter: Arc<RateLimiter>,
+    /// Which receiver indexes sessions hold.
+    pub(in crate::userspace) in_use: IndexTable,
+    pub(in crate::userspace) mtu: MtuWatcher,
+}
+
+/// The core of one peer. Once made it stays for as long as the peer does: it remembers the peer's last initiation, without
+/// which an old one could be played again.
+pub(super) struct Core {
+    common: Arc<Common>,
+    peer: PublicKey,
+    made: Option<Box<Tunn>>,
+}
+
+impl Core {
+    pub(super) fn new(common: Arc<Common>, peer: PublicKey) -> Self {
+        Self { common, peer, made: None }
+    }
+
+    /// The core, which is made if there is none: that multiplies points.
+    pub(super) fn get(&mut self) -> &mut Tunn {
+        let Self { common, peer, made } = self;
+        made.get_or_insert_with(|| {
+            let public = x25519::PublicKey::from(*peer.as_bytes());
+            let (private, in_use, limiter) = (common.private.clone(), common.in_use.clone(), common.limiter.clone());
+            Box::new(Tunn::new(private, public, None, None, in_use, limiter))
+        })
+    }
+
+    /// The core, if there is one.
+    pub(super) fn if_made(&mut self) -> Option<&mut Tunn> {
+        self.made.as_deref_mut()
+    }
+
+    /// The persistent keepalive that the core knows of.
+    pub(super) fn keepalive(&self) -> Option<u16> {
+        self.made.as_ref().and_then(|core| core.persistent_keepalive())
+    }
+
+    pub(super) fn mtu(&self) -> MtuWatcher {
+        self.common.mtu.clone()
+    }
+}
