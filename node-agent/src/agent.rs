@@ -45,6 +45,8 @@ use wgdev::Datagram;
 const INPUT_BUDGET: usize = 64;
 /// A list that the guard asked for is asked for again after this.
 const RELIST: Duration = Duration::from_secs(20);
+/// Memory that a list took is given back when so much time has passed since: it is on disk and applied by then.
+const TIDY_AFTER: Duration = Duration::from_secs(5);
 /// First and last pause between attempts to open a device that can't be opened.
 const DEVICE_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -94,6 +96,8 @@ pub struct Agent {
     epoch: Instant,
     housekeeping_at: Instant,
     relist_at: Option<Instant>,
+    /// When to give back the memory that a list took.
+    tidy_at: Option<Instant>,
     /// What was told or found since the last reconcile.
     dirty: bool,
 }
@@ -155,6 +159,7 @@ impl Agent {
             epoch,
             housekeeping_at: now + settings.housekeeping,
             relist_at: None,
+            tidy_at: None,
             dirty: true,
             settings,
             host,
@@ -259,6 +264,9 @@ impl Agent {
     }
 
     fn told(&mut self, told: Told) {
+        if told.is_list() {
+            self.tidy_at = Some(Instant::now() + TIDY_AFTER);
+        }
         let present = self.view.node_is_present();
         let changed = self.view.handle(told, self.epoch.elapsed());
         if self.view.node_is_present() && !present {

@@ -41,6 +41,7 @@ pub mod files;
 pub mod host;
 pub mod key;
 pub mod local;
+pub mod memory;
 pub mod metrics;
 pub mod net;
 pub mod paths;

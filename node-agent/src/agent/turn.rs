@@ -6,6 +6,7 @@ use super::{
     plane::{Plane, Planned},
 };
 use crate::{
+    memory,
     net::Changed,
     status::{
         conditions::{Admission, Cni, DeviceProblem, Facts, Network},
@@ -46,6 +47,9 @@ impl Agent {
                 self.report_at = Some(now);
             }
         }
+        if self.tidy_at.take_if(|at| *at <= now).is_some() {
+            memory::give_back();
+        }
         let due = self.network.poll_timeout().is_some_and(|at| at <= now);
         let retry = self.device_retry.is_some_and(|(at, _)| at <= now);
         if self.dirty || due || retry {
@@ -73,6 +77,7 @@ impl Agent {
             self.dirty.then(Instant::now),
             Some(self.housekeeping_at),
             self.report_at,
+            self.tidy_at,
             self.network.poll_timeout(),
             self.device_retry.map(|(at, _)| at),
             self.paths.poll_timeout(),

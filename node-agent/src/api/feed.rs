@@ -67,6 +67,19 @@ pub enum Told {
     Relays(Fed<MeshRelay>),
 }
 
+impl Told {
+    /// Whether it is all there is of a kind.
+    pub fn is_list(&self) -> bool {
+        matches!(
+            self,
+            Self::Mesh(Fed::Listed(_))
+                | Self::Node(Fed::Listed(_))
+                | Self::Slices(Fed::Listed(_))
+                | Self::Relays(Fed::Listed(_))
+        )
+    }
+}
+
 /// The sender side: four feeds into one bounded channel.
 pub struct Feeds {
     connection: Connection,
