@@ -68,7 +68,7 @@ use nlink::{Connection, Nftables, Route};
 pub use cleanup::cleanup;
 pub use contention::Contention;
 pub use link::{delete_link, link_exists, own_link};
-pub use own::OwnRemovals;
+pub use own::OwnChanges;
 pub use plan::{Mark, Masquerade, NetPlan, PeerRoute, PortRange, RouteKind};
 pub use report::{Change, ChangeKind, Failure, NetError, Overlap, Problem, Protected, Report, Standing};
 pub use reroute::{Ground, Rerouting, least_claims, reroute};

@@ -3,7 +3,7 @@
 use super::{Echo, Host, Programmed, Survey, echo::EchoSockets, listening};
 use crate::{
     cni::{self, CniError, CniPlan},
-    net::{self, Changed, Ground, NetPlan, OwnRemovals, Problem, Report, Rerouting},
+    net::{self, Changed, Ground, NetPlan, OwnChanges, Problem, Report, Rerouting},
     status::conditions::{Cni, Network},
 };
 use crds::mesh::Backend;
@@ -22,7 +22,7 @@ pub struct System {
     watch: Mutex<Option<net::Watch>>,
     /// What the last programming left to build on.
     ground: Mutex<Option<Ground>>,
-    own: OwnRemovals,
+    own: OwnChanges,
 }
 
 impl Host for System {

@@ -1,23 +1,30 @@
-//! Routes that this process itself removes, so that the kernel's announcement of it is told from somebody else's doing.
+//! Routes that this process itself changes, so that the kernel's announcement of it is told from somebody else's doing.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::routes::Key;
 
-/// Removals that were asked of the kernel and not announced yet. Clones share them.
-#[derive(Debug, Clone, Default)]
-pub struct OwnRemovals(Arc<Mutex<BTreeSet<Key>>>);
+/// What the kernel is to do with a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Asked {
+    Set,
+    Remove,
+}
 
-impl OwnRemovals {
-    /// A removal is about to be asked for.
-    pub(super) fn expect(&self, key: Key) {
-        self.lock().insert(key);
+/// Changes that were asked of the kernel and not announced yet. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct OwnChanges(Arc<Mutex<BTreeSet<(Asked, Key)>>>);
+
+impl OwnChanges {
+    /// A change is about to be asked for.
+    pub(super) fn expect(&self, asked: Asked, key: Key) {
+        self.lock().insert((asked, key));
     }
 
     /// It was announced, or refused. Returns whether it was expected.
-    pub(super) fn forget(&self, key: &Key) -> bool {
-        self.lock().remove(key)
+    pub(super) fn forget(&self, asked: Asked, key: Key) -> bool {
+        self.lock().remove(&(asked, key))
     }
 
     /// Announcements were lost.
@@ -25,7 +32,7 @@ impl OwnRemovals {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<Key>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<(Asked, Key)>> {
         // Nothing panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use nlink::{Connection, Route};
 
 use super::compile::{self, Guard, TableRoute};
-use super::own::OwnRemovals;
+use super::own::{Asked, OwnChanges};
 use super::ranges::is_v6;
 use super::{NetError, NetPlan, PeerRoute, Underlay, routes};
 
@@ -29,7 +29,7 @@ pub struct Rerouting {
 /// Changes these routes and looks at nothing else; `plan` is the one that stands, whatever its routes are.
 ///
 /// `false` if the change concerns more than these routes, or did not succeed: then the whole plan has to be applied.
-pub async fn reroute(plan: &NetPlan, ground: &Ground, change: &Rerouting, own: &OwnRemovals) -> Result<bool, NetError> {
+pub async fn reroute(plan: &NetPlan, ground: &Ground, change: &Rerouting, own: &OwnChanges) -> Result<bool, NetError> {
     let guard = Guard::new(plan, &ground.underlay);
     let compiled = |list: &[PeerRoute]| list.iter().map(|route| alone(plan, ground, &guard, route)).collect();
     let (Some(add), Some(remove)): (Option<Vec<TableRoute>>, Option<Vec<TableRoute>>) =
@@ -39,16 +39,19 @@ pub async fn reroute(plan: &NetPlan, ground: &Ground, change: &Rerouting, own: &
     };
     let conn = Connection::<Route>::new().map_err(NetError::netlink("open a route socket"))?;
     for route in &add {
+        let key = routes::key(route);
+        own.expect(Asked::Set, key);
         if let Err(error) = routes::put(&conn, ground.device, route).await {
+            own.forget(Asked::Set, key);
             tracing::debug!(?route, %error, "a route was not set; looking at all of them");
             return Ok(false);
         }
     }
     for route in &remove {
         let key = routes::key(route);
-        own.expect(key);
+        own.expect(Asked::Remove, key);
         if let Err(error) = routes::remove(&conn, &key, routes::KIND_OF_PEERS).await {
-            own.forget(&key);
+            own.forget(Asked::Remove, key);
             tracing::debug!(?route, %error, "a route was not removed; looking at all of them");
             return Ok(false);
         }

@@ -9,7 +9,7 @@ use nlink::netlink::nftables::{NftablesEvent, NftablesGroup};
 use nlink::{Connection, Nftables, Route};
 use tokio::time::{Instant, sleep_until};
 
-use super::own::OwnRemovals;
+use super::own::{Asked, OwnChanges};
 use super::routes::key_if_ours;
 use super::{NFT_TABLE, NetError};
 
@@ -59,14 +59,16 @@ pub struct Watch {
     last: Option<Instant>,
 }
 
-/// Starts watching. Changes made from now on are reported. Of our own those are not that set a route of ours, or that `own`
-/// announced; at the others apply again and find nothing to do.
-pub async fn watch(own: &OwnRemovals) -> Result<Watch, NetError> {
+/// Starts watching. Changes made from now on are reported, but for those in `own`. At others of our own apply again and find
+/// nothing to do.
+pub async fn watch(own: &OwnChanges) -> Result<Watch, NetError> {
     use RtnetlinkGroup::{Ipv4Addr, Ipv4Route, Ipv4Rule, Ipv6Addr, Ipv6Route, Ipv6Rule, Link};
     let route = Connection::<Route>::new().map_err(NetError::netlink("open a route socket"))?;
     route
         .subscribe(&[Link, Ipv4Addr, Ipv6Addr, Ipv4Route, Ipv6Route, Ipv4Rule, Ipv6Rule])
         .map_err(NetError::netlink("subscribe to network events"))?;
+    // What was asked for before is not announced here.
+    own.clear();
     let nft = Connection::<Nftables>::new().map_err(NetError::netlink("open an nftables socket"))?;
     nft.subscribe(&[NftablesGroup::All]).map_err(NetError::netlink("subscribe to nftables events"))?;
     let own = own.clone();
@@ -118,14 +120,13 @@ fn end() -> impl futures::Stream<Item = Option<Changed>> {
     futures::stream::iter([None])
 }
 
-fn of_network(event: &NetworkEvent, own: &OwnRemovals) -> Changed {
+fn of_network(event: &NetworkEvent, own: &OwnChanges) -> Changed {
     use NetworkEvent::{DelAddress, DelLink, DelRoute, DelRule, NewAddress, NewLink, NewRoute, NewRule};
     let none = Changed::default();
     match event {
         NewLink(_) | DelLink(_) | NewAddress(_) | DelAddress(_) => Changed { links: true, ..none },
-        // Nobody but us sets routes with our number.
-        NewRoute(route) if key_if_ours(route).is_some() => none,
-        DelRoute(route) if key_if_ours(route).is_some_and(|key| own.forget(&key)) => none,
+        NewRoute(route) if key_if_ours(route).is_some_and(|key| own.forget(Asked::Set, key)) => none,
+        DelRoute(route) if key_if_ours(route).is_some_and(|key| own.forget(Asked::Remove, key)) => none,
         NewRoute(_) | DelRoute(_) => Changed { routes: true, ..none },
         NewRule(_) | DelRule(_) => Changed { rules: true, ..none },
         _ => none,

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use node_agent::net::{self, Changed, Problem};
+use node_agent::net::{self, ChangeKind, Changed, OwnChanges, PeerRoute, Problem, Rerouting, RouteKind};
 
 use crate::lab::{ARRIVES, Lab, Picture, assert_same};
 use crate::plans::{carrying, plan};
@@ -267,7 +267,7 @@ fn an_agent_that_watches_puts_back_what_others_remove() {
     let agent = lab.spawn("a", move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let mut watch = net::watch(&net::OwnRemovals::default()).await.expect("watch");
+            let mut watch = net::watch(&net::OwnChanges::default()).await.expect("watch");
             watching.send(()).expect("the test waits");
             let work = async {
                 while watch.changed().await.is_some() {
@@ -302,6 +302,45 @@ fn an_agent_that_watches_puts_back_what_others_remove() {
 }
 
 #[test]
+fn routes_that_are_changed_alone_stand_as_if_everything_had_been_applied() {
+    let Some(lab) = Lab::new() else { return };
+    let mut plan = carrying("a");
+    let ground = lab.apply("a", &plan).ground.expect("everything stands");
+    let pods =
+        PeerRoute { prefix: "10.244.77.0/24".parse().expect("a prefix"), kind: RouteKind::Pod, src: None, mtu: None };
+    let change = Rerouting { add: vec![pods.clone()], remove: vec![plan.routes.swap_remove(0)] };
+    plan.routes.push(pods.clone());
+    let (frame, made) = (plan.clone(), change.clone());
+    let run = async move || {
+        let own = OwnChanges::default();
+        let mut watch = net::watch(&own).await.expect("watch");
+        let done = net::reroute(&frame, &ground, &made, &own).await.expect("netlink");
+        // Somebody else's change, to have something that is told.
+        let rule = std::process::Command::new("ip").args(["rule", "del", "priority", "11"]).status();
+        assert!(rule.expect("ip").success());
+        let told = watch.changed().await.expect("open");
+        // What is not there can't be removed: then everything has to be looked at.
+        let again = net::reroute(&frame, &ground, &made, &own).await.expect("netlink");
+        (done, told, again)
+    };
+    let agent = lab.spawn("a", move || {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(run())
+    });
+    let (done, told, again) = agent.join().expect("the agent");
+    assert!(done && !again);
+    assert!(told.rules && !told.routes, "our own routes are no news: {told:?}");
+    let repaired = lab.apply("a", &plan).changes;
+    assert!(repaired.iter().all(|change| change.kind == ChangeKind::Rule), "{repaired:?}");
+
+    // What hides something of the node's own is for the whole plan to refuse.
+    let own = PeerRoute { prefix: "10.1.0.0/24".parse().expect("a prefix"), ..pods };
+    let ground = lab.apply("a", &plan).ground.expect("everything stands");
+    let change = Rerouting { add: vec![own], remove: Vec::new() };
+    let reroute = move || async move { net::reroute(&plan, &ground, &change, &OwnChanges::default()).await };
+    assert!(!lab.agent("a", reroute).expect("netlink"));
+}
+
+#[test]
 fn lost_events_are_told_as_such() {
     let Some(lab) = Lab::new() else { return };
     let (said, says) = std::sync::mpsc::channel();
@@ -309,7 +348,7 @@ fn lost_events_are_told_as_such() {
     let watching = lab.spawn("a", move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let mut watch = net::watch(&net::OwnRemovals::default()).await.expect("watch");
+            let mut watch = net::watch(&net::OwnChanges::default()).await.expect("watch");
             said.send(Changed::default()).expect("the test listens");
             // Nothing is read while the flood runs, so the socket's buffer overflows.
             is_flooded.recv().expect("the flood");
@@ -393,7 +432,7 @@ fn changes_are_told_once_a_burst_is_over_and_only_when_they_concern_us() {
     let watching = lab.spawn("a", move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let mut watch = net::watch(&net::OwnRemovals::default()).await.expect("watch");
+            let mut watch = net::watch(&net::OwnChanges::default()).await.expect("watch");
             said.send(Changed::default()).expect("the test listens");
             while next.recv().is_ok() {
                 said.send(watch.changed().await.expect("open")).expect("the test listens");

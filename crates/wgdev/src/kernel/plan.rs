@@ -161,6 +161,17 @@ mod tests {
     }
 
     #[test]
+    fn one_peer_among_thousands_is_one_message_with_one_peer() {
+        let mut known = Known::default();
+        known.plan(&Delta { upsert: (0..5_000).map(|n| full(n, 3)).collect(), remove: vec![] }, &own());
+        let one = |upsert, remove| Delta { upsert, remove };
+        for delta in [one(vec![full(5_000, 3)], vec![]), one(vec![full(7, 2)], vec![]), one(vec![], vec![key(9)])] {
+            let plan = known.plan(&delta, &own());
+            assert_eq!(plan.messages.iter().map(Vec::len).collect::<Vec<_>>(), [1], "{delta:?}");
+        }
+    }
+
+    #[test]
     fn the_largest_peer_is_whole_and_fits() {
         let mut known = Known::default();
         let upsert = vec![full(1, 3), full(2, MAX_ALLOWED_IPS), full(3, 3)];
