@@ -125,6 +125,8 @@ pub enum RefusalReason {
     InvalidKey,
     /// The key is our own, or that of the named peer.
     DuplicateKey(String),
+    /// Our key is that of the named node, and this machine a copy of it: it configures no peer.
+    KeyOfAnother(String),
     /// The prefix belongs to the named node, which may be this one.
     PrefixTaken(IpNet, String),
     /// The prefix is none that a tunnel may carry, or lies where it must not.

@@ -148,6 +148,22 @@ fn unusable_own_and_doubled_keys_make_no_peer() {
 }
 
 #[test]
+fn a_copy_of_another_node_configures_no_peer_until_that_one_is_gone() {
+    let mut view = cluster_of(4);
+    let mut own = own_facts(&view, 4);
+    own.public_key = Some(key(2));
+    let plan = plan_for(&view, &own);
+    assert!(plan.peers.is_empty() && !plan.unreachable.is_empty(), "{plan:?}");
+    assert_eq!(plan.refusals[0].why, RefusalReason::KeyOfAnother(name(2)));
+    // The original left, and the operator gave its key to nobody yet.
+    let mut table = table_of(&view, &own.name);
+    view.slices[0].entries.retain(|entry| entry.name != name(2));
+    let slices = BTreeMap::from([("peers-0001".to_owned(), view.slices[0].entries.clone())]);
+    table.handle_list(slices, vec![], Duration::from_secs(1));
+    assert_eq!(plan_node(&own, &view.mesh, &table).peers.len(), 2);
+}
+
+#[test]
 fn a_held_peer_yields_its_prefix_to_one_that_slices_name() {
     let mut view = cluster_of(4);
     let own = own_facts(&view, 1);

@@ -119,6 +119,8 @@ impl Planner {
         self.close_ranges(&entries, &mut plan);
         if spec.suspended {
             plan.refuse("", RefusalReason::Suspended);
+        } else if let Some(holder) = self.rightful_holder(&entries, peers) {
+            plan.refuse("", RefusalReason::KeyOfAnother(holder));
         } else {
             self.add_peers(entries, peers, &mut plan);
         }
@@ -202,6 +204,17 @@ impl Planner {
     fn has_candidate_in(&self, pods: &BTreeSet<IpNet>) -> bool {
         let mut candidates = self.entries.values().flat_map(|entry| &entry.candidates);
         candidates.any(|candidate| pods.iter().any(|range| range.contains(&candidate.addr.ip())))
+    }
+
+    /// The node that the slices give our key to, when they don't give it to us: this machine is a copy of that one. With peers
+    /// it would take that node's sessions over, since a handshake with the key is all that WireGuard asks for.
+    fn rightful_holder(&self, entries: &[Arc<Entry>], peers: &PeerTable) -> Option<String> {
+        let key = self.own.public_key?;
+        if peers.entries().get(&self.own.name).is_some_and(|own| own.public_key == key) {
+            return None;
+        }
+        let holder = entries.iter().find(|entry| entry.public_key == key && !peers.is_held(&entry.name))?;
+        Some(holder.name.clone())
     }
 
     /// Link subnets inside our own ranges are our own doing (the pod bridge, our device), a link without a subnet says
@@ -339,6 +352,6 @@ impl NodePlan {
 impl RefusalReason {
     /// Whether somebody else would get what is refused here.
     fn is_contest(&self) -> bool {
-        matches!(self, Self::DuplicateKey(_) | Self::PrefixTaken(..))
+        matches!(self, Self::DuplicateKey(_) | Self::KeyOfAnother(_) | Self::PrefixTaken(..))
     }
 }
