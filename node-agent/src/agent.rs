@@ -130,6 +130,7 @@ enum Wake {
     Told(Told),
     Reachable(bool),
     Resolved(Vec<SocketAddr>),
+    Persisted,
     Ask(Ask),
     Network(Changed),
     Datagram(std::io::Result<Datagram>),
@@ -176,6 +177,7 @@ impl Agent {
         let host = self.host.clone();
         let mut reachable = self.connection.reachable();
         let mut resolved = self.connection.addresses();
+        let mut persisted = self.cache.failure();
         self.api_servers = resolved.borrow_and_update().clone();
         // Names that are not resolved yet: until then what they were last, or a restart would take the API's exemption away.
         if resolved.has_changed().is_ok() {
@@ -199,6 +201,7 @@ impl Agent {
                 Some(told) = inputs.told.recv() => Wake::Told(told),
                 Ok(()) = reachable.changed() => Wake::Reachable(reachable.borrow_and_update().unwrap_or(false)),
                 Ok(()) = resolved.changed() => Wake::Resolved(resolved.borrow_and_update().clone()),
+                Ok(()) = persisted.changed() => Wake::Persisted,
                 Some(ask) = inputs.asks.recv() => Wake::Ask(ask),
                 changed = host.changed() => Wake::Network(changed),
                 datagram = async { match &device { Some(d) => d.recv().await, None => std::future::pending().await } } => {
@@ -248,6 +251,15 @@ impl Agent {
                 self.cache.store(&Name::single("resolved"), &found);
                 self.api_servers = found;
                 self.dirty = true;
+            }
+            Wake::Persisted => {
+                match self.cache.failure().borrow().as_deref() {
+                    Some(error) => {
+                        tracing::warn!(error, "the state folder can't be written; the mesh goes on without it")
+                    }
+                    None => tracing::info!("the state folder holds everything again"),
+                }
+                self.report_at = Some(now);
             }
             Wake::Ask(ask) => answer(self, ask, now).await,
             Wake::Network(changed) => self.network_changed(changed, now).await,

@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 use tokio::sync::watch;
 
@@ -24,6 +25,9 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// Files kept at most: 2,000 nodes are 32 slices, so this is far above any mesh that works, and below what hurts a disk.
 const MAX_FILES: usize = 1024;
+
+/// What the disk refused is tried again after this: whoever frees the disk need not restart anything.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Name of a cached object, which is its file name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +65,8 @@ struct Queue {
 struct Pending {
     /// `None` removes the file.
     files: BTreeMap<Name, Option<Vec<u8>>>,
+    /// What the disk refused.
+    refused: BTreeMap<Name, Option<Vec<u8>>>,
     busy: bool,
 }
 
@@ -74,23 +80,30 @@ impl Queue {
 impl Cache {
     /// Opens the folder, making it if needed, and starts the thread that writes.
     pub fn open(folder: &Path) -> io::Result<Self> {
+        Self::open_with(folder, RETRY)
+    }
+
+    fn open_with(folder: &Path, retry: Duration) -> io::Result<Self> {
         files::private_dir(folder)?;
         let (report, failed) = watch::channel(None);
         let queue = Arc::new(Queue::default());
-        let writer = Writer { folder: folder.into(), queue: queue.clone(), report };
+        let writer = Writer { folder: folder.into(), queue: queue.clone(), report, retry };
         thread::Builder::new().name("cache".into()).spawn(move || writer.run())?;
         Ok(Self { folder: folder.into(), queue, failed })
     }
 
-    /// Why the last write failed, if it did.
+    /// What the disk refused last, until everything is on it.
     pub fn failure(&self) -> watch::Receiver<Option<String>> {
         self.failed.clone()
     }
 
-    /// Reads an object, be it still on its way to the disk. A file that can't be trusted is moved aside and counts as absent.
+    /// Reads an object, be it still on its way to the disk or refused by it. A file that can't be trusted is moved aside and counts as absent.
     pub fn load<T: DeserializeOwned>(&self, name: &Name) -> Option<T> {
         let path = self.folder.join(&name.0);
-        let waiting = self.queue.lock().files.get(name).cloned();
+        let waiting = {
+            let pending = self.queue.lock();
+            pending.files.get(name).or_else(|| pending.refused.get(name)).cloned()
+        };
         if let Some(waiting) = waiting {
             return waiting.and_then(|content| decode(&content).ok());
         }
@@ -149,6 +162,7 @@ impl Cache {
         let mut pending = self.queue.lock();
         if pending.files.len() < MAX_FILES || pending.files.contains_key(name) {
             pending.files.insert(name.clone(), content);
+            pending.refused.remove(name);
             self.queue.wake.notify_all();
         }
     }
@@ -158,33 +172,58 @@ struct Writer {
     folder: PathBuf,
     queue: Arc<Queue>,
     report: watch::Sender<Option<String>>,
+    retry: Duration,
 }
 
 impl Writer {
     fn run(self) {
+        let mut retry_at = Instant::now();
         loop {
-            let (name, content) = self.next();
+            let (name, content) = self.next(retry_at);
             let path = self.folder.join(&name.0);
-            let result = match content {
-                Some(content) if fs::read(&path).is_ok_and(|old| old == content) => Ok(()),
-                Some(content) => files::replace(&path, &content),
+            let result = match &content {
+                Some(content) if fs::read(&path).is_ok_and(|old| old == *content) => Ok(()),
+                Some(content) => files::replace(&path, content),
                 None => remove_if_there(&path),
             };
-            let failure = result.err().map(|e| format!("{}: {e}", path.display()));
-            self.report.send_if_modified(|old| std::mem::replace(old, failure.clone()) != failure);
-            self.queue.lock().busy = false;
+            let mut pending = self.queue.lock();
+            match result {
+                Ok(()) if pending.refused.is_empty() => self.tell(None),
+                Ok(()) => {}
+                Err(e) => {
+                    retry_at = Instant::now() + self.retry;
+                    // A newer content that waits already is the one to try again.
+                    if !pending.files.contains_key(&name) {
+                        pending.refused.insert(name, content);
+                    }
+                    self.tell(Some(format!("{}: {e}", path.display())));
+                }
+            }
+            pending.busy = false;
             self.queue.wake.notify_all();
         }
     }
 
-    fn next(&self) -> (Name, Option<Vec<u8>>) {
+    fn tell(&self, failure: Option<String>) {
+        self.report.send_if_modified(|old| std::mem::replace(old, failure.clone()) != failure);
+    }
+
+    /// The next thing to write: what is new, or from `retry_at` on what was refused.
+    fn next(&self, retry_at: Instant) -> (Name, Option<Vec<u8>>) {
         let mut pending = self.queue.lock();
         loop {
             if let Some(work) = pending.files.pop_first() {
                 pending.busy = true;
                 return work;
             }
-            pending = self.queue.wake.wait(pending).unwrap_or_else(PoisonError::into_inner);
+            let wait = retry_at.saturating_duration_since(Instant::now());
+            if pending.refused.is_empty() {
+                pending = self.queue.wake.wait(pending).unwrap_or_else(PoisonError::into_inner);
+            } else if wait.is_zero() {
+                pending.files = std::mem::take(&mut pending.refused);
+            } else {
+                pending = self.queue.wake.wait_timeout(pending, wait).unwrap_or_else(PoisonError::into_inner).0;
+            }
         }
     }
 }
@@ -298,6 +337,26 @@ mod tests {
         cache.store(&Name::single("mesh"), &2);
         cache.flush();
         assert!(failure.borrow().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_the_disk_refused_is_written_once_it_can_be_and_known_meanwhile() {
+        let dir = TempDir::new("cache-retry");
+        let folder = dir.path().join("cache");
+        let cache = Cache::open_with(&folder, Duration::from_millis(20)).unwrap();
+        let mut failure = cache.failure();
+        let (mesh, node) = (Name::single("mesh"), Name::single("node"));
+        // A folder in the place of the file: that one alone can't be written.
+        fs::create_dir_all(folder.join("mesh/full")).unwrap();
+        cache.store(&mesh, &1);
+        cache.flush();
+        cache.store(&node, &2);
+        cache.flush();
+        assert!(failure.borrow_and_update().is_some(), "another file's success says nothing");
+        assert_eq!(cache.load::<u8>(&mesh), Some(1));
+        fs::remove_dir_all(folder.join("mesh")).unwrap();
+        tokio::time::timeout(Duration::from_secs(20), failure.wait_for(Option::is_none)).await.unwrap().unwrap();
+        assert_eq!(Cache::open(&folder).unwrap().load::<u8>(&mesh), Some(1));
     }
 
     #[test]
