@@ -1,5 +1,6 @@
 //! The Kubernetes API: several addresses for one cluster, and what the agent watches and writes there.
 
+pub mod attempts;
 pub mod connect;
 pub mod endpoints;
 pub mod feed;

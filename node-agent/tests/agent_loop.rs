@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
+#[path = "agent_loop/disk.rs"]
+mod disk;
 #[path = "agent_loop/membership.rs"]
 mod membership;
 #[path = "agent_loop/one_of_many.rs"]
 mod one_of_many;
+#[path = "agent_loop/outages.rs"]
+mod outages;
 #[path = "agent_loop/standing.rs"]
 mod standing;
 mod support;

@@ -69,11 +69,18 @@ impl Reporter {
         let change = content::change(baseline, &wanted);
         let moved = self.wanted.as_ref().is_none_or(|old| content::change(Some(old), &wanted) != Change::None);
         self.wanted = Some(wanted.clone());
+        // While the API is away everybody takes turns. What is written when one comes is what is true then.
+        if let Some(at) = self.connection.waits_until(now).filter(|_| change != Change::None) {
+            return Some(at);
+        }
         match self.pacer.poll(change, moved, now) {
-            Ok(()) => {
-                self.start(wanted);
-                None
-            }
+            Ok(()) => match self.connection.take_turn(now) {
+                Ok(()) => {
+                    self.start(wanted);
+                    None
+                }
+                Err(at) => Some(at),
+            },
             Err(again) => again,
         }
     }

@@ -1,19 +1,20 @@
 //! Connections to the API server, one client for each of its addresses.
 
 use super::{
+    attempts::Attempts,
     endpoints::{MAX_ENDPOINTS, Remembered, order},
     resolve,
 };
-use crate::args::HostPort;
+use crate::{args::HostPort, random};
 use anyhow::Context;
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep_until};
 
 /// A connection that takes longer than this is tried at the next address: three round trips of a bad satellite link.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,6 +41,7 @@ struct Shared {
 struct State {
     current: usize,
     client: Option<Client>,
+    attempts: Attempts,
 }
 
 impl Connection {
@@ -66,7 +68,7 @@ impl Connection {
         let own = HostPort::of(&base);
         let configured = if configured.is_empty() { own.into_iter().collect() } else { configured.to_vec() };
         let endpoints = order(&configured[..configured.len().min(MAX_ENDPOINTS)], &remembered);
-        let state = Mutex::new(State { current: 0, client: None });
+        let state = Mutex::new(State { current: 0, client: None, attempts: Attempts::new(endpoints.len()) });
         let (resets, reachable) = (watch::Sender::new(0), watch::Sender::new(None));
         let remembered = watch::Sender::new(remembered);
         Self { shared: Arc::new(Shared { base, endpoints, state, resets, reachable, remembered }) }
@@ -86,25 +88,58 @@ impl Connection {
     /// The address with this number did not answer: the next client is for the next one, and streams of this one end, since what breaks
     /// one of its connections (a NAT that forgot them all) has most likely silenced the others. Blaming it twice moves once.
     pub fn failed(&self, number: usize) {
-        let mut state = self.lock();
-        let mut lost = None;
-        if state.current == number {
-            state.current = (number + 1) % self.shared.endpoints.len().max(1);
-            lost = state.client.take();
-        }
-        drop(state);
-        if lost.is_some() {
+        if self.moves_on(number) {
             self.shared.resets.send_modify(|n| *n += 1);
         }
+    }
+
+    /// The address with this number answered that it can't (too busy, an error of its own): the next request goes to the next one. Streams
+    /// stay: what they are told is still true, and to open them again is what a busy server needs least.
+    pub fn unable(&self, number: usize) {
+        self.moves_on(number);
+    }
+
+    fn moves_on(&self, number: usize) -> bool {
+        // Before the attempts are paced: who waits for a turn waits for this to become true.
         self.shared.reachable.send_if_modified(|r| r.replace(false) != Some(false));
+        let mut state = self.lock();
+        if state.current != number {
+            return false;
+        }
+        state.attempts.failed(Instant::now(), random::unit());
+        state.current = (number + 1) % self.shared.endpoints.len().max(1);
+        state.client.take().is_some()
     }
 
     /// The address with this number answered.
     pub fn worked(&self, number: usize) {
+        self.lock().attempts.worked(Instant::now());
         self.shared.reachable.send_if_modified(|r| r.replace(true) != Some(true));
         if let Some(endpoint) = self.shared.endpoints.get(number) {
             self.shared.remembered.send_if_modified(|remembered| remembered.worked(endpoint));
         }
+    }
+
+    /// Waits until a request may be made: at once while the API answers, in turn with the others while it doesn't.
+    pub async fn turn(&self) {
+        let mut reachable = self.reachable();
+        while let Err(at) = self.take_turn(Instant::now()) {
+            tokio::select! {
+                () = sleep_until(at.into()) => {}
+                // The sender lives as long as we do.
+                _ = reachable.wait_for(|r| *r == Some(true)) => return,
+            }
+        }
+    }
+
+    /// The same for who can't wait: `Err` says when to come back.
+    pub fn take_turn(&self, now: Instant) -> Result<(), Instant> {
+        self.lock().attempts.take(now, random::unit())
+    }
+
+    /// Until when no request may be made, if so.
+    pub fn waits_until(&self, now: Instant) -> Option<Instant> {
+        self.lock().attempts.waits_until(now)
     }
 
     /// The addresses that worked, for the disk.

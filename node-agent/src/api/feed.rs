@@ -21,9 +21,9 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 const WATCH_SECONDS: std::ops::Range<u32> = 240..294;
 /// API servers send a bookmark about once a minute; a stream that is silent for longer than this is probably dead.
 const WATCH_SILENCE: Duration = Duration::from_secs(100);
-/// First pause after a failure: long enough not to spin, short enough for a start.
+/// First pause after a refusal; also the least time between two sessions.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
-/// Longest pause: the API may be down for hours, and must not be greeted by a herd.
+/// Longest pause: what is refused (a role that is missing) stays so until somebody acts.
 const BACKOFF_LAST: Duration = Duration::from_secs(20);
 /// A session that lived this long was a good one, so the next failure starts with the first pause.
 const HEALTHY_AFTER: Duration = Duration::from_secs(30);
@@ -141,8 +141,10 @@ enum End {
     Over,
     /// Begin with a list: it was asked for, or the version is too old.
     Relist,
-    /// The address did not answer, or answered that it can't.
+    /// The address did not answer.
     Failed(String),
+    /// The API server answered that it can't, at present.
+    Unable(String),
     /// The API server answered that it won't: nothing is wrong with the connection.
     Refused(String),
     /// Nobody listens any more.
@@ -167,8 +169,12 @@ impl Feed {
                 // A server that ends every watch at once must not be asked in a tight loop.
                 End::Over | End::Relist if began.elapsed() > BACKOFF_FIRST => continue,
                 End::Over | End::Relist => sleep(BACKOFF_FIRST).await,
-                End::Failed(why) | End::Refused(why) => {
+                // The pause is that of the connection.
+                End::Failed(why) | End::Unable(why) => {
                     tracing::debug!(kind = %K::kind(&()), why, "the API did not answer");
+                }
+                End::Refused(why) => {
+                    tracing::debug!(kind = %K::kind(&()), why, "the API refused");
                     sleep(pause.mul_f64(0.5 + random::unit() / 2.0)).await;
                     pause = (pause * 2).min(BACKOFF_LAST);
                 }
@@ -180,10 +186,12 @@ impl Feed {
     where
         K: Resource<DynamicType = ()> + DeserializeOwned,
     {
+        self.connection.turn().await;
         resets.mark_unchanged();
         let (number, client) = match self.connection.client() {
             Ok(made) => made,
-            Err(e) => return End::Failed(e.to_string()),
+            // Credentials that make no client: nothing that another address would help.
+            Err(e) => return End::Refused(e.to_string()),
         };
         let api = Api::<DynamicObject>::all_with(client, &ApiResource::erase::<K>(&()));
         let result = async {
@@ -198,6 +206,10 @@ impl Feed {
             Err(End::Failed(why)) => {
                 self.connection.failed(number);
                 End::Failed(why)
+            }
+            Err(End::Unable(why)) => {
+                self.connection.unable(number);
+                End::Unable(why)
             }
             Err(end) => end,
         }
@@ -291,7 +303,7 @@ impl Feed {
                 self.version = None;
                 Err(End::Relist)
             }
-            WatchEvent::Error(status) => Err(End::Failed(status.message)),
+            WatchEvent::Error(status) => Err(End::Unable(status.message)),
         }
     }
 
@@ -329,6 +341,7 @@ fn failed(error: kube::Error) -> End {
         kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429 => {
             End::Refused(status.message)
         }
+        kube::Error::Api(status) => End::Unable(status.message),
         other => End::Failed(other.to_string()),
     }
 }

@@ -46,6 +46,10 @@ pub async fn write(connection: &Connection, name: &str, status: &MeshNodeStatus)
         Ok(Err(kube::Error::Api(status))) if (400..500).contains(&status.code) && status.code != 429 => {
             Err(WriteError::Refused(status.message))
         }
+        Ok(Err(kube::Error::Api(status))) => {
+            connection.unable(number);
+            Err(WriteError::Unreachable(status.message))
+        }
         Ok(Err(e)) => {
             connection.failed(number);
             Err(WriteError::Unreachable(e.to_string()))

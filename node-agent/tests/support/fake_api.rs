@@ -11,7 +11,7 @@ use axum::{
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
@@ -23,8 +23,8 @@ type Key = (String, String);
 pub struct FakeApi {
     state: Arc<Mutex<Store>>,
     version: Arc<watch::Sender<u64>>,
-    /// Streams end and requests fail while this is false.
-    up: Arc<watch::Sender<bool>>,
+    /// What every request is answered with instead, and what ends every stream.
+    refusal: Arc<watch::Sender<Option<StatusCode>>>,
 }
 
 #[derive(Default)]
@@ -33,6 +33,16 @@ struct Store {
     events: Vec<(u64, String, &'static str, Value)>,
     patches: Vec<Value>,
     lists: BTreeMap<String, u32>,
+    /// Requests of any sort.
+    requests: u32,
+    /// What every write is answered with instead.
+    write_refusal: Option<StatusCode>,
+    /// Objects that lists leave out, as a server does that has not caught up.
+    hidden: BTreeSet<Key>,
+    /// Watches from before this version are too old.
+    oldest: u64,
+    /// Whether that is told by an event of the stream instead of the answer's status.
+    gone_as_event: bool,
 }
 
 impl FakeApi {
@@ -40,7 +50,7 @@ impl FakeApi {
         let api = Self {
             state: Arc::default(),
             version: Arc::new(watch::Sender::new(1)),
-            up: Arc::new(watch::Sender::new(true)),
+            refusal: Arc::new(watch::Sender::new(None)),
         };
         let router = Router::new()
             .route("/apis/warren.dev/v1alpha1/{plural}", get(list))
@@ -115,7 +125,43 @@ impl FakeApi {
     }
 
     pub fn set_up(&self, up: bool) {
-        self.up.send_replace(up);
+        self.refuse((!up).then_some(StatusCode::SERVICE_UNAVAILABLE));
+    }
+
+    /// Answers every request with this, and ends every stream.
+    pub fn refuse(&self, with: Option<StatusCode>) {
+        self.refusal.send_replace(with);
+    }
+
+    /// Answers writes with this.
+    pub fn refuse_writes(&self, with: Option<StatusCode>) {
+        self.state.lock().unwrap().write_refusal = with;
+    }
+
+    /// How many requests there were.
+    pub fn requests(&self) -> u32 {
+        self.state.lock().unwrap().requests
+    }
+
+    /// Leaves these out of lists; the watch says nothing.
+    pub fn hide(&self, plural: &str, names: &[&str]) {
+        self.state.lock().unwrap().hidden = names.iter().map(|name| (plural.into(), (*name).into())).collect();
+    }
+
+    /// Forgets the past and cuts every stream: whoever comes back must list.
+    pub fn compact(&self, gone_as_event: bool) {
+        let mut state = self.state.lock().unwrap();
+        let version = self.next_version();
+        (state.oldest, state.gone_as_event) = (version, gone_as_event);
+        drop(state);
+        self.version.send_replace(version);
+        self.refusal.send_replace(None);
+    }
+
+    /// Counts a request; the answer if it is refused.
+    fn refuses(&self) -> Option<Response> {
+        self.state.lock().unwrap().requests += 1;
+        self.refusal.borrow().map(answer)
     }
 
     pub fn subscribe(&self) -> watch::Receiver<u64> {
@@ -125,6 +171,17 @@ impl FakeApi {
     fn next_version(&self) -> u64 {
         *self.version.borrow() + 1
     }
+}
+
+/// An answer as the API server words it.
+fn answer(code: StatusCode) -> Response {
+    (code, Json(status(code))).into_response()
+}
+
+fn status(code: StatusCode) -> Value {
+    let reason = code.canonical_reason().unwrap_or_default().replace(' ', "");
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code.as_u16(),
+        "message": "refused by a test", "metadata": {}})
 }
 
 fn kind_of(plural: &str) -> &'static str {
@@ -138,8 +195,8 @@ fn kind_of(plural: &str) -> &'static str {
 }
 
 async fn list(State(api): State<FakeApi>, Path(plural): Path<String>, RawQuery(query): RawQuery) -> Response {
-    if !*api.up.borrow() {
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    if let Some(refusal) = api.refuses() {
+        return refusal;
     }
     let query = query.unwrap_or_default();
     let get = |name: &str| query.split('&').find_map(|p| p.strip_prefix(name)).map(str::to_owned);
@@ -153,7 +210,8 @@ async fn list(State(api): State<FakeApi>, Path(plural): Path<String>, RawQuery(q
     let mut state = api.state.lock().unwrap();
     *state.lists.entry(plural.clone()).or_default() += 1;
     let matches = |k: &&Key| k.0 == plural && only.as_ref().is_none_or(|name: &String| *name == k.1);
-    let items: Vec<Value> = state.objects.iter().filter(|(k, _)| matches(k)).map(|(_, v)| v.clone()).collect();
+    let items = state.objects.iter().filter(|(k, _)| matches(k) && !state.hidden.contains(*k));
+    let items: Vec<Value> = items.map(|(_, v)| v.clone()).collect();
     Json(json!({
         "apiVersion": "warren.dev/v1alpha1",
         "kind": format!("{}List", kind_of(&plural)),
@@ -164,13 +222,25 @@ async fn list(State(api): State<FakeApi>, Path(plural): Path<String>, RawQuery(q
 }
 
 fn watch_stream(api: FakeApi, plural: String, only: Option<String>, from: u64) -> Response {
+    {
+        let state = api.state.lock().unwrap();
+        if from < state.oldest {
+            return match state.gone_as_event {
+                false => answer(StatusCode::GONE),
+                true => Body::from(format!("{}\n", json!({"type": "ERROR", "object": status(StatusCode::GONE)})))
+                    .into_response(),
+            };
+        }
+    }
     let version = api.version.subscribe();
-    let up = api.up.subscribe();
-    let events = stream::unfold((from, version, up), move |(mut seen, mut version, mut up)| {
+    // Whatever is said of refusals ends a stream.
+    let mut refusal = api.refusal.subscribe();
+    refusal.mark_unchanged();
+    let events = stream::unfold((from, version, refusal), move |(mut seen, mut version, mut refusal)| {
         let (api, plural, only) = (api.clone(), plural.clone(), only.clone());
         async move {
             loop {
-                if !*up.borrow_and_update() {
+                if refusal.has_changed().unwrap_or(true) {
                     return None;
                 }
                 let current = *version.borrow_and_update();
@@ -187,11 +257,11 @@ fn watch_stream(api: FakeApi, plural: String, only: Option<String>, from: u64) -
                 };
                 seen = current;
                 if !lines.is_empty() {
-                    return Some((Ok::<_, std::convert::Infallible>(Bytes::from(lines)), (seen, version, up)));
+                    return Some((Ok::<_, std::convert::Infallible>(Bytes::from(lines)), (seen, version, refusal)));
                 }
                 tokio::select! {
                     _ = version.changed() => {}
-                    _ = up.changed() => {}
+                    _ = refusal.changed() => return None,
                 }
             }
         }
@@ -205,15 +275,16 @@ async fn patch_status(
     RawQuery(query): RawQuery,
     body: Bytes,
 ) -> Response {
-    if !*api.up.borrow() {
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    if let Some(refusal) = api.refuses() {
+        return refusal;
+    }
+    if let Some(code) = api.state.lock().unwrap().write_refusal {
+        return answer(code);
     }
     assert!(query.is_some_and(|q| q.contains("fieldManager=warren-agent") && q.contains("force=true")));
     let patch: Value = serde_json::from_slice(&body).unwrap();
     let Some(mut object) = api.get(&plural, &name) else {
-        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
-            "message": "not found", "metadata": {}});
-        return (StatusCode::NOT_FOUND, Json(status)).into_response();
+        return answer(StatusCode::NOT_FOUND);
     };
     object["status"] = patch["status"].clone();
     api.state.lock().unwrap().patches.push(patch["status"].clone());
