@@ -77,6 +77,11 @@ impl Lab {
     }
 
     pub fn start(&mut self, node: &str) {
+        self.start_after(node, ":");
+    }
+
+    /// Starts an agent after these shell commands, which have its mounts and its network; `$STATE` is its folder.
+    pub fn start_after(&mut self, node: &str, before: &str) {
         let path = |name: &str| self.dir.join(format!("{node}-{name}")).display().to_string();
         let kubeconfig = self.dir.join("kubeconfig").display().to_string();
         let args = [
@@ -94,8 +99,15 @@ impl Lab {
             "info,node_agent=debug",
         ];
         let log = File::options().create(true).append(true).open(path("log")).unwrap();
-        let child = self.spaces.spawn(node, AGENT, &args, log).unwrap();
+        let script = format!("STATE={}; {before} && exec \"$0\" \"$@\"", path("state"));
+        let args = [&["-c", &script, AGENT], args.as_slice()].concat();
+        let child = self.spaces.spawn(node, "sh", &args, log).unwrap();
         self.agents.push((node.into(), child));
+    }
+
+    /// The agent's process.
+    pub fn pid(&self, node: &str) -> u32 {
+        self.agents.iter().find(|(name, _)| name == node).unwrap().1.id()
     }
 
     pub fn stop(&mut self, node: &str) {
