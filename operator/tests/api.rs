@@ -15,6 +15,8 @@ mod repairs;
 mod replicas;
 #[path = "api/schema.rs"]
 mod schema;
+#[path = "api/versions.rs"]
+mod versions;
 
 use anyhow::Result;
 use cluster::Cluster;
@@ -44,6 +46,8 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     repairs::a_node_made_again_under_its_name_is_another_node,
     repairs::relays_follow_the_label,
     repairs::a_suspended_node_leaves_the_directory,
+    versions::fields_of_a_newer_version_outlive_the_operators_writes,
+    versions::definitions_deleted_under_a_running_operator_come_back_with_everything,
 ];
 
 fn main() -> ExitCode {

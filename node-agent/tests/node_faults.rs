@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
-#[path = "faults/node.rs"]
+#[path = "node_faults/node.rs"]
 mod node;
-#[path = "faults/others.rs"]
+#[path = "node_faults/others.rs"]
 mod others;
 mod support;
 
