@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each sets up what it needs, or says exactly what is missing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help kernel-lane setup setup-tests parts build release images generate check test unit lab recovery demo demo-env demo-down bench clean
+.PHONY: help kernel-lane setup setup-tests parts build release images generate check test unit lab recovery faults demo demo-env demo-down bench clean
 
 TARGET := x86_64-unknown-linux-gnu
 OUT = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
@@ -51,6 +51,9 @@ kernel-lane: setup-tests ## all tests of the kernel's WireGuard, in a small virt
 
 recovery: ## the long form of the recovery tests: the control plane is gone for two minutes each time
 	@RECOVERY_SECONDS=120 ./e2e/stages.sh parts build recovery
+
+faults: ## what docs/faults.md tells, with its figures: an API that is too busy for ten minutes, etcd gone, nodes that come back alone
+	@./e2e/stages.sh parts build faults
 
 demo: parts build ## a real cluster behind real NATs, with Warren as its only network
 	@$(LAB) demo

@@ -39,5 +39,7 @@ if ! command -v cargo-deny >/dev/null 2>&1; then
 	command -v cargo-deny >/dev/null 2>&1 || cargo install --locked --quiet --root "$tools" cargo-deny@0.20.2
 fi
 cargo deny --log-level error check licenses bans sources
+say "tests that documents name"
+./e2e/named_tests.sh
 say "shell scripts"
 for script in e2e/*.sh e2e/tools/*.sh e2e/kernel/*.sh charts/*.sh .ci/run; do bash -n "$script"; done
