@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each sets up what it needs, or says exactly what is missing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help kernel-lane setup setup-tests parts build release images generate check test unit lab recovery faults demo demo-env demo-down bench clean
+.PHONY: help kernel-lane setup setup-tests parts build release images generate check test unit lab recovery faults demo demo-env demo-down bench bench-userspace clean
 
 TARGET := x86_64-unknown-linux-gnu
 OUT = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
@@ -9,7 +9,7 @@ LAB = $(OUT)/ci/warren-lab
 STATIC = CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static"
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install the Debian packages and Rust components that build and demo use (root), or say what is missing
 	@./e2e/setup.sh
@@ -66,6 +66,9 @@ demo-down: ## end the demo and leave nothing behind
 
 bench: setup-tests parts build ## measured figures, as ratios against a reference in the same run
 	@$(OUT)/ci/warren-bench all
+
+bench-userspace: setup-tests build ## the userspace device against wireguard-go, in full: 20 minutes
+	@$(OUT)/ci/warren-bench userspace
 
 clean: ## end the demo, if one runs, and remove what was built here (the cache in ~/.cache/warren stays)
 	@if [ -x $(LAB) ]; then $(LAB) down; fi

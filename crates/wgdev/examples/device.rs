@@ -1,6 +1,6 @@
-//! A device with one peer, for measurements and for trying things out by hand:
-//! `device NAME PRIVATE_KEY PORT PEER_PUBLIC_KEY PEER_ALLOWED_IP [PEER_ENDPOINT [KEEPALIVE_SECONDS]]`.
-//! Prints the state of the peer on every line it reads, and ends when its input ends.
+//! A device with some peers, for measurements and for trying things out by hand: `device NAME PRIVATE_KEY PORT PEER...`, a
+//! peer being `PUBLIC_KEY,ALLOWED_IP[,ENDPOINT[,KEEPALIVE_SECONDS]]`.
+//! Prints the state of the peers on every line it reads, and ends when its input ends.
 
 use std::{error::Error, io::BufRead, time::Duration};
 
@@ -9,7 +9,7 @@ use wire::key::{PrivateKey, PublicKey};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [name, key, port, peer, allowed_ip, rest @ ..] = &args[..] else {
+    let [name, key, port, peers @ ..] = &args[..] else {
         return Err("see the head of this file for the arguments".into());
     };
     let device = Userspace::open(DeviceConfig {
@@ -19,22 +19,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         fwmark: 0x10,
         mtu: 1420,
     })?;
-    let keepalive = rest.get(1).map(|s| s.parse().map(Duration::from_secs)).transpose()?;
-    let delta = Delta {
-        upsert: vec![PeerUpdate {
-            public_key: peer.parse::<PublicKey>()?,
-            endpoint: rest.first().map(|e| e.parse()).transpose()?,
-            allowed_ips: Some(vec![allowed_ip.parse()?]),
-            keepalive: Some(keepalive),
-        }],
-        remove: vec![],
-    };
+    let upsert = peers.iter().map(|text| peer(text)).collect::<Result<_, _>>()?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    runtime.block_on(device.apply(&delta))?;
+    runtime.block_on(device.apply(&Delta { upsert, remove: vec![] }))?;
     println!("up {} {}", device.name(), device.if_index());
     for line in std::io::stdin().lock().lines() {
         line?;
         println!("{:?} {:?}", runtime.block_on(device.peers())?, device.stats());
     }
     Ok(())
+}
+
+fn peer(text: &str) -> Result<PeerUpdate, Box<dyn Error>> {
+    let mut fields = text.split(',');
+    let public_key = fields.next().unwrap_or_default().parse::<PublicKey>()?;
+    let allowed_ip = fields.next().ok_or("a peer needs an allowed IP")?.parse()?;
+    let endpoint = fields.next().map(str::parse).transpose()?;
+    let keepalive = fields.next().map(|s| s.parse().map(Duration::from_secs)).transpose()?;
+    Ok(PeerUpdate { public_key, endpoint, allowed_ips: Some(vec![allowed_ip]), keepalive: Some(keepalive) })
 }

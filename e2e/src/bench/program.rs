@@ -87,16 +87,28 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts the program in the end's namespace and gives it its peer.
-    pub fn start(kind: Kind, program: &Path, end: &End) -> Result<Self> {
+    /// Starts the program in the end's namespace and gives it its peer, after `idle` others that never say anything.
+    pub fn start(kind: Kind, program: &Path, end: &End, idle: usize) -> Result<Self> {
         let (own, peer) = (KEYS[end.index], KEYS[1 - end.index]);
-        let private = [own.0; 32];
+        let (private, port) = ([own.0; 32], PORT.to_string());
         let public = STANDARD.decode(peer.1).context("a public key")?;
-        let port = PORT.to_string();
-        let text = |bytes: &[u8]| if kind == Kind::Warren { STANDARD.encode(bytes) } else { hex(bytes) };
-        let (private, public) = (text(&private), text(&public));
-        let flat = [&end.device, &private, &port, &public, &end.allowed, &end.endpoint];
-        let args = if kind == Kind::WireguardGo { vec!["-f", &end.device] } else { flat.map(String::as_str).to_vec() };
+        let mut args = vec![end.device.clone()];
+        match kind {
+            Kind::Warren => {
+                args.extend([STANDARD.encode(private), port.clone()]);
+                args.extend((0..idle).map(|number| {
+                    let (key, allowed) = idle_peer(number);
+                    format!("{},{allowed}", STANDARD.encode(key))
+                }));
+                args.push(format!("{},{},{}", peer.1, end.allowed, end.endpoint));
+            }
+            Kind::Gotatun => {
+                ensure!(idle == 0, "bare-gotatun takes one peer");
+                args.extend([hex(&private), port.clone(), hex(&public), end.allowed.clone(), end.endpoint.clone()]);
+            }
+            Kind::WireguardGo => args.insert(0, "-f".into()),
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let mut command: Command = end.namespace.command(&program.to_string_lossy(), &args);
         // Warren's example ends with its standard input.
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).env("LOG_LEVEL", "error");
@@ -105,10 +117,13 @@ impl Running {
             end.namespace.ip(&[&format!("link show {}", end.device)]).map_err(|error| format!("{error:#}"))
         })?;
         if kind == Kind::WireguardGo {
-            let settings = format!(
-                "private_key={private}\nlisten_port={port}\npublic_key={public}\nallowed_ip={}\nendpoint={}\n",
-                end.allowed, end.endpoint
-            );
+            let mut settings = format!("private_key={}\nlisten_port={port}\n", hex(&private));
+            for number in 0..idle {
+                let (key, allowed) = idle_peer(number);
+                settings += &format!("public_key={}\nallowed_ip={allowed}\n", hex(&key));
+            }
+            settings += &format!("public_key={}\nallowed_ip={}\n", hex(&public), end.allowed);
+            settings += &format!("endpoint={}\n", end.endpoint);
             configure(&control(&end.device), &settings)?;
         }
         Ok(running)
@@ -126,6 +141,14 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Key and address of a peer that nobody plays.
+fn idle_peer(number: usize) -> ([u8; 32], String) {
+    let [.., high, low] = number.to_be_bytes();
+    let mut key = [7; 32];
+    key[..2].copy_from_slice(&[high, low]);
+    (key, format!("10.98.{high}.{low}/32"))
 }
 
 /// The control socket of wireguard-go, in the file system and so shared by all namespaces.

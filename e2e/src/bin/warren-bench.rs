@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use e2e::bench::{self, LAB, connect, idle, pair, scale};
+use e2e::bench::{self, LAB, connect, idle, machine, scale, stream, throughput, userspace};
 use e2e::images::binary;
 use e2e::parts::{self, Parts};
 use e2e::progress::Progress;
@@ -22,16 +22,24 @@ struct Args {
     /// How often each figure that varies is measured.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
     rounds: u8,
+    /// How long each TCP stream is, in seconds.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=60))]
+    seconds: u8,
+    /// How many peers each end has in `userspace`; all but one are idle.
+    #[arg(long, value_delimiter = ',', default_value = "1,100,1000", value_parser = clap::value_parser!(u16).range(1..))]
+    peers: Vec<u16>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Everything.
+    /// Everything but `userspace`.
     All,
     /// One TCP stream through Warren's device, a bare gotatun and wireguard-go.
     Throughput,
     /// One agent with 100, 1,000 and 5,000 peers.
     Scale,
+    /// Warren's device against wireguard-go: TCP and UDP, each way and both, few peers and many. Takes a quarter of an hour.
+    Userspace,
     /// Restarted agents and a stopped control plane, in the lab.
     Connect,
     /// Memory, CPU, packets and API writes of an idle mesh, in the lab.
@@ -39,8 +47,7 @@ enum Part {
 }
 
 fn main() -> ExitCode {
-    let Args { parts, rounds } = Args::parse();
-    match run(&parts, rounds.into()) {
+    match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("warren-bench: {error:#}");
@@ -49,20 +56,30 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(wanted_parts: &[Part], rounds: usize) -> Result<()> {
+fn run(args: Args) -> Result<()> {
+    let Args { parts: named, rounds, seconds, peers } = args;
+    let rounds = usize::from(rounds);
     let _lock = lock()?;
     interrupt::take_down_on_interrupt(LAB, &binary("warren-lab"))?;
     let progress = Progress::new();
-    let wanted = |one: Part| wanted_parts.contains(&Part::All) || wanted_parts.contains(&one);
+    let wanted = |one: Part| named.contains(&one) || (one != Part::Userspace && named.contains(&Part::All));
+    println!("{}\n", machine::sentence(machine::load()?)?);
     if wanted(Part::Throughput) {
-        pair::check_machine()?;
-        let rows = pair::measure(rounds, &progress)?;
+        stream::check_machine()?;
+        let rows = throughput::measure(rounds, seconds, &progress)?;
         println!("{}", bench::table("One TCP stream through a pair on one machine", &rows));
     }
     if wanted(Part::Scale) {
         parts::prepare(&progress)?;
         let parts = Parts::build(&progress)?;
         println!("{}", bench::table("One agent and many peers", &scale::measure(&parts, rounds, &progress)?));
+    }
+    if wanted(Part::Userspace) {
+        stream::check_machine()?;
+        let peers: Vec<usize> = peers.into_iter().map(usize::from).collect();
+        for table in userspace::measure(&peers, rounds, seconds, &progress)? {
+            println!("{table}");
+        }
     }
     let (connect, idle) = (wanted(Part::Connect), wanted(Part::Idle));
     if !connect && !idle {
