@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each sets up what it needs, or says exactly what is missing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help kernel-lane setup setup-tests parts build release images generate check test unit lab recovery faults demo demo-env demo-down bench bench-userspace clean
+.PHONY: help kernel-lane setup setup-tests parts build release images generate check test unit lab recovery faults demo demo-env demo-down bench bench-userspace bench-kernel clean
 
 TARGET := x86_64-unknown-linux-gnu
 OUT = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
@@ -69,6 +69,9 @@ bench: setup-tests parts build ## measured figures, as ratios against a referenc
 
 bench-userspace: setup-tests build ## the userspace device against wireguard-go, in full: 20 minutes
 	@$(OUT)/ci/warren-bench userspace
+
+bench-kernel: setup-tests ## what Warren costs the kernel's WireGuard: per datagram here, throughput in a virtual machine
+	@./e2e/kernel/bench.sh
 
 clean: ## end the demo, if one runs, and remove what was built here (the cache in ~/.cache/warren stays)
 	@if [ -x $(LAB) ]; then $(LAB) down; fi

@@ -11,6 +11,7 @@ pub mod echo;
 pub mod idle;
 pub mod machine;
 pub mod pair;
+pub mod profile;
 pub mod program;
 pub mod scale;
 pub mod stream;

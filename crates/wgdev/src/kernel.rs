@@ -43,9 +43,9 @@ use std::{io, sync::Arc};
 use tokio::sync::mpsc;
 use wire::key::PublicKey;
 
+pub use self::port::{Port, PortConfig};
 use self::{
     genl::Genl,
-    port::Port,
     share::Share,
     worker::{Opened, Request, Worker},
 };

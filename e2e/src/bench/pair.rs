@@ -118,6 +118,12 @@ impl<'a> Pair<'a> {
         Stream::start(&self.ends[0].namespace, MESH[1], INTERVAL)
     }
 
+    /// The two processes.
+    #[must_use]
+    pub fn pids(&self) -> Vec<i32> {
+        self.processes.iter().map(Running::pid).collect()
+    }
+
     /// What both processes have used, in one figure each: the sum of CPU, the larger memory.
     pub fn usage(&self) -> Result<Usage> {
         self.processes.iter().try_fold(Usage::default(), |sum, process| {

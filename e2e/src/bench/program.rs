@@ -58,11 +58,16 @@ impl Kind {
     /// Builds it, unless this version is in the cache.
     pub fn build(self) -> Result<PathBuf> {
         match self {
-            Self::Warren => warren(),
+            Self::Warren => warren(&[]),
             Self::Gotatun => cached("gotatun", GOTATUN, "bare-gotatun", gotatun),
             Self::WireguardGo => cached("wireguard-go", WIREGUARD_GO, "wireguard-go", wireguard_go),
         }
     }
+}
+
+/// Builds Warren's with the names of its functions, for a profile. The others have theirs.
+pub fn warren_with_symbols() -> Result<PathBuf> {
+    warren(&[("CARGO_PROFILE_CI_STRIP", "none")])
 }
 
 /// One end of a pair: which of the two, where, and what it is told.
@@ -171,11 +176,12 @@ fn configure(socket: &Path, settings: &str) -> Result<()> {
 }
 
 /// Made by cargo each time: it knows whether anything changed, and a stale program would be measured.
-fn warren() -> Result<PathBuf> {
+fn warren(settings: &[(&str, &str)]) -> Result<PathBuf> {
     let mut cargo = command("cargo", ["build", "--quiet", "--locked", "--profile", "ci", "-p", "wgdev"]);
     cargo.args(["--example", "device", "--target", "x86_64-unknown-linux-gnu"]).current_dir(workspace());
     // As `make build` has it, so that its libraries are used again.
     cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo.envs(settings.iter().copied());
     run(&mut cargo)?;
     Ok(binary("examples/device"))
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use e2e::bench::{self, LAB, connect, idle, machine, scale, stream, throughput, userspace};
+use e2e::bench::{self, LAB, connect, idle, machine, profile, scale, stream, throughput, userspace};
 use e2e::images::binary;
 use e2e::parts::{self, Parts};
 use e2e::progress::Progress;
@@ -32,7 +32,7 @@ struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Everything but `userspace`.
+    /// Everything but `userspace` and `profile`.
     All,
     /// One TCP stream through Warren's device, a bare gotatun and wireguard-go.
     Throughput,
@@ -40,10 +40,19 @@ enum Part {
     Scale,
     /// Warren's device against wireguard-go: TCP and UDP, each way and both, few peers and many. Takes a quarter of an hour.
     Userspace,
+    /// Where the time of a userspace device goes, by samples that perf takes.
+    Profile,
     /// Restarted agents and a stopped control plane, in the lab.
     Connect,
     /// Memory, CPU, packets and API writes of an idle mesh, in the lab.
     Idle,
+}
+
+impl Part {
+    /// Only measured when it is asked for by name.
+    fn is_apart(self) -> bool {
+        matches!(self, Self::Userspace | Self::Profile)
+    }
 }
 
 fn main() -> ExitCode {
@@ -62,7 +71,7 @@ fn run(args: Args) -> Result<()> {
     let _lock = lock()?;
     interrupt::take_down_on_interrupt(LAB, &binary("warren-lab"))?;
     let progress = Progress::new();
-    let wanted = |one: Part| named.contains(&one) || (one != Part::Userspace && named.contains(&Part::All));
+    let wanted = |one: Part| named.contains(&one) || (!one.is_apart() && named.contains(&Part::All));
     println!("{}\n", machine::sentence(machine::load()?)?);
     if wanted(Part::Throughput) {
         stream::check_machine()?;
@@ -80,6 +89,10 @@ fn run(args: Args) -> Result<()> {
         for table in userspace::measure(&peers, rounds, seconds, &progress)? {
             println!("{table}");
         }
+    }
+    if wanted(Part::Profile) {
+        stream::check_machine()?;
+        println!("{}", profile::measure(seconds, &progress)?);
     }
     let (connect, idle) = (wanted(Part::Connect), wanted(Part::Idle));
     if !connect && !idle {

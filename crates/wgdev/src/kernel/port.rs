@@ -34,17 +34,17 @@ pub(super) enum Family {
 
 /// What the port is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PortConfig {
+pub struct PortConfig {
     /// WireGuard's port.
-    pub(super) port: u16,
+    pub port: u16,
     /// WireGuard's mark.
-    pub(super) fwmark: u32,
+    pub fwmark: u32,
     /// WireGuard's interface: what comes in by it is a peer's and not the world's.
-    pub(super) if_index: u32,
+    pub if_index: u32,
 }
 
-/// The sockets. They belong to the network namespace of the thread that opened them.
-pub(super) struct Port {
+/// The raw sockets that share WireGuard's port. They belong to the network namespace of the thread that opened them.
+pub struct Port {
     config: PortConfig,
     v4: Socket,
     /// `None` where the kernel has no IPv6.
@@ -54,7 +54,8 @@ pub(super) struct Port {
 }
 
 impl Port {
-    pub(super) fn open(config: PortConfig) -> io::Result<Self> {
+    /// Opens them (needs NET_RAW, and NET_ADMIN for a mark); dropping it closes them.
+    pub fn open(config: PortConfig) -> io::Result<Self> {
         let v4 = raw_socket(Family::V4, config)?;
         control::allow_fragments(&v4)?;
         let v6 = match raw_socket(Family::V6, config) {
