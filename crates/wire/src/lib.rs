@@ -15,6 +15,8 @@
 //!   exchanged to agree on them, so a mesh of N nodes needs N published keys and no signalling per pair.
 //! * [`probe`]: a STUN message whose one attribute is sealed with those keys: PING and PONG prove that a path carries
 //!   packets both ways, NOMINATE and its acknowledgement choose it.
+//! * [`relay`]: BIND, CHALLENGE, ANSWER and BOUND, by which a node binds its leg of a relayed pair; and which datagrams a
+//!   relay may forward.
 //! * [`proof`]: proof to the operator that a node holds the private half of the key it publishes.
 //!
 //! # Life of a probe
@@ -39,6 +41,7 @@ pub mod key;
 pub mod pair;
 pub mod probe;
 pub mod proof;
+pub mod relay;
 pub mod stun;
 
 pub use key::{KeyError, PrivateKey, PublicKey, SharedSecret};

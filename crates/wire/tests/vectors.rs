@@ -11,6 +11,7 @@ use wire::key::{PrivateKey, PublicKey};
 use wire::pair::{KeyId, PairKeys};
 use wire::probe::{self, Probe};
 use wire::proof;
+use wire::relay::{self, AllocationId, Body, Frame, Header, LegKey, Side, Token};
 use wire::stun::{self, Class, TransactionId};
 
 #[test]
@@ -69,6 +70,31 @@ fn probes() {
         assert_eq!(probe::seal(&ours, tx, &expected), datagram, "{row:?}");
         assert_eq!(probe::key_id(&datagram), Some(theirs.receive_id()), "{row:?}");
         assert_eq!(probe::open(&theirs, &datagram), Ok((tx, expected)), "{row:?}");
+    }
+}
+
+#[test]
+fn relay_messages() {
+    for row in rows(include_str!("../vectors/relay.txt")) {
+        let key = LegKey::from_bytes(row.array("key"));
+        let header = Header {
+            allocation: AllocationId(u64::from_be_bytes(row.array("allocation"))),
+            side: if row.text("side") == "low" { Side::Low } else { Side::High },
+            counter: row.text("counter").parse().unwrap(),
+        };
+        let token = || Token(row.array("token"));
+        let body = match row.text("kind") {
+            "bind" => Body::Bind,
+            "challenge" => Body::Challenge(token()),
+            "answer" => Body::Answer(token()),
+            "bound" => Body::Bound { observed: row.text("observed").parse().unwrap() },
+            other => panic!("no such kind {other}"),
+        };
+        let datagram = row.bytes("datagram");
+        assert_eq!(relay::seal(&key, &header, &body).to_vec(), datagram, "{row:?}");
+        let frame = Frame::parse(&datagram).unwrap();
+        assert_eq!((frame.header(), frame.open(&key)), (header, Ok(body)), "{row:?}");
+        assert_eq!(frame.is_from_node(), matches!(body, Body::Bind | Body::Answer(_)), "{row:?}");
     }
 }
 

@@ -1,4 +1,4 @@
-"""A second, independent implementation of pair keys, probes and key proofs. It wrote the tables beside it.
+"""A second, independent implementation of pair keys, probes, relay messages and key proofs. It wrote the tables beside it.
 
 Not part of the build: python3 with the package `cryptography`. Run it in this folder to write the tables again.
 """
@@ -81,6 +81,18 @@ def seeded(name):
     return hashlib.blake2s(b"warren test vector " + name.encode()).digest()
 
 
+def relay_message(key, kind, side, allocation, counter, token, observed):
+    message = bytes([kind, 1, side, 0]) + struct.pack(">QQ", allocation, counter) + (token or bytes(16))
+    body = bytes(18)
+    if observed:
+        ip = ipaddress.ip_address(observed[0])
+        raw = ip.packed if ip.version == 6 else bytes(10) + b"\xff\xff" + ip.packed
+        pad = hashlib.blake2s(message, key=key, person=b"wrn relP").digest()
+        body = bytes(a ^ b for a, b in zip(raw + struct.pack(">H", observed[1]), pad))
+    message += body + bytes(10)
+    return message + hashlib.blake2s(message, key=key, person=b"wrn relM", digest_size=16).digest()
+
+
 def write(path, title, rows):
     with open(path, "w") as out:
         out.write(f"# {title}\n# Written by reference.py; asserted by tests/vectors.rs. Keys are for tests only.\n")
@@ -147,6 +159,30 @@ for name, node, operator, challenge, uid in [
         "proof": key_proof(node, public(operator), challenge, uid, public(node)).hex(),
     })
 
+relays = []
+for name, kind, side, allocation, counter, token, observed in [
+    ("bind", 0x81, 0, 0x0123456789ABCDEF, 1, None, None),
+    ("challenge", 0x82, 0, 0x0123456789ABCDEF, 1, seeded("token")[:16], None),
+    ("answer", 0x83, 1, 0, 2**64 - 1, seeded("token")[:16], None),
+    ("bound-v4", 0x84, 1, 2**64 - 1, 7, None, ("203.0.113.9", 51820)),
+    ("bound-v6", 0x84, 0, 1, 7, None, ("2001:db8::1:9", 21820)),
+]:
+    key = seeded("leg " + name)
+    relays.append({
+        "case": name,
+        "key": key.hex(),
+        "kind": name.split("-v")[0],
+        "side": ["low", "high"][side],
+        "allocation": "%016x" % allocation,
+        "counter": counter,
+        "token": token.hex() if token else "none",
+        "observed": (f"[{observed[0]}]:{observed[1]}" if ":" in observed[0] else "%s:%d" % observed)
+        if observed
+        else "none",
+        "datagram": relay_message(key, kind, side, allocation, counter, token, observed).hex(),
+    })
+
 write("pair.txt", "Pair keys: X25519, HKDF-BLAKE2s, directional ids.", pairs)
 write("probe.txt", "Probes as `own` of the named pair sends them.", probes)
+write("relay.txt", "Relay messages: keyed BLAKE2s.", relays)
 write("proof.txt", "Key proofs: HMAC-BLAKE2s keyed by X25519.", proofs)
