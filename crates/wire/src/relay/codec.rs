@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use blake2::Blake2sMac;
-use hkdf::hmac::digest::array::ArraySize;
-use hkdf::hmac::digest::consts::{U16, U32};
-use hkdf::hmac::digest::typenum::{IsLessOrEqual, True};
-use hkdf::hmac::{Mac, digest::FixedOutput};
+use blake2::digest::array::ArraySize;
+use blake2::digest::consts::{U16, U32};
+use blake2::digest::typenum::{IsLessOrEqual, True};
+use blake2::digest::{FixedOutput, Mac};
 
 use super::{AllocationId, Body, Forged, Header, LegKey, MESSAGE_LEN, Side, TOKEN_LEN, Token};
 

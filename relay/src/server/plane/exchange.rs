@@ -1,0 +1,186 @@
+//! What goes in and what comes out.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+use ipnet::IpNet;
+use wire::relay::{AllocationId, LegKey, MESSAGE_LEN, Side};
+
+use super::Destination;
+use super::pace::Rate;
+
+/// A node, by the Ed25519 public key with which the control channel has authenticated it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub [u8; 32]);
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// What an operator of the relay chooses.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// UDP port of the first relay port; the others follow it.
+    pub first_port: u16,
+    /// How many there are, at most [`super::MAX_PORTS`].
+    pub ports: u16,
+    /// Allocations at a time, at most [`super::MAX_ALLOCATIONS`].
+    pub max_allocations: usize,
+    /// What one node may send through this relay.
+    pub node_rate: Option<Rate>,
+    /// What one pair may send through this relay, both directions together.
+    pub pair_rate: Option<Rate>,
+    /// The addresses of this host: no leg may have one.
+    pub own: Vec<IpAddr>,
+    /// Other addresses that no leg may have.
+    pub denied: Vec<IpNet>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            first_port: 51900,
+            ports: 64,
+            max_allocations: 10_000,
+            node_rate: None,
+            pair_rate: None,
+            own: Vec::new(),
+            denied: Vec::new(),
+        }
+    }
+}
+
+/// A fact or wish from the control channel, which has authenticated whoever is named first in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// The node is a member.
+    Admit(NodeId),
+    /// The node is none any more: all it has here goes at once.
+    Remove(NodeId),
+    /// The node wants its leg of this pair. Asked again it is told again, so a lost answer is no harm.
+    Allocate {
+        /// Who asks.
+        by: NodeId,
+        /// With whom.
+        partner: NodeId,
+        /// The UDP port that the pair had in an earlier life of this relay.
+        hint: Option<u16>,
+    },
+    /// The node does not want this pair, or not any more.
+    Release {
+        /// Who says so.
+        by: NodeId,
+        /// With whom.
+        partner: NodeId,
+    },
+    /// The addresses of this host, when they have changed.
+    Own(Vec<IpAddr>),
+}
+
+/// What the control channel is to tell `to`. Always about its pair with `partner`.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// Whom to tell.
+    pub to: NodeId,
+    /// The other node of the pair.
+    pub partner: NodeId,
+    /// What to say.
+    pub news: News,
+}
+
+/// What happened to a leg.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// It is there to be bound.
+    Allocated {
+        /// Names it in relay messages.
+        allocation: AllocationId,
+        /// Whose leg it is.
+        side: Side,
+        /// The UDP port on the relay.
+        port: u16,
+        /// Authenticates the leg's relay messages.
+        key: LegKey,
+        /// The highest counter that the relay has taken: the next BIND has a higher one.
+        counter: u64,
+    },
+    /// It cannot be had.
+    Refused(RefusedReason),
+    /// It is bound to this address.
+    Bound {
+        /// The node's address as the relay sees it.
+        observed: SocketAddr,
+    },
+    /// Another leg has taken its source, so the NAT in between has given that to somebody else: bind again.
+    Unbound,
+    /// It is gone.
+    Released(ReleasedReason),
+}
+
+/// Why there is no allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusedReason {
+    /// One of the two is not admitted, or both are the same.
+    NotAdmitted,
+    /// No port is free at both.
+    PortsExhausted,
+    /// The relay has as many allocations as it may.
+    Full,
+    /// The node asks too often.
+    TooMany,
+}
+
+/// Why an allocation went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReleasedReason {
+    /// One of the two released it.
+    Asked,
+    /// It was not bound in time.
+    NotBound,
+    /// One of its legs was silent for too long.
+    Idle,
+    /// One of the two is not a member any more.
+    Removed,
+    /// One of the two wanted its port for a pair of its own, and never wanted this one.
+    Unwanted,
+}
+
+/// One or more datagrams of one source, as a socket gave them.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival<'a> {
+    /// Index of the relay port that they came to.
+    pub port: u16,
+    /// Who sent them.
+    pub source: SocketAddr,
+    /// The address of this host that they were sent to.
+    pub local: Option<IpAddr>,
+    /// All of them, one after the other.
+    pub data: &'a [u8],
+    /// Bytes of each; the last may be shorter.
+    pub segment: usize,
+}
+
+/// Datagrams of an arrival to send on, from the port they came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forward {
+    /// Where to.
+    pub to: Destination,
+    /// Which of the arrival's bytes.
+    pub range: Range<usize>,
+    /// Bytes of each datagram; the last may be shorter.
+    pub segment: usize,
+}
+
+/// A relay message to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Index of the relay port to send it from.
+    pub port: u16,
+    /// Where to.
+    pub to: Destination,
+    /// The message.
+    pub message: [u8; MESSAGE_LEN],
+}
