@@ -50,7 +50,6 @@
 mod allowed_ips;
 mod check;
 mod checksum;
-mod control;
 mod device;
 mod error;
 mod fake;
@@ -65,3 +64,5 @@ pub use error::{DeviceError, Refusal, RefusalReason};
 pub use fake::Fake;
 pub use kernel::Kernel;
 pub use userspace::Userspace;
+
+use udpsock::control;

@@ -1,7 +1,5 @@
 //! The UDP port: one socket for both families, marked, with segmentation offloads.
 
-mod receive;
-
 use std::{
     io::{self, IoSlice},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
@@ -12,7 +10,7 @@ use std::{
 
 use socket2::{Domain, MsgHdr, Protocol, SockAddr, Socket, Type};
 
-pub(super) use receive::{Received, Receiver};
+pub(super) use udpsock::{Received, Receiver};
 
 use crate::{
     DeviceError,

@@ -10,32 +10,43 @@ use std::{
 use bytes::BytesMut;
 
 /// Messages of one call; each may hold 64 KiB of merged datagrams, so a few are enough.
-const SLOTS: usize = 8;
+pub const SLOTS: usize = 8;
 const SLOT: usize = 65_536;
 
 /// Room for a merged size and a local address.
 const CONTROL_WORDS: usize = 16;
 
 /// One message: a datagram, or several of equal size from one sender.
-pub(in crate::userspace) struct Received {
-    pub(in crate::userspace) data: BytesMut,
+pub struct Received {
+    /// What it carries.
+    pub data: BytesMut,
     /// Size of each datagram but the last; never 0.
-    pub(in crate::userspace) segment: usize,
-    pub(in crate::userspace) from: SocketAddr,
-    pub(in crate::userspace) local: Option<IpAddr>,
+    pub segment: usize,
+    /// The sender.
+    pub from: SocketAddr,
+    /// The address it was sent to.
+    pub local: Option<IpAddr>,
     /// Index of the interface it came in by.
-    pub(in crate::userspace) interface: u32,
+    pub interface: u32,
 }
 
 /// Buffers for receiving.
-pub(in crate::userspace) struct Receiver {
+pub struct Receiver {
     slots: [BytesMut; SLOTS],
     names: [libc::sockaddr_storage; SLOTS],
     control: [[u64; CONTROL_WORDS]; SLOTS],
 }
 
+impl Default for Receiver {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Receiver {
-    pub(in crate::userspace) fn new() -> Self {
+    /// Empty ones; 64 KiB each are allocated by the first call.
+    #[must_use]
+    pub fn new() -> Self {
         Self {
             slots: std::array::from_fn(|_| BytesMut::new()),
             // SAFETY: `sockaddr_storage` is plain data for which zeros are valid.
@@ -44,8 +55,11 @@ impl Receiver {
         }
     }
 
-    /// Receives what is there; `WouldBlock` when nothing is.
-    pub(in crate::userspace) fn receive(&mut self, socket: RawFd, into: &mut Vec<Received>) -> io::Result<()> {
+    /// Receives what is there, at most [`SLOTS`] messages; `WouldBlock` when nothing is.
+    ///
+    /// # Errors
+    /// Those of recvmmsg(2).
+    pub fn receive(&mut self, socket: RawFd, into: &mut Vec<Received>) -> io::Result<()> {
         // SAFETY: `iovec` and `mmsghdr` are plain data for which zeros (null, none) are valid.
         let (mut vectors, mut messages): ([libc::iovec; SLOTS], [libc::mmsghdr; SLOTS]) =
             unsafe { (mem::zeroed(), mem::zeroed()) };

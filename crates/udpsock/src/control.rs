@@ -17,26 +17,38 @@ const ALIGN: usize = mem::size_of::<usize>();
 const ROOM: usize = 96;
 
 /// Control messages for one send.
-pub(crate) struct Control {
+pub struct Control {
     bytes: [u8; ROOM],
     len: usize,
 }
 
+impl Default for Control {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Control {
-    pub(crate) fn new() -> Self {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
         Self { bytes: [0; ROOM], len: 0 }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+    /// As sendmsg(2) takes them.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 
     /// Adds a message. What doesn't fit is left out; `ROOM` is enough for all that is ever sent.
-    pub(crate) fn push(&mut self, level: libc::c_int, kind: libc::c_int, data: &[u8]) {
+    pub fn push(&mut self, level: libc::c_int, kind: libc::c_int, data: &[u8]) {
         let end = self.len + HEADER + data.len().next_multiple_of(ALIGN);
         let Some(room) = self.bytes.get_mut(self.len..end) else {
             return;
@@ -52,7 +64,7 @@ impl Control {
     }
 
     /// Sends from this local address.
-    pub(crate) fn push_source(&mut self, local: IpAddr, v6_socket: bool) {
+    pub fn push_source(&mut self, local: IpAddr, v6_socket: bool) {
         match local {
             IpAddr::V4(v4) if !v6_socket => {
                 // struct in_pktinfo: interface, address to send from, (unused) destination.
@@ -75,7 +87,10 @@ impl Control {
 }
 
 /// Asks for the local address of every datagram.
-pub(crate) fn receive_local_address(socket: &Socket, v6: bool) -> io::Result<()> {
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn receive_local_address(socket: &Socket, v6: bool) -> io::Result<()> {
     if v6 {
         set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
     } else {
@@ -84,18 +99,24 @@ pub(crate) fn receive_local_address(socket: &Socket, v6: bool) -> io::Result<()>
 }
 
 /// Leaves the "don't fragment" bit of IPv4 clear.
-pub(crate) fn allow_fragments(socket: &Socket) -> io::Result<()> {
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn allow_fragments(socket: &Socket) -> io::Result<()> {
     let (option, value) = (libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT);
     set(socket, libc::IPPROTO_IP, option, value)
 }
 
 /// Takes datagrams of one sender and size merged.
-pub(crate) fn receive_merged(socket: &Socket) -> io::Result<()> {
+///
+/// # Errors
+/// Where the kernel lacks it (before 5.0).
+pub fn receive_merged(socket: &Socket) -> io::Result<()> {
     set(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
 /// Enlarges the buffers: past the limit of the system where the process may, else as far as it goes.
-pub(crate) fn set_buffers(socket: &Socket, bytes: usize) {
+pub fn set_buffers(socket: &Socket, bytes: usize) {
     let value = bytes as libc::c_int;
     if set(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, value).is_err() {
         let _ = socket.set_recv_buffer_size(bytes);
