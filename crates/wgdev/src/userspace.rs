@@ -6,6 +6,7 @@
 //! cross each step in batches: the kernel hands over and takes up to 64 KiB of a flow at once on both
 //! sides (`split`, `coalesce`, `udp`), and a peer's lock is taken once for each.
 
+mod agenda;
 mod alarm;
 mod coalesce;
 mod inbound;

@@ -37,6 +37,8 @@ pub(super) struct Peer {
     state: Mutex<PeerState>,
     /// Milliseconds on the device's clock.
     due: AtomicU64,
+    /// For when it stands in the agenda; `NEVER` if it doesn't.
+    listed_for: AtomicU64,
     /// When something was last noted that the counters show; `None` while the peer is in no list of such.
     noted: Mutex<Option<Instant>>,
 }
@@ -75,7 +77,13 @@ pub(super) const NEVER: u64 = u64::MAX;
 
 impl Peer {
     pub(super) fn new(key: PublicKey, state: PeerState) -> Arc<Self> {
-        Arc::new(Self { key, state: Mutex::new(state), due: AtomicU64::new(NEVER), noted: Mutex::new(None) })
+        Arc::new(Self {
+            key,
+            state: Mutex::new(state),
+            due: AtomicU64::new(NEVER),
+            listed_for: AtomicU64::new(NEVER),
+            noted: Mutex::new(None),
+        })
     }
 
     /// Notes that the counters changed. Returns whether the peer has to be put into the list of those with news.
@@ -111,5 +119,13 @@ impl Peer {
 
     pub(super) fn set_due(&self, due: u64) {
         self.due.store(due, Ordering::SeqCst);
+    }
+
+    pub(super) fn listed_for(&self) -> u64 {
+        self.listed_for.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_listed_for(&self, due: u64) {
+        self.listed_for.store(due, Ordering::SeqCst);
     }
 }

@@ -107,16 +107,6 @@ impl Peers {
         table.allowed_ips.find(address).map(|owner| owner.0.clone())
     }
 
-    /// All peers.
-    pub(super) fn all(&self) -> Vec<Arc<Peer>> {
-        self.table.read().by_key.values().cloned().collect()
-    }
-
-    /// The earliest time at which one of them has to be polled.
-    pub(super) fn earliest_due(&self) -> Option<u64> {
-        self.table.read().by_key.values().map(|p| p.due()).min()
-    }
-
     pub(super) fn add_indexes(&self, peer: &Arc<Peer>, indexes: &mut Vec<u32>) {
         if indexes.is_empty() {
             return;

@@ -12,6 +12,7 @@ use std::{
 use wire::key::PrivateKey;
 
 use super::{
+    agenda::Agenda,
     alarm::Alarm,
     peer::{Clock, NEVER, Outbox, Peer, PeerState},
     peers::Peers,
@@ -27,6 +28,7 @@ pub(super) struct Shared {
     pub(super) peers: Peers,
     pub(super) mtu: u16,
     pub(super) stop: Stop,
+    pub(super) agenda: Agenda,
     pub(super) alarm: Alarm,
     pub(super) counters: Counters,
     pub(super) clock: Clock,
@@ -73,6 +75,7 @@ impl Shared {
             peers: Peers::new(private_key, mtu),
             mtu,
             stop: Stop::new()?,
+            agenda: Agenda::default(),
             alarm: Alarm::new(),
             counters: Counters::default(),
             clock: Clock::new(),
@@ -103,7 +106,7 @@ impl Shared {
         // Under the lock: nobody may see the answer to a message before its index is known.
         self.peers.add_indexes(peer, &mut out.indexes);
         let due = state.next_poll(now).map_or(NEVER, |at| self.clock.millis(at));
-        peer.set_due(due);
+        self.agenda.set_due(peer, due);
         let destination = state.destination();
         drop(state);
         self.alarm.hint(due);

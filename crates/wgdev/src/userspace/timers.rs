@@ -20,7 +20,7 @@ pub(super) fn run(shared: &Shared) {
         shared.alarm.sleep(
             || {
                 let stopped = shared.stop.is_set().then_some(0);
-                stopped.or_else(|| shared.peers.earliest_due())
+                stopped.or_else(|| shared.agenda.first())
             },
             |due| shared.clock.instant(due),
         );
@@ -28,11 +28,7 @@ pub(super) fn run(shared: &Shared) {
 }
 
 fn poll_due(shared: &Shared, now: Instant, out: &mut Outbox) {
-    let millis = shared.clock.millis(now);
-    for peer in shared.peers.all() {
-        if peer.due() > millis {
-            continue;
-        }
+    for peer in shared.agenda.take_due(shared.clock.millis(now)) {
         let ((), to) = shared.with_peer(&peer, now, out, |state, out| state.poll(now, out));
         shared.send(&peer, to, out, false);
     }
