@@ -15,7 +15,8 @@
 //! finished by the next one. Planning again after the plan was written finds nothing to do.
 //!
 //! [`node::PeerTable`] and [`node::plan_node`] are the agent's half: the table merges slices as they arrive, `plan_node`
-//! turns it into WireGuard peers, allowed IPs and routes for one machine.
+//! turns it into WireGuard peers, allowed IPs and routes for one machine. [`node::NodePlanner`] gives the same plan, and how it
+//! differs from the one before, at the cost of what changed.
 //!
 //! [`check`] is the list of invariants. It looks at outcomes only, and runs in tests, in the simulator and before every
 //! write.
