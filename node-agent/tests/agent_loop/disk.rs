@@ -98,22 +98,23 @@ async fn a_damaged_key_is_no_new_identity_before_the_api_can_be_told() {
 async fn a_disk_that_refuses_is_a_condition_for_as_long_as_it_does() {
     let (api, address, dir) = cluster().await;
     operator::create_node(&api, "a", 1);
-    put_slice(&api, "peers-0", &[peer("b", 2).1]);
     let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
-    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.routes.len() == 2)).await;
+    lab.node_where(|n| n["status"]["candidates"].as_array().is_some_and(|c| !c.is_empty())).await;
     let (cache, away) = (dir.0.join("cache"), dir.0.join("away"));
     fs::rename(&cache, &away).unwrap();
     fs::write(&cache, "a file where the folder was").unwrap();
-    put_slice(&api, "peers-1", &[peer("c", 3).1]);
-    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.routes.len() == 4)).await;
+    let mut mesh = api.get("meshes", "default").unwrap();
+    mesh["spec"]["mtu"] = json!(1300);
+    api.put("meshes", mesh);
+    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.mtu == 1300)).await;
     lab.node_where(|n| operator::condition(n, "StateNotPersisted").is_some()).await;
-    // Nothing else changes when there is room again, and still it is noticed and made up for.
+    // Nothing else changes when there is room again, nobody has a peer whose timers would make it look, and still it is noticed.
     fs::remove_file(&cache).unwrap();
     fs::rename(&away, &cache).unwrap();
     lab.node_where(|n| operator::condition(n, "StateNotPersisted").is_none()).await;
     lab.stop().await;
     api.set_up(false);
     let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
-    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.routes.len() == 4)).await;
+    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.mtu == 1300)).await;
     lab.stop().await;
 }
