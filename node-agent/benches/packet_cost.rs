@@ -1,8 +1,8 @@
-//! What Warren's raw sockets and its nftables rules cost each datagram of the kernel's WireGuard, measured with plain UDP.
+//! What Warren's raw sockets, nftables table and routing rules cost each datagram of the kernel's WireGuard, measured with plain UDP.
 //!
 //! Pairs of namespaces, each joined by a cable, differ in what is loaded: nothing, the raw sockets that share WireGuard's port,
-//! the kernel's connection tracking (which the table needs, and every node with kube-proxy has), the table that the agent
-//! writes, or all of it. They take turns; a turn sends WireGuard-shaped datagrams to the port as fast as one
+//! the kernel's connection tracking (which the table needs, and every node with kube-proxy has), table and rules as the agent
+//! writes them, or all of it. They take turns; a turn sends WireGuard-shaped datagrams to the port as fast as one
 //! thread can and tells how much CPU each took. On a cable between namespaces the sender's thread does all of the kernel's
 //! work, from the sending socket to the receiving one, so both ends are in the figure. Nobody reads the receiving socket: it
 //! is full all the time, and what is measured comes before it.
@@ -53,8 +53,8 @@ const LOADED: [Loaded; 5] = [
     Loaded { what: "nothing", raw_sockets: false, firewall: Firewall::None },
     Loaded { what: "raw sockets", raw_sockets: true, firewall: Firewall::None },
     Loaded { what: "connection tracking", raw_sockets: false, firewall: Firewall::Tracking },
-    Loaded { what: "connection tracking and the table", raw_sockets: false, firewall: Firewall::Warren },
-    Loaded { what: "connection tracking, the table and raw sockets", raw_sockets: true, firewall: Firewall::Warren },
+    Loaded { what: "the agent's table and rules, connection tracking", raw_sockets: false, firewall: Firewall::Warren },
+    Loaded { what: "all of it", raw_sockets: true, firewall: Firewall::Warren },
 ];
 
 const TRACKING: [&str; 3] = [
