@@ -67,7 +67,7 @@ demo-down: ## end the demo and leave nothing behind
 bench: setup-tests parts build ## measured figures, as ratios against a reference in the same run
 	@$(OUT)/ci/warren-bench all
 
-bench-userspace: setup-tests build ## the userspace device against wireguard-go, in full: 20 minutes
+bench-userspace: setup-tests build ## the userspace device against wireguard-go, in full: a quarter of an hour
 	@$(OUT)/ci/warren-bench userspace
 
 bench-kernel: setup-tests ## what Warren costs the kernel's WireGuard: per datagram here, throughput in a virtual machine
