@@ -36,3 +36,4 @@ pub mod publish;
 pub mod serve;
 pub mod server;
 pub mod socket;
+pub mod udp;

@@ -3,7 +3,7 @@
 //! * [`stun`] tells whoever asks which address it has.
 //! * [`plane`] lets the two nodes of a pair talk through a port of this host.
 //!
-//! Time comes as an argument, randomness as a seed. The shells are outside.
+//! Time comes as an argument, randomness as a seed. The shells are [`crate::serve`] and [`crate::udp`].
 
 mod budget;
 pub mod plane;

@@ -1,0 +1,139 @@
+//! The shell of the [data plane](crate::server::plane): a thread with a socket for every relay port.
+//!
+//! The thread runs without a runtime and shares nothing with the rest of the process but three queues: commands in, events out, and
+//! a snapshot of counters. Whatever becomes of those who speak to it, also by a panic, it goes on with what it has; a front end
+//! that starts anew subscribes to the events again and asks for its nodes' allocations again.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::mpsc;
+
+use crate::server::plane::{Config, Event, Input, Stats};
+
+mod run;
+mod socket;
+
+pub use socket::bind;
+
+/// Commands that wait for the thread. Senders wait beyond that, so a burst of requests slows those who make it.
+const COMMANDS: usize = 1024;
+
+/// Events that wait for a subscriber. Beyond that they wait in the data plane, which has a cap of its own.
+const EVENTS: usize = 1024;
+
+/// Counters of the whole: what the data plane decided, and what the sockets made of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Of the data plane.
+    pub plane: Stats,
+    /// Datagrams that were dropped because a socket's buffer was full.
+    pub full: u64,
+    /// Datagrams that the kernel refused to send, mostly for want of a route.
+    pub send_errors: u64,
+    /// Receptions that failed.
+    pub receive_errors: u64,
+}
+
+enum Command {
+    Input(Input),
+    Subscribe(mpsc::Sender<Event>),
+}
+
+/// The running data plane. Dropping it ends the thread and closes the ports.
+#[derive(Debug)]
+pub struct Forwarder {
+    control: Control,
+    stop: Arc<EventFd>,
+    snapshot: Arc<Mutex<Snapshot>>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+/// Speaks to the data plane.
+#[derive(Debug, Clone)]
+pub struct Control {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<EventFd>,
+}
+
+/// The data plane has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the relay's data plane has ended")]
+pub struct Ended;
+
+impl Forwarder {
+    /// Opens the ports of `config` on all addresses of this host and starts. The seed comes from a CSPRNG, fresh for every call.
+    ///
+    /// # Errors
+    /// When a port is taken, or the system is out of descriptors or threads.
+    pub fn start(config: Config, seed: [u8; 32]) -> io::Result<Self> {
+        let sockets = bind(&config)?;
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let wake = Arc::new(EventFd::from_flags(flags)?);
+        let stop = Arc::new(EventFd::from_flags(flags)?);
+        let snapshot = Arc::default();
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        let signals = run::Signals { wake: Arc::clone(&wake), stop: Arc::clone(&stop), inbox };
+        let run = run::Run::new(config, seed, sockets, signals, Arc::clone(&snapshot))?;
+        let thread = std::thread::Builder::new().name("relay-udp".into()).spawn(move || run.run())?;
+        Ok(Self { control: Control { commands, wake }, stop, snapshot, thread: Some(thread) })
+    }
+
+    /// A handle to speak to it.
+    #[must_use]
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
+    /// Counters, at most one turn of the thread old.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the thread has ended, which it does by itself only if its sockets fail for good.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        // Fails only when the counter is at its end, and then the thread is awake.
+        let _ = self.stop.write(1);
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Err(_)) => tracing::error!("the data plane had panicked"),
+            Some(Ok(Err(error))) => tracing::error!(%error, "the data plane had failed"),
+            Some(Ok(Ok(()))) | None => {}
+        }
+    }
+}
+
+impl Control {
+    /// Hands over what the data plane is to know. Inputs take effect in the order in which they are sent.
+    ///
+    /// # Errors
+    /// When the data plane has ended.
+    pub async fn send(&self, input: Input) -> Result<(), Ended> {
+        self.command(Command::Input(input)).await
+    }
+
+    /// The events from now on; those that nobody took until then come first. The subscriber before gets no more.
+    ///
+    /// # Errors
+    /// When the data plane has ended.
+    pub async fn subscribe(&self) -> Result<mpsc::Receiver<Event>, Ended> {
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        self.command(Command::Subscribe(sender)).await?;
+        Ok(receiver)
+    }
+
+    async fn command(&self, command: Command) -> Result<(), Ended> {
+        self.commands.send(command).await.map_err(|_| Ended)?;
+        let _ = self.wake.write(1);
+        Ok(())
+    }
+}

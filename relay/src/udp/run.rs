@@ -1,0 +1,207 @@
+//! The thread: waits, reads the port whose turn it is, asks the data plane, sends.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+use tokio::sync::mpsc;
+use udpsock::{Outgoing, Received, Receiver, SLOTS};
+
+use super::socket::PortSocket;
+use super::{Command, Snapshot};
+use crate::server::plane::{Arrival, Config, Event, Forward, Plane, Schedule, Transmit};
+
+/// What epoll says of the two that are no port.
+const WAKE: u64 = u64::MAX;
+const STOP: u64 = u64::MAX - 1;
+
+/// Ports that epoll tells of with one call.
+const READY: usize = 64;
+
+/// Reads before commands, timers and other ports are looked at again.
+const TURNS: usize = 16;
+
+/// Commands taken before ports have their turn again.
+const COMMANDS: usize = 64;
+
+/// How soon events are offered again when nobody takes them.
+const OFFER_AGAIN: Duration = Duration::from_millis(100);
+
+pub(super) struct Signals {
+    pub(super) wake: Arc<EventFd>,
+    pub(super) stop: Arc<EventFd>,
+    pub(super) inbox: mpsc::Receiver<Command>,
+}
+
+pub(super) struct Run {
+    plane: Plane,
+    sockets: Vec<PortSocket>,
+    schedule: Schedule,
+    receiver: Receiver,
+    received: Vec<Received>,
+    /// Each with the place in `received` of what it sends on.
+    forwards: Vec<(usize, Forward)>,
+    epoll: Epoll,
+    signals: Signals,
+    subscriber: Option<mpsc::Sender<Event>>,
+    counters: Snapshot,
+    snapshot: Arc<Mutex<Snapshot>>,
+}
+
+impl Run {
+    pub(super) fn new(
+        config: Config,
+        seed: [u8; 32],
+        sockets: Vec<PortSocket>,
+        signals: Signals,
+        snapshot: Arc<Mutex<Snapshot>>,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        for (index, port) in (0u64..).zip(&sockets) {
+            epoll.add(&port.socket, EpollEvent::new(EpollFlags::EPOLLIN, index))?;
+        }
+        epoll.add(&*signals.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(&*signals.stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        let schedule = Schedule::new(sockets.len() as u16);
+        Ok(Self {
+            plane: Plane::new(config, seed, Instant::now()),
+            sockets,
+            schedule,
+            receiver: Receiver::new(),
+            received: Vec::with_capacity(SLOTS),
+            forwards: Vec::new(),
+            epoll,
+            signals,
+            subscriber: None,
+            counters: Snapshot::default(),
+            snapshot,
+        })
+    }
+
+    pub(super) fn run(mut self) -> io::Result<()> {
+        while self.wait()? {
+            self.take_commands();
+            self.plane.handle_timeout(Instant::now());
+            for _ in 0..TURNS {
+                let Some(port) = self.schedule.turn() else { break };
+                self.serve(port)?;
+            }
+            self.offer_events();
+            self.counters.plane = self.plane.stats();
+            *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = self.counters;
+        }
+        Ok(())
+    }
+
+    /// Waits for something to do, not at all if there is something. `false` when told to stop.
+    fn wait(&mut self) -> io::Result<bool> {
+        let mut ready = [EpollEvent::empty(); READY];
+        let timeout = self.timeout(Instant::now());
+        let count = match self.epoll.wait(&mut ready, timeout) {
+            Ok(count) => count,
+            Err(nix::Error::EINTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        for event in &ready[..count] {
+            match event.data() {
+                STOP => return Ok(false),
+                WAKE => {
+                    // Reading resets it; it can't fail but by being reset already.
+                    let _ = self.signals.wake.read();
+                }
+                port => self.schedule.ready(port as u16),
+            }
+        }
+        Ok(true)
+    }
+
+    fn timeout(&mut self, now: Instant) -> EpollTimeout {
+        if self.schedule.turn().is_some() || !self.signals.inbox.is_empty() {
+            return EpollTimeout::ZERO;
+        }
+        let Some((at, _)) = self.plane.poll_timeout() else { return EpollTimeout::NONE };
+        // What is still queued after a turn is events that nobody takes: no reason to spin.
+        let wait = at.saturating_duration_since(now).max(if at <= now { OFFER_AGAIN } else { Duration::ZERO });
+        // Rounded up, or the last millisecond is spent spinning.
+        let millis = u32::try_from(wait.as_millis() + 1).unwrap_or(u32::MAX);
+        EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
+    }
+
+    fn take_commands(&mut self) {
+        for _ in 0..COMMANDS {
+            match self.signals.inbox.try_recv() {
+                Ok(Command::Input(input)) => self.plane.handle_input(input, Instant::now()),
+                Ok(Command::Subscribe(subscriber)) => self.subscriber = Some(subscriber),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Events wait while there is no room for them, or nobody.
+    fn offer_events(&mut self) {
+        let Some(subscriber) = &self.subscriber else { return };
+        while let Ok(room) = subscriber.try_reserve() {
+            let Some(event) = self.plane.poll_event() else { return };
+            room.send(event);
+        }
+    }
+
+    /// Reads a port once and sends what is to be sent.
+    fn serve(&mut self, port: u16) -> io::Result<()> {
+        let Some(PortSocket { socket, sender }) = self.sockets.get_mut(usize::from(port)) else { return Ok(()) };
+        self.received.clear();
+        match self.receiver.receive(socket.as_raw_fd(), &mut self.received) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.schedule.served(port, 0, 0, true);
+                return Ok(());
+            }
+            Err(error) if is_passing(&error) => {
+                self.counters.receive_errors += 1;
+                self.schedule.served(port, 1, 0, false);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        let now = Instant::now();
+        let (mut datagrams, mut bytes) = (0, 0);
+        self.forwards.clear();
+        let mut out = Vec::new();
+        for (index, message) in self.received.iter().enumerate() {
+            datagrams += message.data.len().div_ceil(message.segment);
+            bytes += message.data.len();
+            let Received { data, segment, from, local, .. } = message;
+            let arrival = Arrival { port, source: *from, local: *local, data, segment: *segment };
+            self.plane.handle_arrival(&arrival, now, &mut out);
+            self.forwards.extend(out.drain(..).map(|forward| (index, forward)));
+        }
+        let transmits: Vec<Transmit> = std::iter::from_fn(|| self.plane.poll_transmit()).collect();
+        let data = self.forwards.iter().map(|(index, Forward { to, range, segment })| {
+            let data = &self.received[*index].data[range.clone()];
+            Outgoing { to: to.remote, local: to.local, data, segment: *segment }
+        });
+        // Relay messages answer what came to this port, so they leave by it too.
+        let messages = transmits.iter().map(|Transmit { to, message, .. }| Outgoing {
+            to: to.remote,
+            local: to.local,
+            data: message,
+            segment: message.len(),
+        });
+        let outgoing: Vec<_> = data.chain(messages).collect();
+        let sent = sender.send(socket, &outgoing);
+        self.counters.full += sent.full as u64;
+        self.counters.send_errors += sent.errors as u64;
+        // Fewer messages than there was room for: nothing is left. If more has come since, epoll says so.
+        self.schedule.served(port, datagrams, bytes, self.received.len() < SLOTS);
+        Ok(())
+    }
+}
+
+/// Errors of one moment, after which the socket goes on.
+fn is_passing(error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::Interrupted, io::ErrorKind::ConnectionRefused, io::ErrorKind::OutOfMemory];
+    kinds.contains(&error.kind()) || error.raw_os_error() == Some(nix::libc::ENOBUFS)
+}
