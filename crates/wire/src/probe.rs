@@ -24,6 +24,7 @@ use crate::stun::{self, Class, TransactionId};
 
 mod body;
 mod seal;
+pub mod signal;
 
 /// Bytes of every probe.
 pub const PROBE_LEN: usize = stun::HEADER_LEN + 4 + seal::VALUE_LEN;
@@ -61,13 +62,16 @@ impl Probe {
     }
 }
 
-/// Why a datagram is not a probe of this pair.
+/// Why bytes are not a probe, or a signal, of this pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
     /// Not a STUN message with exactly one attribute, ours, of the right size.
     #[error("not a probe: expected a Binding message of {PROBE_LEN} bytes with one sealed attribute")]
     NotProbe,
+    /// Not of the size of a signal.
+    #[error("not a signal: expected {} bytes", signal::SIGNAL_LEN)]
+    NotSignal,
     /// The key id is not the one that this pair receives with.
     #[error("the probe's key id belongs to another pair or direction")]
     UnknownKey,

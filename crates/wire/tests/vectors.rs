@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use table::{Row, rows};
 use wire::key::{PrivateKey, PublicKey};
 use wire::pair::{KeyId, PairKeys};
+use wire::probe::signal::{self, Signal, Step};
 use wire::probe::{self, Probe};
 use wire::proof;
 use wire::relay::{self, AllocationId, Body, Frame, Header, LegKey, Side, Token};
@@ -99,6 +100,23 @@ fn relay_messages() {
 }
 
 #[test]
+fn signals() {
+    let pairs = rows(include_str!("../vectors/pair.txt"));
+    for row in rows(include_str!("../vectors/signal.txt")) {
+        let pair = pairs.iter().find(|pair| pair.text("case") == row.text("pair")).unwrap();
+        let (ours, theirs) = both_ends(pair);
+        let id = TransactionId(row.array("tx"));
+        let message = row.bytes("message");
+        let expected = expected_signal(&row);
+
+        assert_eq!(message.len(), signal::SIGNAL_LEN, "{row:?}");
+        assert_eq!(signal::seal(&ours, id, &expected), message, "{row:?}");
+        assert_eq!(signal::key_id(&message), Some(theirs.receive_id()), "{row:?}");
+        assert_eq!(signal::open(&theirs, &message), Ok((id, expected)), "{row:?}");
+    }
+}
+
+#[test]
 fn key_proofs() {
     for row in rows(include_str!("../vectors/proof.txt")) {
         let node = PrivateKey::from_bytes(row.array("node_private"));
@@ -135,5 +153,25 @@ fn expected_probe(row: &Row) -> Probe {
         "nominate" => Probe::Nominate { epoch },
         "nominate-ack" => Probe::NominateAck { epoch },
         other => panic!("no such kind {other}"),
+    }
+}
+
+fn expected_signal(row: &Row) -> Signal {
+    let answers = TransactionId(row.array("answers"));
+    let step = match row.text("kind") {
+        "call" => Step::Call,
+        "ready" => Step::Ready { answers },
+        "go" => Step::Go { answers },
+        other => panic!("no such kind {other}"),
+    };
+    let candidate = |text: &str| {
+        let (kind, addr) = text.split_once('/').unwrap();
+        (kind.parse().unwrap(), addr.parse().unwrap())
+    };
+    Signal {
+        step,
+        poisonable: row.text("poisonable") == "true",
+        class: row.text("class").parse().unwrap(),
+        candidates: row.optional("candidates").map_or(Vec::new(), |text| text.split(' ').map(candidate).collect()),
     }
 }

@@ -1,4 +1,4 @@
-"""A second, independent implementation of pair keys, probes, relay messages and key proofs. It wrote the tables beside it.
+"""A second, independent implementation of pair keys, probes, signals, relay messages and key proofs. It wrote the tables beside it.
 
 Not part of the build: python3 with the package `cryptography`. Run it in this folder to write the tables again.
 """
@@ -70,6 +70,20 @@ def probe(direction, tx, kind, epoch, observed):
     return head + ChaCha20Poly1305(message_key).encrypt(tx, plain, head)
 
 
+def packed(ip, port):
+    ip = ipaddress.ip_address(ip)
+    return struct.pack(">H", port) + (ip.packed if ip.version == 6 else b"\0" * 10 + b"\xff\xff" + ip.packed)
+
+
+def signal(direction, tx, kind, poisonable, nat_class, answers, candidates):
+    key, key_id = direction
+    plain = struct.pack(">BBBB", kind, poisonable, nat_class, len(candidates)) + answers
+    plain += b"".join(bytes([code]) + packed(*addr) for code, addr in candidates)
+    head = key_id + tx
+    message_key = expand(key, b"signal" + tx, 32)
+    return head + ChaCha20Poly1305(message_key).encrypt(tx, plain.ljust(320, b"\0"), head)
+
+
 def key_proof(private, peer, challenge, uid, public_key):
     data = b""
     for field in (b"warren key proof v1", challenge, uid.encode(), public_key):
@@ -114,7 +128,15 @@ PROBES = [
     ("nominate-ack", 4, 2**64 - 1, None),
 ]
 
-pairs, probes = [], []
+V4, V6 = ("203.0.113.9", 51820), ("2001:db8::1:9", 21820)
+SIGNALS = [
+    ("call", 16, True, 2, None, [(3, V4), (1, V6)]),
+    ("ready", 17, False, 1, "call", [(1, V4)]),
+    ("go", 18, False, 0, "ready", []),
+    ("call-full", 16, False, 4, None, [(code, V6) for code in range(16)]),
+]
+
+pairs, probes, signals = [], [], []
 for name, a, b, mesh_id, psk in PAIRS:
     own, peer = clamp(seeded(a)), public(clamp(seeded(b)))
     send, receive = pair(own, peer, mesh_id, psk)
@@ -141,6 +163,21 @@ for name, a, b, mesh_id, psk in PAIRS:
             if observed
             else "none",
             "datagram": probe(send, tx, kind, epoch, observed).hex(),
+        })
+    for kind_name, kind, poisonable, nat_class, answers, candidates in SIGNALS:
+        tx = seeded(name + kind_name)[:12]
+        answers = seeded(name + answers)[:12] if answers else bytes(12)
+        text = lambda addr: f"[{addr[0]}]:{addr[1]}" if ":" in addr[0] else "%s:%d" % addr
+        signals.append({
+            "case": f"{name} {kind_name}",
+            "pair": name,
+            "tx": tx.hex(),
+            "kind": kind_name.split("-")[0],
+            "poisonable": str(poisonable).lower(),
+            "class": nat_class,
+            "answers": answers.hex(),
+            "candidates": " ".join(f"{code}/{text(addr)}" for code, addr in candidates) or "none",
+            "message": signal(send, tx, kind, poisonable, nat_class, answers, candidates).hex(),
         })
 
 proofs = []
@@ -185,4 +222,5 @@ for name, kind, side, allocation, counter, token, observed in [
 write("pair.txt", "Pair keys: X25519, HKDF-BLAKE2s, directional ids.", pairs)
 write("probe.txt", "Probes as `own` of the named pair sends them.", probes)
 write("relay.txt", "Relay messages: keyed BLAKE2s.", relays)
+write("signal.txt", "Signals as `own` of the named pair sends them.", signals)
 write("proof.txt", "Key proofs: HMAC-BLAKE2s keyed by X25519.", proofs)

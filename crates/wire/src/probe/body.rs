@@ -10,7 +10,7 @@ const BODY_LEN: usize = 18;
 /// Kind, flags, epoch, body.
 pub(super) const PLAINTEXT_LEN: usize = 1 + 1 + 8 + BODY_LEN;
 
-/// Kinds on the wire. 16 and above are kept for what travels by relay.
+/// Kinds on the wire. Those of [signals](super::signal) are 16 and above.
 mod kind {
     pub(super) const PING: u8 = 1;
     pub(super) const PONG: u8 = 2;
@@ -55,7 +55,7 @@ pub(super) fn decode(plaintext: &[u8; PLAINTEXT_LEN]) -> Option<Probe> {
 }
 
 /// One form for both families: IPv4 inside IPv6 (RFC 4291, section 2.5.5.2).
-fn mapped(ip: IpAddr) -> Ipv6Addr {
+pub(super) fn mapped(ip: IpAddr) -> Ipv6Addr {
     match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,
