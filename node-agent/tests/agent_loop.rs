@@ -211,6 +211,10 @@ impl Device for Picky {
         self.0.send(datagram)
     }
 
+    fn send_with_ttl(&self, datagram: Datagram, ttl: u8) -> BoxFuture<'_, io::Result<()>> {
+        self.0.send_with_ttl(datagram, ttl)
+    }
+
     fn recv(&self) -> BoxFuture<'_, io::Result<Datagram>> {
         self.0.recv()
     }

@@ -13,7 +13,7 @@ use socket2::Socket;
 const HEADER: usize = mem::size_of::<libc::cmsghdr>();
 const ALIGN: usize = mem::size_of::<usize>();
 
-/// Room for a local address and a segment size.
+/// Room for a local address, a segment size and a hop limit.
 const ROOM: usize = 96;
 
 /// Control messages for one send.
@@ -83,6 +83,15 @@ impl Control {
                 self.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
             }
         }
+    }
+
+    /// Lets the datagram pass so many hops.
+    pub(crate) fn push_ttl(&mut self, ttl: u8, remote: IpAddr) {
+        let (level, kind) = match remote.to_canonical() {
+            IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TTL),
+            IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT),
+        };
+        self.push(level, kind, &libc::c_int::from(ttl).to_ne_bytes());
     }
 }
 

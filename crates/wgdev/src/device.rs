@@ -82,6 +82,9 @@ pub trait Device: Send + Sync {
     /// Sends a datagram from WireGuard's port.
     fn send(&self, datagram: Datagram) -> BoxFuture<'_, io::Result<()>>;
 
+    /// The same, with a packet that lives for `ttl` hops: it opens the NATs on this side and reaches nobody.
+    fn send_with_ttl(&self, datagram: Datagram, ttl: u8) -> BoxFuture<'_, io::Result<()>>;
+
     /// The next datagram that arrived on WireGuard's port, not through the tunnel, and isn't WireGuard's; of
     /// the kernel's device, only STUN. Cancel safe.
     fn recv(&self) -> BoxFuture<'_, io::Result<Datagram>>;

@@ -264,6 +264,11 @@ impl Device for Fake {
         })
     }
 
+    fn send_with_ttl(&self, _: Datagram, _: u8) -> BoxFuture<'_, io::Result<()>> {
+        // It leaves the node and arrives nowhere.
+        Box::pin(async move { self.state.lock().check().map_err(io::Error::other) })
+    }
+
     fn recv(&self) -> BoxFuture<'_, io::Result<Datagram>> {
         Box::pin(async move {
             let mut arrived = self.arrived.lock().await;

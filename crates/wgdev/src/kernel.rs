@@ -105,6 +105,12 @@ impl Kernel {
         let opened = self.worker.ask(Request::OpenPort).await;
         opened.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
+
+    /// The port, while something sent from it would be answered.
+    async fn open_port(&self) -> io::Result<Arc<Port>> {
+        let port = self.port().await?;
+        if self.share.is_up() { Ok(port) } else { Err(io::ErrorKind::NetworkDown.into()) }
+    }
 }
 
 impl Device for Kernel {
@@ -141,13 +147,11 @@ impl Device for Kernel {
     }
 
     fn send(&self, datagram: Datagram) -> BoxFuture<'_, io::Result<()>> {
-        Box::pin(async move {
-            let port = self.port().await?;
-            if !self.share.is_up() {
-                return Err(io::ErrorKind::NetworkDown.into());
-            }
-            port.send(&datagram)
-        })
+        Box::pin(async move { self.open_port().await?.send(&datagram, None) })
+    }
+
+    fn send_with_ttl(&self, datagram: Datagram, ttl: u8) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(async move { self.open_port().await?.send(&datagram, Some(ttl)) })
     }
 
     fn recv(&self) -> BoxFuture<'_, io::Result<Datagram>> {

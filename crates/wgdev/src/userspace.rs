@@ -187,7 +187,14 @@ impl Device for Userspace {
         Box::pin(async move {
             let Datagram { remote, local, payload } = datagram;
             let to = Destination { remote, local };
-            self.shared.port.send_one(&to, &payload)
+            self.shared.port.send_one(&to, &payload, None)
+        })
+    }
+
+    fn send_with_ttl(&self, datagram: Datagram, ttl: u8) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            let Datagram { remote, local, payload } = datagram;
+            self.shared.port.send_one(&Destination { remote, local }, &payload, Some(ttl))
         })
     }
 

@@ -13,6 +13,7 @@ use wgdev::{Datagram, DeviceConfig};
 
 on_both_devices!(
     stun_goes_both_ways_on_the_port_while_the_tunnel_works,
+    an_opener_lives_for_the_hops_that_it_was_given_and_nothing_else_does,
     merged_datagrams_are_told_apart_one_by_one,
     a_full_queue_drops_the_newest_and_spares_the_tunnel,
     every_outer_packet_carries_the_mark_and_a_checksum,
@@ -53,6 +54,34 @@ fn stun_goes_both_ways_on_the_port_while_the_tunnel_works<D: Open>() {
         }
     }
     echo.ping(1392);
+}
+
+/// A firewall that lets in only what has three hops left.
+const ONLY_OPENERS: &str = "
+table inet wd {
+    chain in {
+        type filter hook input priority 0;
+        udp dport 3478 ip ttl != 3 drop
+        udp dport 3478 ip6 hoplimit != 3 drop
+    }
+}";
+
+fn an_opener_lives_for_the_hops_that_it_was_given_and_nothing_else_does<D: Open>() {
+    let rules = std::env::temp_dir().join(format!("wd-ttl-{}.nft", std::process::id()));
+    std::fs::write(&rules, ONLY_OPENERS).unwrap();
+    let pair = Pair::<D>::new();
+    pair.cable.b.command("nft", &format!("-f {}", rules.display()));
+    std::fs::remove_file(&rules).unwrap();
+    for server in ["198.51.100.2:3478", "[2001:db8::2]:3478"] {
+        let socket = pair.cable.b.bind(server);
+        let datagram = |n| Datagram { remote: server.parse().unwrap(), local: None, payload: stun_like(n) };
+        block_on(pair.a.device.send(datagram(1))).unwrap();
+        block_on(pair.a.device.send_with_ttl(datagram(2), 3)).unwrap();
+        assert_eq!(receive(&socket).0, stun_like(2), "{server}");
+        block_on(pair.a.device.send(datagram(3))).unwrap();
+        block_on(pair.a.device.send_with_ttl(datagram(4), 3)).unwrap();
+        assert_eq!(receive(&socket).0, stun_like(4), "{server}: only that one");
+    }
 }
 
 /// One segmented send stays one packet as far as the receiving socket.

@@ -77,11 +77,14 @@ impl Port {
         raw::watch(self.socket(family).try_clone()?)
     }
 
-    pub(super) fn send(&self, datagram: &Datagram) -> io::Result<()> {
+    pub(super) fn send(&self, datagram: &Datagram, ttl: Option<u8>) -> io::Result<()> {
         let Datagram { remote, local, payload } = datagram;
         let encoded = udp::encode(self.config.port, remote.port(), payload);
         let mut packet = encoded.ok_or_else(|| io::Error::from_raw_os_error(libc::EMSGSIZE))?;
         let mut control = Control::new();
+        if let Some(ttl) = ttl {
+            control.push_ttl(ttl, remote.ip());
+        }
         let local = local.map(|l| l.to_canonical());
         match (remote.ip().to_canonical(), local) {
             (IpAddr::V4(remote), None | Some(IpAddr::V4(_))) => {

@@ -111,9 +111,13 @@ impl Port {
     }
 
     /// Sends one datagram; for what isn't WireGuard's, so without the retries.
-    pub(super) fn send_one(&self, to: &Destination, payload: &[u8]) -> io::Result<()> {
+    pub(super) fn send_one(&self, to: &Destination, payload: &[u8], ttl: Option<u8>) -> io::Result<()> {
         let remote = self.address(to.remote);
-        self.send_message(&remote, to.local, &[IoSlice::new(payload)], None, libc::MSG_DONTWAIT)
+        let mut control = Control::new();
+        if let Some(ttl) = ttl {
+            control.push_ttl(ttl, to.remote.ip());
+        }
+        self.send_message(&remote, to.local, &[IoSlice::new(payload)], control, libc::MSG_DONTWAIT)
     }
 
     fn send_message(
@@ -121,15 +125,11 @@ impl Port {
         to: &SockAddr,
         local: Option<IpAddr>,
         slices: &[IoSlice<'_>],
-        segment: Option<u16>,
+        mut control: Control,
         flags: libc::c_int,
     ) -> io::Result<()> {
-        let mut control = Control::new();
         if let Some(local) = local {
             control.push_source(local, self.v6);
-        }
-        if let Some(segment) = segment {
-            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
         }
         let mut message = MsgHdr::new().with_addr(to).with_buffers(slices);
         if !control.is_empty() {
@@ -186,7 +186,13 @@ impl Outgoing<'_> {
     }
 
     fn send(&mut self, slices: &[IoSlice<'_>], segment: Option<u16>) -> io::Result<()> {
-        let send = |local| self.port.send_message(&self.to, local, slices, segment, self.flags);
+        let send = |local| {
+            let mut control = Control::new();
+            if let Some(segment) = segment {
+                control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+            }
+            self.port.send_message(&self.to, local, slices, control, self.flags)
+        };
         let result = send(self.local);
         let unusable = |e: &io::Error| {
             matches!(
