@@ -20,6 +20,28 @@ pub enum CandidateKind {
 }
 
 impl CandidateKind {
+    /// The number that signals carry, of those that are told.
+    pub(crate) fn code(self) -> Option<u8> {
+        match self {
+            Self::Static => Some(0),
+            Self::Host => Some(1),
+            Self::PortMapped => Some(2),
+            Self::ServerReflexive => Some(3),
+            Self::PeerReflexive => None,
+        }
+    }
+
+    /// The kind of a number; `None` for one that a later version invents.
+    pub(crate) fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Static),
+            1 => Some(Self::Host),
+            2 => Some(Self::PortMapped),
+            3 => Some(Self::ServerReflexive),
+            _ => None,
+        }
+    }
+
     /// The short name that status output and metrics use.
     #[must_use]
     pub fn as_str(self) -> &'static str {

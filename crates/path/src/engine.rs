@@ -6,9 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use wire::pair::{KeyId, PairKeys};
+use wire::probe::signal;
 use wire::{PublicKey, probe, stun};
 
 use crate::candidate::canonical;
+use crate::control::{Control, ControlChannel};
 use crate::event::{Event, Transmit};
 use crate::gather::Gather;
 use crate::input::{Config, Input, PeerConfig};
@@ -17,6 +19,7 @@ use crate::peer::Peer;
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
 use crate::stats::Stats;
+use crate::stray::StrayTest;
 use crate::timer::earliest;
 
 mod roster;
@@ -37,8 +40,11 @@ pub struct Engine {
     public_key: PublicKey,
     shared: Shared,
     gather: Gather,
+    stray_test: StrayTest,
     peers: Roster,
     by_key_id: BTreeMap<KeyId, PublicKey>,
+    /// Whom signals reach, known as a peer or not yet.
+    signalling: BTreeSet<PublicKey>,
     /// The last `now` seen.
     now: Instant,
     /// When something is due, so that a datagram that changes nothing costs no search.
@@ -55,9 +61,11 @@ impl Engine {
             public_key: config.private_key.public_key(),
             shared: Shared::new(config.seed, now),
             gather: Gather::new(config.listen_port),
+            stray_test: StrayTest::default(),
             config,
             peers: Roster::default(),
             by_key_id: BTreeMap::new(),
+            signalling: BTreeSet::new(),
             now,
             due: None,
             nat: NatReport::default(),
@@ -124,7 +132,12 @@ impl Engine {
                     peer.on_echo_reply(token, &mut self.shared, now);
                 }
             }
+            Input::ControlChannel(channel) => self.set_channel(channel),
+            Input::Signalling { peer, live } => self.set_signalling(peer, live),
+            Input::Signal(bytes) => self.handle_signal(&bytes),
+            Input::StraySent { tx, from } => self.stray_test.on_sent(tx, from, &mut self.shared, now),
             Input::NetworkChanged => {
+                self.shared.candidates.clear();
                 self.gather.restart(now);
                 self.local_change();
             }
@@ -145,6 +158,12 @@ impl Engine {
         self.shared.transmits.pop_front()
     }
 
+    /// The next message for the control channel. It goes out after what [`Self::poll_transmit`] has: a peer that is told
+    /// of packets must not answer before they have opened the way.
+    pub fn poll_control(&mut self) -> Option<Control> {
+        self.shared.controls.pop_front()
+    }
+
     /// The next thing for the shell to do.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.shared.events.pop_front()
@@ -153,7 +172,8 @@ impl Engine {
     /// When [`Self::handle_timeout`] wants to be called, and what for. While output is queued that is at once.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        if !self.shared.transmits.is_empty() || !self.shared.events.is_empty() {
+        let Shared { transmits, events, controls, .. } = &self.shared;
+        if !transmits.is_empty() || !events.is_empty() || !controls.is_empty() {
             return Some((self.now, "output is queued"));
         }
         self.due.map(|due| (due, "a timer of the path engine"))
@@ -170,6 +190,7 @@ impl Engine {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             nat: self.shared.nat,
+            poisonable: self.shared.poisonable,
             peers: self.peers.iter().map(|peer| (peer.key, peer.report(&self.shared, self.now))).collect(),
         }
     }
@@ -191,7 +212,9 @@ impl Engine {
     fn turn(&mut self) {
         let now = self.now;
         let warm = self.peers.holds_mapping();
-        if self.gather.handle_timeout(&mut self.shared, warm, now) {
+        let changed = self.gather.handle_timeout(&mut self.shared, warm, now);
+        self.stray_test.handle_timeout(&mut self.shared, now);
+        if changed {
             self.local_change();
         }
         if std::mem::replace(&mut self.nat, self.shared.nat) != self.shared.nat {
@@ -210,7 +233,7 @@ impl Engine {
             self.gather.verify(now);
             self.gather.handle_timeout(&mut self.shared, warm, now);
         }
-        self.due = earliest([self.peers.poll_timeout(), self.gather.poll_timeout()]);
+        self.due = earliest([self.peers.poll_timeout(), self.gather.poll_timeout(), self.stray_test.poll_timeout()]);
     }
 
     fn local_change(&mut self) {
@@ -219,6 +242,42 @@ impl Engine {
             peer.local_change(shared, now);
             true
         });
+    }
+
+    fn set_channel(&mut self, channel: ControlChannel) {
+        if self.shared.channel == channel {
+            return;
+        }
+        self.shared.channel = channel;
+        if channel != ControlChannel::Open {
+            self.signalling.clear();
+        }
+        let (shared, now) = (&mut self.shared, self.now);
+        self.peers.for_each(|peer| {
+            peer.channel_change(shared, now);
+            true
+        });
+    }
+
+    fn set_signalling(&mut self, key: PublicKey, live: bool) {
+        if !live {
+            self.signalling.remove(&key);
+        } else if self.signalling.len() < MAX_PEERS {
+            self.signalling.insert(key);
+        }
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.set_signalling(live, &mut self.shared, self.now);
+        }
+    }
+
+    fn handle_signal(&mut self, bytes: &[u8]) {
+        let key = signal::key_id(bytes).and_then(|id| self.by_key_id.get(&id));
+        match key.and_then(|key| self.peers.get_mut(key)) {
+            Some(peer) => {
+                peer.handle_signal(bytes, &mut self.shared, self.now);
+            }
+            None => self.shared.stats.dropped_signals += 1,
+        }
     }
 
     fn upsert(&mut self, config: &PeerConfig) {
@@ -231,7 +290,8 @@ impl Engine {
             };
             self.by_key_id.insert(keys.receive_id(), key);
             let nominates = self.public_key < key;
-            let peer = Peer::new(key, keys, nominates, &mut self.shared, self.now);
+            let live = self.signalling.contains(&key);
+            let peer = Peer::new(key, keys, nominates, live, &mut self.shared, self.now);
             self.peers.insert(peer);
         }
         if let Some(peer) = self.peers.get_mut(&key) {
@@ -264,8 +324,10 @@ impl Engine {
             }
             return;
         }
-        let answered = stun::decode(payload)
-            .is_ok_and(|message| self.gather.handle_response(from, &message, &mut self.shared, now));
+        let answered = stun::decode(payload).is_ok_and(|message| {
+            self.gather.handle_response(from, &message, &mut self.shared, now)
+                || self.stray_test.handle_response(from, &message)
+        });
         if answered {
             self.turn();
         } else {

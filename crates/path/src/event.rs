@@ -15,6 +15,8 @@ pub struct Transmit {
     pub remote: SocketAddr,
     /// The local address to send from; `None` leaves it to the routing table.
     pub local: Option<IpAddr>,
+    /// The hops that it may live, if not the system's default.
+    pub ttl: Option<u8>,
     /// The bytes.
     pub payload: Vec<u8>,
 }

@@ -219,6 +219,7 @@ impl Gather {
         let report = self.report();
         shared.nat = report;
         let candidates = self.candidates(report, shared);
+        shared.candidates.clone_from(&candidates);
         let news = (candidates, report);
         if self.published.as_ref() == Some(&news) {
             return false;

@@ -58,6 +58,7 @@
 
 mod budget;
 mod candidate;
+mod control;
 mod engine;
 mod event;
 mod filter;
@@ -70,13 +71,15 @@ mod peer;
 mod shared;
 mod snapshot;
 mod stats;
+mod stray;
 mod timer;
 
 pub use candidate::{Candidate, CandidateKind, Tier};
+pub use control::{Control, ControlChannel};
 pub use engine::Engine;
 pub use event::{Event, PathState, Reason, Selected, Transmit};
 pub use filter::{Forbidden, Refusal};
 pub use input::{Config, Input, PeerConfig, PeerCounters, Session};
 pub use nat::{NatClass, NatReport};
-pub use snapshot::{PairOutcome, PairReport, PeerReport, Snapshot};
+pub use snapshot::{PairOutcome, PairReport, PeerNat, PeerReport, Snapshot};
 pub use stats::Stats;

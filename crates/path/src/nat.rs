@@ -28,6 +28,30 @@ impl NatClass {
         matches!(self, Self::AddressDependent | Self::AddressAndPortDependent)
     }
 
+    /// The number that signals carry.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Unknown => 0,
+            Self::Open => 1,
+            Self::EndpointIndependent => 2,
+            Self::AddressDependent => 3,
+            Self::AddressAndPortDependent => 4,
+            Self::Blocked => 5,
+        }
+    }
+
+    /// The class of a number; one that a later version invents says nothing.
+    pub(crate) fn from_code(code: u8) -> Self {
+        match code {
+            1 => Self::Open,
+            2 => Self::EndpointIndependent,
+            3 => Self::AddressDependent,
+            4 => Self::AddressAndPortDependent,
+            5 => Self::Blocked,
+            _ => Self::Unknown,
+        }
+    }
+
     /// The name that status shows.
     #[must_use]
     pub fn as_str(self) -> &'static str {

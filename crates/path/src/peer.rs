@@ -21,7 +21,9 @@ mod hold;
 mod ladder;
 mod nominate;
 mod probing;
+mod punch;
 mod report;
+mod signals;
 mod trial;
 
 use check::Check;
@@ -30,6 +32,7 @@ use hold::Hold;
 use ladder::Ladder;
 use nominate::Nomination;
 use probing::Requests;
+use punch::Punch;
 use trial::Trial;
 
 /// Sources of authentic PINGs kept beyond the published candidates: a NAT that rebinds twice and a second uplink.
@@ -58,9 +61,12 @@ pub(crate) struct Peer {
     round: u32,
     /// The published candidates as they came, so that a changed filter can be asked again.
     offered: Vec<Candidate>,
+    /// Those that came by signal, which are fresher.
+    signalled: Vec<Candidate>,
     pairs: BTreeMap<SocketAddr, Pair>,
     requests: Requests,
     ladder: Ladder,
+    punch: Punch,
     nomination: Nomination,
     trial: Option<Trial>,
     check: Option<Check>,
@@ -86,7 +92,14 @@ struct Lost {
 }
 
 impl Peer {
-    pub(crate) fn new(key: PublicKey, keys: PairKeys, nominates: bool, shared: &mut Shared, now: Instant) -> Self {
+    pub(crate) fn new(
+        key: PublicKey,
+        keys: PairKeys,
+        nominates: bool,
+        live: bool,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Self {
         Self {
             key,
             keys,
@@ -94,9 +107,11 @@ impl Peer {
             wanted: false,
             round: 0,
             offered: Vec::new(),
+            signalled: Vec::new(),
             pairs: BTreeMap::new(),
             requests: Requests::default(),
             ladder: Ladder::idle(now),
+            punch: Punch::new(live, now),
             nomination: Nomination::default(),
             trial: None,
             check: None,
@@ -124,6 +139,9 @@ impl Peer {
         let changed = self.offered != offered || self.round != config.round;
         let wanted_now = config.wanted && !self.wanted;
         self.wanted = config.wanted;
+        if self.round != config.round {
+            self.signalled.clear();
+        }
         self.round = config.round;
         if changed {
             self.offered = offered.to_vec();
@@ -138,6 +156,8 @@ impl Peer {
 
     /// Whatever was learned of paths may be wrong now: this node's network or addresses changed.
     pub(crate) fn local_change(&mut self, shared: &mut Shared, now: Instant) {
+        // What was said before is no longer so.
+        self.punch.rest();
         self.rebuild_pairs(shared, now);
         self.start_over(shared, now);
         self.start_check(shared, now);
@@ -151,16 +171,13 @@ impl Peer {
         let is_forbidden = |remote: &SocketAddr| shared.filter.check_remote(*remote).is_err();
         let endpoint = self.endpoint.map(|(remote, _)| remote);
         let lost = self.pairs.keys().chain(&endpoint).any(is_forbidden);
-        let (accepted, _) = accept(&self.offered, &shared.filter);
+        let (accepted, _) = accept(self.claimed(), &shared.filter);
         let won = accepted.iter().any(|known| !self.pairs.contains_key(&known.addr));
         if !lost && !won {
             return false;
         }
         self.rebuild_pairs(shared, now);
-        if self.wanted {
-            self.ladder.reset(now);
-            self.climb(shared, now);
-        }
+        self.begin(shared, now);
         self.start_check(shared, now);
         true
     }
@@ -171,15 +188,17 @@ impl Peer {
         }
         self.nomination.reset_retries();
         self.resigned_until = None;
-        if self.wanted {
-            self.ladder.reset(now);
-            self.climb(shared, now);
-        }
+        self.begin(shared, now);
+    }
+
+    /// Where the peer says it can be reached, the fresher word first.
+    fn claimed(&self) -> impl Iterator<Item = &Candidate> {
+        self.signalled.iter().chain(&self.offered)
     }
 
     /// Makes the table of pairs fit the candidates, keeping what is proven, in use, or learned from the peer's probes.
     fn rebuild_pairs(&mut self, shared: &mut Shared, now: Instant) {
-        let (accepted, refused) = accept(&self.offered, &shared.filter);
+        let (accepted, refused) = accept(self.claimed(), &shared.filter);
         refused.into_iter().for_each(|refusal| shared.stats.refuse(refusal));
         let in_use = [
             self.direct.map(|direct| direct.remote),
@@ -283,16 +302,18 @@ impl Peer {
 }
 
 /// The candidates of a peer that may be dialled, and why the others may not.
-fn accept(offered: &[Candidate], filter: &Filter) -> (Vec<Candidate>, Vec<Refusal>) {
+fn accept<'a>(offered: impl Iterator<Item = &'a Candidate>, filter: &Filter) -> (Vec<Candidate>, Vec<Refusal>) {
     let mut accepted: Vec<Candidate> = Vec::new();
     let mut refused = Vec::new();
     for candidate in offered {
         let candidate = Candidate::new(candidate.kind, candidate.addr);
         if let Err(refusal) = filter.check_remote(candidate.addr) {
             refused.push(refusal);
+        } else if accepted.iter().any(|known| known.addr == candidate.addr) {
+            // Said twice.
         } else if accepted.len() >= MAX_CANDIDATES {
             refused.push(Refusal::OverCap);
-        } else if !accepted.iter().any(|known| known.addr == candidate.addr) {
+        } else {
             accepted.push(candidate);
         }
     }

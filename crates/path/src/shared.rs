@@ -7,21 +7,33 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use crate::budget::Budget;
+use crate::candidate::Candidate;
+use crate::control::{Control, ControlChannel};
 use crate::event::{Event, Transmit};
 use crate::filter::Filter;
-use crate::nat::NatReport;
+use crate::nat::{NatClass, NatReport};
 use crate::nonces::Nonces;
 use crate::stats::Stats;
 
 /// Datagrams waiting for the shell: two rungs of the ladder for a thousand peers. What is beyond would be stale when sent.
 const MAX_TRANSMITS: usize = 16_384;
+/// Messages waiting for the control channel: a few for each of a thousand peers.
+const MAX_CONTROLS: usize = 4096;
 
 pub(crate) struct Shared {
     pub(crate) filter: Filter,
     pub(crate) hosts: Vec<IpNet>,
     pub(crate) nat: NatReport,
+    /// What this node published last.
+    pub(crate) candidates: Vec<Candidate>,
+    pub(crate) channel: ControlChannel,
+    /// Whether a stranger's packet moves this node's port, as far as it is known.
+    pub(crate) poisonable: Option<bool>,
+    /// Whether that was tested in vain.
+    pub(crate) stray_test_failed: bool,
     pub(crate) nonces: Nonces,
     pub(crate) transmits: VecDeque<Transmit>,
+    pub(crate) controls: VecDeque<Control>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) stats: Stats,
     /// Set when a path falls silent: this node's own mapping may have changed, and only an observer can tell.
@@ -35,8 +47,13 @@ impl Shared {
             filter: Filter::default(),
             hosts: Vec::new(),
             nat: NatReport::default(),
+            candidates: Vec::new(),
+            channel: ControlChannel::default(),
+            poisonable: None,
+            stray_test_failed: false,
             nonces: Nonces::new(seed),
             transmits: VecDeque::new(),
+            controls: VecDeque::new(),
             events: VecDeque::new(),
             stats: Stats::default(),
             doubts_mapping: false,
@@ -62,7 +79,27 @@ impl Shared {
     }
 
     /// Queues a datagram that [`Self::permit`] has let through.
-    pub(crate) fn send(&mut self, remote: SocketAddr, local: Option<IpAddr>, payload: Vec<u8>) {
-        self.transmits.push_back(Transmit { remote, local, payload });
+    pub(crate) fn send(&mut self, remote: SocketAddr, local: Option<IpAddr>, ttl: Option<u8>, payload: Vec<u8>) {
+        self.transmits.push_back(Transmit { remote, local, ttl, payload });
+    }
+
+    /// Queues a message for the control channel.
+    pub(crate) fn send_control(&mut self, control: Control) {
+        if self.controls.len() < MAX_CONTROLS {
+            self.controls.push_back(control);
+        } else {
+            self.stats.dropped_queue += 1;
+        }
+    }
+
+    /// Whether there is something to tell peers about this node's NAT, and nothing more to be found out soon.
+    pub(crate) fn knows_own_nat(&self) -> bool {
+        let tested = self.poisonable.is_some() || self.stray_test_failed;
+        !self.candidates.is_empty() && (tested || self.nat.v4 != NatClass::EndpointIndependent)
+    }
+
+    /// What peers are told. Whoever does not know is treated as if: a needless low TTL costs nothing.
+    pub(crate) fn is_poisonable(&self) -> bool {
+        self.poisonable.unwrap_or(true)
     }
 }

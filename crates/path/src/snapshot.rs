@@ -8,13 +8,15 @@ use wire::PublicKey;
 
 use crate::candidate::{CandidateKind, Tier};
 use crate::event::PathState;
-use crate::nat::NatReport;
+use crate::nat::{NatClass, NatReport};
 
 /// Everything there is to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// What this node's NATs are.
     pub nat: NatReport,
+    /// Whether a stranger's packet moves this node's port towards him, if that was found out.
+    pub poisonable: Option<bool>,
     /// Every peer.
     pub peers: BTreeMap<PublicKey, PeerReport>,
 }
@@ -34,8 +36,19 @@ pub struct PeerReport {
     pub endpoint: Option<SocketAddr>,
     /// When the path in use last became another one.
     pub last_switch: Option<Instant>,
+    /// What the peer last said about its NAT, if it ever signalled.
+    pub nat: Option<PeerNat>,
     /// The pairs, by address.
     pub pairs: Vec<PairReport>,
+}
+
+/// A peer's NAT in its own words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerNat {
+    /// Its class for IPv4.
+    pub class: NatClass,
+    /// Whether a stranger's packet may move its port.
+    pub poisonable: bool,
 }
 
 /// What became of one pair.

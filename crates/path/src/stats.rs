@@ -25,6 +25,12 @@ pub struct Stats {
     pub stun_requests: u64,
     /// STUN answers that fitted a request.
     pub stun_responses: u64,
+    /// Signals sent, repeats included.
+    pub signals_sent: u64,
+    /// Authentic signals received and not seen before.
+    pub signals_received: u64,
+    /// Signals that were forged, seen before, or from nobody known.
+    pub dropped_signals: u64,
     /// Datagrams that are neither probes nor STUN answers.
     pub dropped_junk: u64,
     /// Probes under a key id of no peer.

@@ -191,8 +191,13 @@ impl Plane {
             self.carry_out(event, paths, &mut news, now).await?;
         }
         while let Some(transmit) = self.engine.poll_transmit() {
-            let path::Transmit { remote, local, payload } = transmit;
-            if let Err(e) = self.device.send(Datagram { remote, local, payload }).await {
+            let path::Transmit { remote, local, ttl, payload } = transmit;
+            let datagram = Datagram { remote, local, payload };
+            let sent = match ttl {
+                Some(ttl) => self.device.send_with_ttl(datagram, ttl).await,
+                None => self.device.send(datagram).await,
+            };
+            if let Err(e) = sent {
                 // An unreachable address is what probing is there to find out.
                 tracing::trace!(%remote, error = %e, "a probe was not sent");
             }

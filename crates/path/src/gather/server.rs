@@ -99,7 +99,7 @@ impl Server {
         if shared.permit(self.addr, self.mapped.is_some(), now) {
             shared.stats.stun_requests += 1;
             let request = stun::encode_request(tx, stun::MEMBER_REQUEST_LEN);
-            shared.send(self.addr, None, request);
+            shared.send(self.addr, None, None, request);
         }
         false
     }

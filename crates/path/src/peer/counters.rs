@@ -227,7 +227,9 @@ impl Peer {
         let others: Vec<SocketAddr> = self
             .pairs
             .iter()
-            .filter(|(remote, pair): &(&SocketAddr, &Pair)| **remote != except && !pair.is_penalised(now))
+            .filter(|(remote, pair): &(&SocketAddr, &Pair)| {
+                **remote != except && !pair.is_penalised(now) && !self.is_held(**remote, pair, shared, now)
+            })
             .map(|(remote, _)| *remote)
             .collect();
         for remote in others {

@@ -18,7 +18,7 @@ const GAPS: [Duration; 4] =
     [Duration::from_secs(35), Duration::from_secs(90), Duration::from_secs(300), Duration::from_secs(900)];
 
 /// Pairs probed in one rung. The others have their turn in the next.
-const MAX_PAIRS: usize = 12;
+pub(super) const MAX_PAIRS: usize = 12;
 
 /// Resets at once: what a start brings in quick succession (peer, its candidates, own addresses, round).
 const RESET_BURST: u32 = 4;
@@ -57,6 +57,16 @@ impl Ladder {
         self.ended = None;
     }
 
+    /// Runs a round from its first rung: the one that is going on, or the coming one. `same` takes back that the running
+    /// one came to its end meanwhile.
+    pub(super) fn rerun(&mut self, same: bool, now: Instant) {
+        if same && self.rung == 0 {
+            self.round = self.round.saturating_sub(1);
+        }
+        self.start = Some(now);
+        self.rung = 0;
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         Some(self.start? + Duration::from_millis(RUNGS[self.rung]))
     }
@@ -88,12 +98,18 @@ impl Peer {
         while self.wanted
             && let Some(round) = self.ladder.step(now)
         {
-            for remote in self.pairs_to_probe() {
+            if self.ladder.rung == 1 && round > 0 && self.punch.is_resting() {
+                self.prepare(shared, now);
+            }
+            for remote in self.pairs_to_probe(shared, now) {
                 self.ping(remote, shared, now);
             }
             // With a path in use a later round only asks whether a better one has appeared.
             if round > 0 && self.direct.is_some() && self.ladder.rung != 0 {
                 self.ladder.finish_round(now);
+            }
+            if self.ladder.rung == 0 && self.punch.is_running() {
+                self.punch.rest();
             }
         }
     }
@@ -113,11 +129,12 @@ impl Peer {
 
     /// Without a path all pairs, with one only those that could replace it. When there are more than a rung holds, those
     /// that waited longest: the only address that works may sort behind every one that doesn't.
-    fn pairs_to_probe(&self) -> Vec<SocketAddr> {
+    fn pairs_to_probe(&self, shared: &Shared, now: Instant) -> Vec<SocketAddr> {
         let current = self.direct.and_then(|direct| Some((direct.remote, self.pairs.get(&direct.remote)?.tier)));
         let mut pairs: Vec<_> = self
             .pairs
             .iter()
+            .filter(|(remote, pair)| !self.is_held(**remote, pair, shared, now))
             .filter(|(remote, pair)| match current {
                 Some((selected, _)) if selected == **remote => pair.pongs < RTT_SAMPLES,
                 Some((_, tier)) => pair.tier <= tier && pair.pongs < RTT_SAMPLES,

@@ -165,7 +165,7 @@ impl Peer {
         let tx = shared.nonces.transaction_id();
         self.requests.insert(tx, remote, now);
         let payload = probe::seal(&self.keys, tx, &Probe::Nominate { epoch });
-        shared.send(remote, None, payload);
+        shared.send(remote, None, None, payload);
     }
 
     fn ask(&mut self, remote: SocketAddr, shared: &mut Shared, now: Instant) {

@@ -97,6 +97,11 @@ impl Peer {
 
     /// Probes one pair, if the filter and the budget let it.
     pub(super) fn ping(&mut self, remote: SocketAddr, shared: &mut Shared, now: Instant) {
+        self.ping_with(remote, None, shared, now);
+    }
+
+    /// The same with a packet that lives for so many hops.
+    pub(super) fn ping_with(&mut self, remote: SocketAddr, ttl: Option<u8>, shared: &mut Shared, now: Instant) {
         let Some(pair) = self.pairs.get_mut(&remote) else {
             return;
         };
@@ -109,7 +114,7 @@ impl Peer {
         shared.stats.pings_sent += 1;
         let tx = shared.nonces.transaction_id();
         self.requests.insert(tx, remote, now);
-        shared.send(remote, None, probe::seal(&self.keys, tx, &Probe::Ping));
+        shared.send(remote, None, ttl, probe::seal(&self.keys, tx, &Probe::Ping));
     }
 
     /// Answers a request from where it was sent to. Returns whether the answer was let through.
@@ -125,7 +130,7 @@ impl Peer {
             return false;
         }
         let payload = probe::seal(&self.keys, arrival.tx, answer);
-        shared.send(arrival.from, arrival.to, payload);
+        shared.send(arrival.from, arrival.to, None, payload);
         true
     }
 
@@ -154,6 +159,7 @@ impl Peer {
         if !proven {
             self.ping(from, shared, now);
         }
+        self.on_opened(from, shared, now);
         if self.direct.is_none() && !self.pairs.values().any(|pair| pair.is_proven(now)) {
             self.revive(shared, now);
         }

@@ -21,6 +21,7 @@ pub(super) struct Shown {
 impl Peer {
     /// Everything that is due.
     pub(crate) fn handle_timeout(&mut self, shared: &mut Shared, now: Instant) {
+        self.drive_punch(shared, now);
         self.climb(shared, now);
         self.drive_hold(shared, now);
         self.drive_trial(shared, now);
@@ -34,13 +35,14 @@ impl Peer {
         let ladder = self.wanted.then(|| self.ladder.poll_timeout()).flatten();
         let trial = self.trial.as_ref().and_then(super::Trial::poll_timeout);
         let check = self.check.as_ref().and_then(super::Check::poll_timeout);
+        let punch = self.punch.poll_timeout();
         let lost = self.lost.map(|lost| lost.probe_at);
         let hold = self.hold.as_ref().and_then(super::Hold::poll_timeout);
         let news = self.lost.map(|lost| lost.at + RECONNECTING).filter(|at| now < *at);
         // The end of a penalty changes what is shown.
         let forgiven = self.pairs.values().filter_map(|pair| pair.penalised_until(now)).min();
         let retry = self.nomination.poll_timeout();
-        earliest([ladder, trial, check, lost, hold, news, forgiven, retry, self.suspicion_due()])
+        earliest([ladder, punch, trial, check, lost, hold, news, forgiven, retry, self.suspicion_due()])
     }
 
     /// Tells the shell if the state is news.
@@ -133,6 +135,7 @@ impl Peer {
             wanted: self.wanted,
             endpoint: self.endpoint.map(|(remote, _)| remote),
             last_switch: self.last_switch,
+            nat: self.punch.told,
             pairs,
         }
     }

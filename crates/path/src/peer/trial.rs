@@ -252,6 +252,7 @@ impl Peer {
         self.direct = Some(Direct { remote: trial.remote, since: self.direct.map_or(now, |direct| direct.since) });
         self.lost = None;
         self.check = None;
+        self.punch.rest();
         self.nomination.reset_retries();
         if let Some(pair) = self.pairs.get_mut(&trial.remote) {
             pair.forgive();
@@ -325,10 +326,7 @@ impl Peer {
         shared.stats.died += 1;
         shared.doubts_mapping = true;
         self.lost = Some(Lost { remote: direct.remote, at: now, probe_at: now + LOST_GAP });
-        if self.wanted {
-            self.ladder.reset(now);
-            self.climb(shared, now);
-        }
+        self.begin(shared, now);
         // Waiting for an acknowledgement made sense only while there was a path to lose.
         if self.trial.as_ref().is_some_and(|trial| !trial.has_moved()) {
             self.move_to_trial(true, shared, now);

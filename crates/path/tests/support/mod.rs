@@ -4,13 +4,26 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use path::{Candidate, CandidateKind, Config, Engine, Event, Forbidden, Input, PeerConfig, PeerCounters, Transmit};
+use path::{
+    Candidate, CandidateKind, Config, Control, ControlChannel, Engine, Event, Forbidden, Input, PeerConfig,
+    PeerCounters, Transmit,
+};
 use wire::pair::PairKeys;
+use wire::probe::signal::{self, Signal, Step};
 use wire::probe::{self, Probe};
-use wire::stun::TransactionId;
+use wire::stun::{self, TransactionId};
 use wire::{PrivateKey, PublicKey};
 
 pub const MESH: &str = "test";
+
+/// What observers see of the engine's port.
+pub const MAPPED: &str = "203.0.113.200:40000";
+/// What they would see of a port that moved.
+pub const MOVED: &str = "203.0.113.200:50000";
+/// Where the relay sends its strays from, one port each.
+pub const STRANGER: &str = "192.0.2.3";
+
+const OBSERVERS: [&str; 2] = ["192.0.2.1:3478", "192.0.2.2:3478"];
 
 /// A private key whose public key sorts as the n-th of a few. Which node nominates depends on that.
 fn nth_key(n: usize) -> [u8; 32] {
@@ -25,6 +38,8 @@ pub struct Bench {
     pub peer: PublicKey,
     keys: PairKeys,
     transactions: u8,
+    /// What was said to the relay while time passed.
+    controls: Vec<Control>,
 }
 
 impl Bench {
@@ -37,8 +52,14 @@ impl Bench {
         let now = start();
         let config =
             Config { private_key: own_key, mesh_id: MESH.to_owned(), psk: None, listen_port: 21_820, seed: [7; 32] };
-        let mut bench =
-            Self { engine: Engine::new(config, now), now, peer: peer_key.public_key(), keys, transactions: 0 };
+        let mut bench = Self {
+            engine: Engine::new(config, now),
+            now,
+            peer: peer_key.public_key(),
+            keys,
+            transactions: 0,
+            controls: Vec::new(),
+        };
         bench.input(Input::Forbidden(Forbidden {
             networks: vec!["10.42.0.0/16".parse().unwrap()],
             own_addresses: vec!["198.51.100.1".parse().unwrap()],
@@ -66,11 +87,13 @@ impl Bench {
     pub fn run(&mut self, time: Duration) -> Vec<Transmit> {
         let end = self.now + time;
         let mut sent = self.transmits();
+        self.controls();
         while let Some((at, _)) = self.engine.poll_timeout().filter(|(at, _)| *at <= end) {
             self.now = self.now.max(at);
             self.engine.handle_timeout(self.now);
             while self.engine.poll_event().is_some() {}
             sent.extend(self.transmits());
+            self.controls();
         }
         self.now = end;
         self.engine.handle_timeout(end);
@@ -126,6 +149,77 @@ impl Bench {
         }
     }
 
+    /// Puts the engine behind a NAT, with an open control channel, and a relay whose strays move its port or do not.
+    pub fn behind_nat(nominates: bool, poisonable: bool) -> Self {
+        let mut bench = Self::new(nominates);
+        bench.input(Input::HostCandidates(vec!["192.168.1.10/24".parse().unwrap()]));
+        bench.input(Input::StunServers(OBSERVERS.map(addr).to_vec()));
+        bench.input(Input::ControlChannel(ControlChannel::Open));
+        bench.relay_for(Duration::from_secs(2), |_| Some(if poisonable { MOVED } else { MAPPED }));
+        assert_eq!(bench.engine.snapshot().poisonable, Some(poisonable));
+        bench
+    }
+
+    /// Lets time pass beside a relay. `seen` says what the socket of the n-th stray sees, if it answers at all.
+    pub fn relay_for(&mut self, time: Duration, seen: impl Fn(u16) -> Option<&'static str>) {
+        let end = self.now + time;
+        let mut strays = 0;
+        loop {
+            while self.engine.poll_event().is_some() {}
+            for sent in self.transmits() {
+                let Ok(request) = stun::decode(&sent.payload) else { continue };
+                let observer = OBSERVERS.iter().any(|observer| addr(observer) == sent.remote);
+                let mapped = if observer { Some(MAPPED) } else { seen(sent.remote.port()) };
+                if let Some(mapped) = mapped.filter(|_| probe::key_id(&sent.payload).is_none()) {
+                    self.receive(&sent.remote.to_string(), stun::encode_success(request.tx, addr(mapped)));
+                }
+            }
+            while let Some(control) = self.engine.poll_control() {
+                if let Control::Stray { to, tx } = control {
+                    assert_eq!(to, addr(MAPPED));
+                    strays += 1;
+                    self.input(Input::StraySent { tx, from: addr(&format!("{STRANGER}:{strays}")) });
+                }
+            }
+            match self.engine.poll_timeout() {
+                Some((due, _)) if due < end => self.now = self.now.max(due),
+                _ => break,
+            }
+            self.engine.handle_timeout(self.now);
+        }
+        self.now = end;
+    }
+
+    /// The peer says something by way of the relay. Returns its id.
+    pub fn signal(&mut self, step: Step, poisonable: bool, candidates: &[Candidate]) -> TransactionId {
+        let id = self.next_tx();
+        let bytes = self.seal_signal(id, step, poisonable, candidates);
+        self.input(Input::Signal(bytes));
+        id
+    }
+
+    pub fn seal_signal(&self, id: TransactionId, step: Step, poisonable: bool, candidates: &[Candidate]) -> Vec<u8> {
+        let code = |kind| if kind == CandidateKind::Host { 1 } else { 3 };
+        let candidates = candidates.iter().map(|known| (code(known.kind), known.addr)).collect();
+        signal::seal(&self.keys, id, &Signal { step, poisonable, class: 2, candidates })
+    }
+
+    /// What the engine has said to the peer by way of the relay.
+    pub fn signals(&mut self) -> Vec<(TransactionId, Signal)> {
+        self.controls();
+        let said = |control| match control {
+            Control::Signal { bytes, .. } => Some(signal::open(&self.keys, &bytes).unwrap()),
+            Control::Stray { .. } => None,
+        };
+        std::mem::take(&mut self.controls).into_iter().filter_map(said).collect()
+    }
+
+    fn controls(&mut self) {
+        while let Some(control) = self.engine.poll_control() {
+            self.controls.push(control);
+        }
+    }
+
     pub fn counters(&mut self, rx: u64, tx: u64, endpoint: &str) {
         self.input(Input::Counters(vec![PeerCounters {
             public_key: self.peer,
@@ -167,6 +261,10 @@ pub fn config(public_key: PublicKey, candidates: Vec<Candidate>) -> PeerConfig {
 
 pub fn host(text: &str) -> Candidate {
     Candidate::new(CandidateKind::Host, addr(text))
+}
+
+pub fn reflexive(text: &str) -> Candidate {
+    Candidate::new(CandidateKind::ServerReflexive, addr(text))
 }
 
 pub fn addr(text: &str) -> SocketAddr {

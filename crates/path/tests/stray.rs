@@ -1,0 +1,85 @@
+//! Whether a stranger's packet moves our port, found out with a relay's help.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use path::{Control, ControlChannel, Input};
+use support::{Bench, MAPPED, MOVED, addr};
+use wire::stun;
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+/// An engine that has just found out that it is behind an endpoint-independent NAT, and its requests for strays.
+fn asked() -> (Bench, Vec<wire::stun::TransactionId>) {
+    let mut bench = Bench::behind_nat(true, true);
+    bench.input(Input::ControlChannel(ControlChannel::Absent));
+    bench.input(Input::ControlChannel(ControlChannel::Open));
+    let requests = std::iter::from_fn(|| bench.engine.poll_control());
+    let tx = |control| match control {
+        Control::Stray { tx, to } if to == addr(MAPPED) => tx,
+        other => panic!("{other:?}"),
+    };
+    let requests = requests.map(tx).collect();
+    (bench, requests)
+}
+
+#[test]
+fn a_port_that_moves_is_poisonable_and_one_that_stays_is_not() {
+    for poisonable in [true, false] {
+        Bench::behind_nat(true, poisonable);
+    }
+}
+
+#[test]
+fn one_stray_of_two_that_moves_the_port_is_proof_because_the_other_may_be_lost() {
+    let (mut bench, requests) = asked();
+    for (n, tx) in requests.iter().enumerate() {
+        bench.input(Input::StraySent { tx: *tx, from: addr(&format!("192.0.2.3:{}", n + 1)) });
+    }
+    bench.relay_for(S(2), |port| Some(if port == 1 { MAPPED } else { MOVED }));
+    assert_eq!(bench.engine.snapshot().poisonable, Some(true));
+}
+
+#[test]
+fn strays_that_arrive_inside_harm_nobody() {
+    let (mut bench, requests) = asked();
+    for tx in requests {
+        bench.receive("192.0.2.3:9", stun::encode_success(tx, addr(MAPPED)));
+    }
+    assert_eq!(bench.engine.snapshot().poisonable, Some(false));
+}
+
+#[test]
+fn the_own_packet_follows_the_stray_at_a_distance() {
+    let (mut bench, requests) = asked();
+    bench.transmits();
+    bench.input(Input::StraySent { tx: requests[0], from: addr("192.0.2.3:1") });
+    let early = bench.run(Duration::from_millis(299));
+    assert!(early.iter().all(|sent| sent.remote != addr("192.0.2.3:1")), "it must not open the way for the stray");
+    let later = bench.run(Duration::from_millis(2));
+    assert!(later.iter().any(|sent| sent.remote == addr("192.0.2.3:1")));
+}
+
+#[test]
+fn a_test_without_result_is_tried_again_after_a_minute() {
+    let mut bench = Bench::behind_nat(true, false);
+    bench.input(Input::ControlChannel(ControlChannel::Absent));
+    bench.input(Input::ControlChannel(ControlChannel::Open));
+    bench.relay_for(S(10), |_| None);
+    assert_eq!(bench.engine.snapshot().poisonable, None);
+    bench.relay_for(S(62), |_| Some(MAPPED));
+    assert_eq!(bench.engine.snapshot().poisonable, Some(false));
+}
+
+#[test]
+fn the_relay_cannot_make_this_node_send_to_a_forbidden_address() {
+    let (mut bench, requests) = asked();
+    for tx in requests {
+        bench.input(Input::StraySent { tx, from: addr("10.42.0.9:53") });
+    }
+    let sent = bench.run(S(5));
+    assert!(sent.iter().all(|sent| sent.remote != addr("10.42.0.9:53")));
+    assert_eq!(bench.engine.snapshot().poisonable, None);
+}
