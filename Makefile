@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each sets up what it needs, or says exactly what is missing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help kernel-lane setup setup-tests parts build release images generate check test unit lab recovery faults demo demo-env demo-down bench bench-userspace bench-kernel clean
+.PHONY: help kernel-lane setup setup-tests parts build release images generate check test unit lab recovery faults sim demo demo-env demo-down bench bench-userspace bench-kernel clean
 
 TARGET := x86_64-unknown-linux-gnu
 OUT = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
@@ -41,6 +41,10 @@ unit: setup-tests ## tests of every crate, network namespaces included (root)
 
 test: ## everything: check, build, unit tests, the kernel's WireGuard in a virtual machine, lab tests on a real cluster
 	@./e2e/stages.sh check parts build unit kernel lab recovery
+
+sim: setup ## the long form of the simulation: 10,000 runs of the ordered punch in each cell, 3,000 random meshes
+	@WARREN_SIM_PUNCH_SEEDS=10000 WARREN_SIM_SEEDS=3000 \
+	  cargo test --locked --release -p sim --test punch --test seeds -- --nocapture
 
 lab: ## the tests on a real cluster behind real NATs
 	@./e2e/stages.sh parts build lab

@@ -23,6 +23,9 @@ pub const CORE: RealmId = RealmId(0);
 /// Boxes that a packet may pass: two on either side and a loop's worth.
 const MAX_HOPS: usize = 8;
 
+/// Routers between two homes unless said otherwise: traceroutes seldom show fewer.
+const ROUTERS: u8 = 8;
+
 /// How the core treats packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Weather {
@@ -96,6 +99,8 @@ pub enum Step {
 pub struct Internet {
     /// How the core treats packets now.
     pub weather: Weather,
+    /// Routers of the core that a packet passes.
+    pub routers: u8,
     realms: Vec<Realm>,
     boxes: Vec<Gateway>,
     /// Pairs of outside addresses that cannot reach each other.
@@ -106,7 +111,7 @@ impl Internet {
     /// A core and nothing else.
     #[must_use]
     pub fn new(weather: Weather) -> Self {
-        Self { weather, realms: vec![Realm::default()], boxes: Vec::new(), cuts: BTreeSet::new() }
+        Self { weather, routers: ROUTERS, realms: vec![Realm::default()], boxes: Vec::new(), cuts: BTreeSet::new() }
     }
 
     /// A network behind a box that stands in `outer`. A translating box owns `outside` there, a firewall what is attached
@@ -181,13 +186,16 @@ impl Internet {
             let Some(owner) = owner.copied() else {
                 let id = self.realms[hop.realm.0].gateway?;
                 let gateway = &mut self.boxes[id.0];
-                hop.packet = gateway.state.outbound(hop.packet, random, now)?;
+                // What dies at the box leaves no mapping behind.
+                let packet = hop.packet.forwarded(1)?;
+                hop.packet = gateway.state.outbound(packet, random, now)?;
                 hop.realm = gateway.outer;
                 hop.left = Some(id);
                 continue;
             };
             if hop.realm == CORE && !hop.crossed {
                 let delay = self.cross_core(&hop.packet, random)?;
+                hop.packet = hop.packet.forwarded(self.routers)?;
                 hop.crossed = true;
                 return Some(Step::Later(delay, hop));
             }
@@ -199,7 +207,8 @@ impl Internet {
                     if hop.left == Some(id) && !gateway.hairpin {
                         return None;
                     }
-                    hop.packet = gateway.state.inbound(hop.packet, now)?;
+                    // A stray is for the box itself, so it needs no hop more.
+                    hop.packet = gateway.state.inbound(hop.packet, now)?.forwarded(1)?;
                     hop.realm = gateway.inner;
                 }
             }

@@ -4,8 +4,10 @@
 //!
 //! [`World`] holds machines and networks. A network is a realm in which addresses are unique; realms hang on each other by
 //! [middleboxes](middlebox) that map, filter and forget as RFC 4787 describes, so a packet from a home behind a
-//! provider's NAT walks through both, and through the other side's when it arrives, not when it was sent. Only the core
-//! has [`Weather`]: delay, jitter, loss, cuts. STUN servers stand in it.
+//! provider's NAT walks through both, and through the other side's when it arrives, not when it was sent. A Linux box that
+//! drops no strays tracks connections as the kernel does, so it can be poisoned. Only the core has [`Weather`] (delay,
+//! jitter, loss, cuts) and routers that count a packet's hops. STUN servers stand in it, and a relay that hands on
+//! [signals](world::Signalling), late, lossy and out of order if that is wanted.
 //!
 //! Every machine runs one [`path::Engine`] and a [toy WireGuard device](device) that has what the engine relies on:
 //! a handshake of one round trip, roaming after authentic packets, counters, keepalives, the five seconds between two
@@ -24,7 +26,7 @@
 //! # What it is not
 //!
 //! No model of throughput, queues, TCP or real cryptography, and no substitute for the lab of network namespaces: what
-//! Linux really does with a stray packet is not derived from an RFC.
+//! Linux does with a stray packet is modelled after what was seen there, not derived from an RFC.
 
 pub mod device;
 pub mod internet;
@@ -38,6 +40,6 @@ pub mod trace;
 pub mod world;
 
 pub use internet::Weather;
-pub use middlebox::{Behaviour, Block, Filtering, Mapping};
+pub use middlebox::{Behaviour, Block, Filtering, Mapping, Strays};
 pub use site::Site;
-pub use world::World;
+pub use world::{Signalling, World};

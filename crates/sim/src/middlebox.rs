@@ -7,6 +7,10 @@ use std::time::Duration;
 use crate::packet::{Packet, Payload};
 use crate::random::Random;
 
+mod masquerade;
+
+use masquerade::Connections;
+
 /// Which destinations share a mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mapping {
@@ -40,6 +44,15 @@ pub enum Ports {
     Random,
 }
 
+/// What becomes of packets from outside that nothing inside has asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Strays {
+    /// Dropped without a trace.
+    Dropped,
+    /// Tracked as connections to the box itself, as Linux does unless a rule drops them: the box is poisonable.
+    Tracked,
+}
+
 /// What is dropped whatever the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Block {
@@ -64,6 +77,8 @@ pub struct Behaviour {
     pub timeout: Duration,
     /// What is dropped.
     pub block: Block,
+    /// What becomes of strays.
+    pub strays: Strays,
 }
 
 impl Behaviour {
@@ -77,6 +92,18 @@ impl Behaviour {
             ports: if hard { Ports::Random } else { Ports::Preserved },
             timeout: Duration::from_secs(60),
             block: Block::Nothing,
+            strays: Strays::Dropped,
+        }
+    }
+
+    /// A Linux box that masquerades and drops nothing: to those who are sent to first it has one port for all, and lets in
+    /// only those.
+    #[must_use]
+    pub fn masquerade() -> Self {
+        Self {
+            strays: Strays::Tracked,
+            timeout: Duration::from_secs(120),
+            ..Self::nat(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent)
         }
     }
 
@@ -94,6 +121,8 @@ pub struct Middlebox {
     pub behaviour: Behaviour,
     outside: Option<IpAddr>,
     flows: BTreeMap<(SocketAddr, Scope), Flow>,
+    /// The table of a box that tracks strays, which has no flows.
+    connections: Connections,
     /// Grows when all mappings are lost, so that the next ones differ.
     generation: u16,
 }
@@ -112,12 +141,13 @@ impl Middlebox {
     /// A box with one outside address, if it translates.
     #[must_use]
     pub fn new(behaviour: Behaviour, outside: Option<IpAddr>) -> Self {
-        Self { behaviour, outside, flows: BTreeMap::new(), generation: 0 }
+        Self { behaviour, outside, flows: BTreeMap::new(), connections: Connections::default(), generation: 0 }
     }
 
     /// Loses all state, as a reboot does; new mappings get other ports.
     pub fn flush(&mut self) {
         self.flows.clear();
+        self.connections.clear();
         self.generation += 1;
     }
 
@@ -125,6 +155,7 @@ impl Middlebox {
     pub fn renumber(&mut self, outside: IpAddr) {
         self.outside = Some(outside);
         self.flows.clear();
+        self.connections.clear();
     }
 
     /// A packet from inside to outside; `None` if it is dropped.
@@ -133,6 +164,9 @@ impl Middlebox {
             return None;
         }
         self.expire(now);
+        if self.behaviour.strays == Strays::Tracked {
+            return Some(self.connections.outbound(packet, self.outside?, random, now));
+        }
         let inside = packet.src;
         let scope = match self.behaviour.mapping {
             Mapping::None | Mapping::EndpointIndependent => None,
@@ -156,6 +190,9 @@ impl Middlebox {
             return None;
         }
         self.expire(now);
+        if self.behaviour.strays == Strays::Tracked {
+            return self.connections.inbound(packet, now);
+        }
         let filtering = self.behaviour.filtering;
         if self.behaviour.mapping == Mapping::None && filtering == Filtering::EndpointIndependent {
             return Some(packet);
@@ -187,6 +224,7 @@ impl Middlebox {
 
     fn expire(&mut self, now: Duration) {
         let timeout = self.behaviour.timeout;
+        self.connections.expire(timeout, now);
         self.flows.retain(|_, flow| {
             flow.sent_to.retain(|_, used| now - *used < timeout);
             now - flow.used < timeout

@@ -12,7 +12,7 @@ struct View {
     filtering: Filtering,
 }
 
-/// Whether two sites must find a direct path. If not, they must say so.
+/// Whether two sites must find a direct path. If not, they must say so. A poisonable one needs signalling for it.
 #[must_use]
 pub fn connects(a: Site, b: Site) -> bool {
     match (view(a), view(b)) {
@@ -31,6 +31,8 @@ fn view(site: Site) -> Option<View> {
         Site::Home(mapping, filtering) => view(mapping, filtering),
         // The provider's filter stands before the home's and is the stricter one.
         Site::Cgnat(mapping, _) => view(mapping, Filtering::AddressAndPortDependent),
+        // If it sends first, which ordered signals make sure of.
+        Site::Poisonable => view(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent),
         Site::UdpBlocked => return None,
     })
 }

@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 
 use wire::PublicKey;
 
+/// Hops that an ordinary packet may live: Linux's default.
+pub const DEFAULT_TTL: u8 = 64;
+
 /// A UDP datagram of the outer network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
@@ -11,8 +14,24 @@ pub struct Packet {
     pub src: SocketAddr,
     /// Destination.
     pub dst: SocketAddr,
+    /// Hops that are left.
+    pub ttl: u8,
     /// Content.
     pub payload: Payload,
+}
+
+impl Packet {
+    /// A packet with the default lifetime.
+    #[must_use]
+    pub fn new(src: SocketAddr, dst: SocketAddr, payload: Payload) -> Self {
+        Self { src, dst, ttl: DEFAULT_TTL, payload }
+    }
+
+    /// The packet after so many routers, if it lives.
+    pub(crate) fn forwarded(mut self, routers: u8) -> Option<Self> {
+        self.ttl = self.ttl.checked_sub(routers).filter(|ttl| *ttl > 0)?;
+        Some(self)
+    }
 }
 
 /// What the datagram contains.

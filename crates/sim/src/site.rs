@@ -13,6 +13,8 @@ pub enum Site {
     Home(Mapping, Filtering),
     /// Like a home, behind the provider's second NAT (endpoint-independent, port-restricted).
     Cgnat(Mapping, Filtering),
+    /// A private address behind a Linux box that masquerades and drops no strays.
+    Poisonable,
     /// A network that lets no UDP out.
     UdpBlocked,
 }
@@ -32,6 +34,7 @@ impl Site {
             Self::Home(mapping, filtering) | Self::Cgnat(mapping, filtering) => {
                 Some(Behaviour::nat(mapping, filtering))
             }
+            Self::Poisonable => Some(Behaviour::masquerade()),
             Self::UdpBlocked => Some(Behaviour { block: crate::middlebox::Block::Udp, ..Behaviour::firewall() }),
         }
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use path::{Config, Engine, Input, PeerConfig};
+use path::{Config, ControlChannel, Engine, Input, PeerConfig};
+use wire::stun::TransactionId;
 use wire::{PublicKey, stun};
 
 use crate::device::Device;
@@ -18,7 +19,10 @@ mod build;
 mod directory;
 mod explain;
 mod judge;
+mod relay;
 mod shell;
+
+pub use relay::Signalling;
 
 /// Users begin to ping within this many microseconds, not all at once.
 const PING_SPREAD: u64 = 100_000;
@@ -33,6 +37,10 @@ enum Action {
     Learn { node: usize, peer: usize, config: PeerConfig },
     Ping { from: usize, to: usize },
     Start { node: usize },
+    Connect { node: usize, start: u32 },
+    Signal { to: PublicKey, bytes: Vec<u8> },
+    Stray { node: usize, to: SocketAddr, tx: TransactionId },
+    StraySent { node: usize, tx: TransactionId, from: SocketAddr },
 }
 
 /// A simulated mesh.
@@ -54,6 +62,11 @@ pub struct World {
     pub directory_delay: (Duration, Duration),
     /// Between two pings of a user to one peer.
     pub ping_gap: Duration,
+    /// How signals travel; without it there is no relay.
+    pub signalling: Option<Signalling>,
+    /// When the last signal of a pair arrives, where order is kept.
+    signalled: BTreeMap<(PublicKey, PublicKey), Duration>,
+    strays: u16,
     interpreter: Option<explain::Interpreter>,
     epoch: Instant,
     random: Random,
@@ -74,6 +87,9 @@ impl World {
             stun: Vec::new(),
             directory_delay: (Duration::from_millis(20), Duration::from_millis(20)),
             ping_gap: Duration::from_millis(100),
+            signalling: None,
+            signalled: BTreeMap::new(),
+            strays: 0,
             interpreter: None,
             epoch: epoch(),
             random: Random::new(seed),
@@ -81,6 +97,7 @@ impl World {
             sequence: 0,
         };
         world.add_stun();
+        world.add_relay();
         world
     }
 
@@ -92,6 +109,7 @@ impl World {
     /// Stops a node's agent. Its device goes on.
     pub fn stop_agent(&mut self, node: usize) {
         self.nodes[node].engine = None;
+        self.disconnect(node);
         let name = node;
         self.note(&format!("n{name} agent stops"));
     }
@@ -112,6 +130,7 @@ impl World {
     /// Switches a machine off or on. Off, nothing of it moves.
     pub fn power(&mut self, node: usize, on: bool) {
         self.nodes[node].powered = on;
+        self.disconnect(node);
         self.note(&format!("n{node} power {on}"));
         if on {
             self.restart_agent(node, true);
@@ -194,6 +213,10 @@ impl World {
             Action::Start { node } => self.start(node),
             Action::Learn { node, peer, config } => self.learn(node, peer, config),
             Action::Ping { from, to } => self.ping(from, to),
+            Action::Connect { node, start } => self.connect(node, start),
+            Action::Signal { to, bytes } => self.signal(to, bytes),
+            Action::Stray { node, to, tx } => self.stray(node, to, tx),
+            Action::StraySent { node, tx, from } => self.input(node, Input::StraySent { tx, from }),
         }
     }
 
@@ -240,11 +263,8 @@ impl World {
         let Ok(message) = stun::decode(payload) else {
             return;
         };
-        self.inject(Packet {
-            src: packet.dst,
-            dst: packet.src,
-            payload: Payload::Plain(stun::encode_success(message.tx, packet.src)),
-        });
+        let answer = Payload::Plain(stun::encode_success(message.tx, packet.src));
+        self.inject(Packet::new(packet.dst, packet.src, answer));
     }
 
     /// Puts a packet at the end of this instant's queue, so that one node's turn is over before another's begins.
@@ -296,7 +316,9 @@ impl World {
         machine.counted = self.now;
         let mut engine = Engine::new(config, instant);
         let cached = machine.cache.values().cloned().collect();
+        let channel = if self.signalling.is_some() { ControlChannel::Connecting } else { ControlChannel::Absent };
         for input in [
+            Input::ControlChannel(channel),
             Input::Forbidden(machine.forbidden.clone()),
             Input::HostCandidates(machine.addresses.clone()),
             Input::StunServers(stun),
@@ -307,6 +329,7 @@ impl World {
         }
         machine.engine = Some(engine);
         self.note(&format!("n{node} agent starts"));
+        self.connect_soon(node);
         self.drive(node);
         for peer in 0..self.nodes.len() {
             if peer != node {

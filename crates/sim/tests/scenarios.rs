@@ -375,7 +375,7 @@ fn junk_at_the_port_changes_nothing_and_is_not_answered() {
             payload[..8].copy_from_slice(&[0, 1, 0, 108, 0x21, 0x12, 0xa4, 0x42]);
         }
         let src = SocketAddr::new([203, 0, 113, 5].into(), 1 + random.below(60_000) as u16);
-        world.inject(Packet { src, dst, payload: Payload::Plain(payload) });
+        world.inject(Packet::new(src, dst, Payload::Plain(payload)));
     }
     world.run_for(S(1));
     assert_eq!(changes(&world), before);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use path::Input;
 use sim::random::Random;
-use sim::{Block, Filtering, Mapping, Site, Weather, World, oracle};
+use sim::{Block, Filtering, Mapping, Signalling, Site, Weather, World, oracle};
 
 /// Runs of an ordinary `cargo test`.
 const DEFAULT_SEEDS: u64 = 200;
@@ -48,6 +48,7 @@ fn run_explained(seed: u64, explained: bool) -> World {
     let mut world = World::new(seed, weather(&mut random));
     world.ping_gap = millis(400);
     world.directory_delay = (Duration::ZERO, millis(random.below(3000)));
+    world.signalling = signalling(&mut random);
     let count = 2 + usize::try_from(random.below(3)).unwrap();
     for node in 0..count {
         if node > 0 && random.percent(15) {
@@ -99,6 +100,14 @@ fn weather(random: &mut Random) -> Weather {
         jitter: millis(random.below(30)),
         loss: u8::try_from(random.below(12)).unwrap(),
     }
+}
+
+/// In half of the runs there is a relay to talk over, good or bad.
+fn signalling(random: &mut Random) -> Option<Signalling> {
+    let delay = (Duration::ZERO, millis(random.below(500)));
+    let loss = u8::try_from(random.below(20)).unwrap();
+    let ordered = random.percent(50);
+    random.percent(50).then_some(Signalling { delay, loss, ordered })
 }
 
 fn site(random: &mut Random) -> Site {

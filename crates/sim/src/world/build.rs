@@ -64,7 +64,7 @@ impl World {
         // All homes have the same addresses, as homes do.
         let home = IpAddr::from([192, 168, 1, 10]);
         match (site, site.behaviour()) {
-            (Site::Home(..), Some(behaviour)) => {
+            (Site::Home(..) | Site::Poisonable, Some(behaviour)) => {
                 let (realm, id) = self.internet.add_realm(CORE, behaviour, outside, false);
                 (realm, vec![id], net(numbered(home, index), 24))
             }
@@ -102,6 +102,7 @@ impl World {
             device: Device::new(key, forces_handshakes),
             forbidden: forbidden(address.addr()),
             starts: 0,
+            connected: false,
             counted: Duration::ZERO,
             published: None,
             publications: 0,

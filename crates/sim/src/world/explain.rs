@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use wire::pair::{KeyId, PairKeys};
+use wire::probe::signal::{self, Step};
 use wire::probe::{self, Probe};
 
 use super::{MESH, World};
@@ -26,6 +27,24 @@ impl World {
             }
         }
         self.interpreter = Some(interpreter);
+    }
+
+    /// What a signal is, in a few words.
+    pub(super) fn describe_signal(&self, bytes: &[u8]) -> String {
+        let signal = self.interpreter.as_ref().and_then(|interpreter| {
+            let keys = interpreter.keys.get(&signal::key_id(bytes)?)?;
+            Some(signal::open(keys, bytes).ok()?.1)
+        });
+        let Some(signal) = signal else {
+            return "sealed".to_owned();
+        };
+        let step = match signal.step {
+            Step::Call => "CALL",
+            Step::Ready { .. } => "READY",
+            Step::Go { .. } => "GO",
+        };
+        let poisonable = if signal.poisonable { " poisonable" } else { "" };
+        format!("{step}{poisonable} {:?}", signal.candidates)
     }
 
     /// What a packet is, in a few words.

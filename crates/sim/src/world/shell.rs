@@ -9,7 +9,7 @@ use wire::PublicKey;
 use super::World;
 use crate::device::Output;
 use crate::internet::Hop;
-use crate::packet::{Inner, Packet, Payload};
+use crate::packet::{DEFAULT_TTL, Inner, Packet, Payload};
 
 /// Turns of one node at one instant. More means that a timer never advances.
 const MAX_TURNS: usize = 10_000;
@@ -37,7 +37,10 @@ impl World {
                 }
                 self.device_outputs(node);
                 while let Some(out) = self.nodes[node].engine.as_mut().and_then(Engine::poll_transmit) {
-                    self.send(node, out.remote, out.local, Payload::Plain(out.payload));
+                    self.send(node, out.remote, out.local, out.ttl, Payload::Plain(out.payload));
+                }
+                while let Some(control) = self.nodes[node].engine.as_mut().and_then(Engine::poll_control) {
+                    self.control(node, control);
                 }
             } else {
                 self.device_outputs(node);
@@ -100,7 +103,7 @@ impl World {
             for output in outputs {
                 match output {
                     Output::Transmit(remote, message) => {
-                        self.send(node, remote, None, Payload::WireGuard(message));
+                        self.send(node, remote, None, None, Payload::WireGuard(message));
                     }
                     Output::Received(peer, inner) => self.received(node, peer, inner, instant),
                 }
@@ -131,16 +134,18 @@ impl World {
         }
     }
 
-    fn send(&mut self, node: usize, remote: SocketAddr, local: Option<IpAddr>, payload: Payload) {
+    fn send(&mut self, node: usize, remote: SocketAddr, local: Option<IpAddr>, ttl: Option<u8>, payload: Payload) {
         let machine = &self.nodes[node];
         let Some(own) = machine.socket(remote.ip()) else {
             return;
         };
         let src = SocketAddr::new(local.unwrap_or(own.ip()), own.port());
-        let text = format!("n{node} > {remote} {}", self.describe(&payload));
+        let hops = ttl.map_or(String::new(), |ttl| format!(" ttl {ttl}"));
+        let text = format!("n{node} > {remote} {}{hops}", self.describe(&payload));
         self.trace.note(self.now, &text);
         self.judge_packet(node, remote, &payload);
-        let hop = Hop::new(self.nodes[node].realm, Packet { src, dst: remote, payload });
+        let packet = Packet { src, dst: remote, ttl: ttl.unwrap_or(DEFAULT_TTL), payload };
+        let hop = Hop::new(self.nodes[node].realm, packet);
         self.travel_soon(hop);
     }
 }
