@@ -86,7 +86,7 @@ impl Control {
     }
 
     /// Lets the datagram pass so many hops.
-    pub(crate) fn push_ttl(&mut self, ttl: u8, remote: IpAddr) {
+    pub fn push_ttl(&mut self, ttl: u8, remote: IpAddr) {
         let (level, kind) = match remote.to_canonical() {
             IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TTL),
             IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT),
