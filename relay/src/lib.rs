@@ -2,13 +2,17 @@
 //!
 //! # Model
 //!
-//! A node cannot see the address that its NAT gives it, so it asks somebody outside. This first part of the relay is
+//! A node cannot see the address that its NAT gives it, so it asks somebody outside. One part of the relay is
 //! that somebody: it answers STUN Binding requests with the source address they arrived from, and nothing else. It
-//! knows no node, holds no key and keeps no state between two packets but one token bucket.
+//! knows no node, holds no key and keeps no state between two packets but one token bucket. The other part forwards
+//! WireGuard's packets between two nodes that cannot reach each other; it is a library so far, and waits for the control
+//! channel by which nodes ask for it.
 //!
-//! * [`server`] decides, without a socket or a clock of its own: bytes, source and time in, at most one reply out.
-//! * [`socket`] and [`serve`] are its shell. A reply leaves from the address that was asked, also on a host with several,
-//!   because a NAT drops an answer that comes from anywhere else.
+//! * [`server`] decides, without a socket or a clock of its own: [`server::stun`] bytes, source and time in, at most one reply
+//!   out; [`server::plane`] the data plane.
+//! * [`socket`] and [`serve`] are the shell of the first. A reply leaves from the address that was asked, also on a host with
+//!   several, because a NAT drops an answer that comes from anywhere else.
+//! * [`udp`] is the shell of the second: a thread that outlives whoever speaks to it.
 //! * [`publish`] writes where the relay can be asked into the status of its `MeshRelay`, if there is a cluster: the addresses
 //!   that an admin or the operator gave in its spec, then those it finds itself.
 //! * [`monitor`] shows counters and health.

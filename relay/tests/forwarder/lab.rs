@@ -92,6 +92,13 @@ impl Namespace {
         }
     }
 
+    /// Adds an address and waits until what is sent to it arrives: the kernel makes its route later.
+    pub fn add_v6(&self, address: &str, prefix_len: u8, name: &str) {
+        self.ip(&[&format!("addr add {address}/{prefix_len} dev {name} nodad")]);
+        let route = format!("local {address} ");
+        eventually("the address has its route", || self.command("ip", "-6 route show table local").contains(&route));
+    }
+
     pub fn socket(&self, address: &str) -> UdpSocket {
         let address = address.to_owned();
         let socket = self.run(move || UdpSocket::bind(address).unwrap());

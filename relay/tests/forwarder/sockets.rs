@@ -40,12 +40,13 @@ impl Bound {
         let near = |namespace: &Namespace, name, relay_name, number| {
             let (here, there) = (format!("192.0.2.{number}2/29"), format!("192.0.2.{number}1/29"));
             namespace.cable(name, &here, &lab.relay, relay_name, &there);
-            namespace.ip(&[&format!("addr add 2001:db8:{number}::2/64 dev {name} nodad")]);
-            lab.relay.ip(&[&format!("addr add 2001:db8:{number}::1/64 dev {relay_name} nodad")]);
+            namespace.add_v6(&format!("2001:db8:{number}::2"), 64, name);
+            lab.relay.add_v6(&format!("2001:db8:{number}::1"), 64, relay_name);
         };
         near(&lab.a, "near", "near_a", 1);
         near(&lab.b, "near", "near_b", 2);
-        lab.relay.ip(&["addr add 192.0.2.99/32 dev lo", "addr add 2001:db8:99::1/128 dev lo nodad"]);
+        lab.relay.ip(&["addr add 192.0.2.99/32 dev lo"]);
+        lab.relay.add_v6("2001:db8:99::1", 128, "lo");
         lab.a.ip(&["route add 192.0.2.99 via 192.0.2.11"]);
         lab.b.ip(&["route add 2001:db8:99::1 via 2001:db8:2::1"]);
         let mut relay = Relay::start(&lab, 1);

@@ -87,6 +87,19 @@ fn a_node_and_a_pair_have_their_rates() {
     assert!((1130..=1132).contains(&(two + three)), "{two} {three}");
 }
 
+#[test]
+fn rest_saves_one_burst_and_no_rate_is_no_limit() {
+    for (rate, expected) in [(1000, 131), (0, 64 * 20)] {
+        let mut world = World::of(2, Config { pair_rate: Rate::bytes_per_second(rate), ..Config::default() });
+        let [leg, _] = world.connect(1, 2);
+        // Less than the idle deadline, and far more than the burst takes.
+        world.pass(Duration::from_secs(200));
+        let batch = wireguard(4, 1000).repeat(64);
+        let passed: usize = (0..20).map(|_| world.arrive_merged(leg.port, home(1), &batch, 1000).len()).sum();
+        assert_eq!(passed, expected, "{rate} bytes a second");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 

@@ -52,33 +52,3 @@ impl Pace {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pace_gives_its_burst_and_then_its_rate() {
-        let start = Instant::now();
-        let mut pace = Pace::new(Rate::bytes_per_second(1_000_000), start);
-        let mut passed = 0;
-        // Far more is offered than passes, a second long.
-        for step in 0..1000 {
-            let now = start + Duration::from_millis(step);
-            let admitted = pace.admits(64, 1000, now);
-            pace.spend(admitted * 1000, now);
-            passed += admitted * 1000;
-        }
-        let most = MIN_RATE_BURST as usize + 1_000_000;
-        assert!(passed <= most && passed > most - 3000, "{passed}");
-    }
-
-    #[test]
-    fn no_rate_is_no_limit_and_rest_saves_one_burst() {
-        let start = Instant::now();
-        assert_eq!(Pace::new(None, start).admits(64, 9000, start), 64);
-        let pace = Pace::new(Rate::bytes_per_second(1000), start);
-        let later = start + Duration::from_secs(86_400);
-        assert_eq!(pace.admits(1000, 1024, later), 128);
-    }
-}
