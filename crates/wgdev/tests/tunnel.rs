@@ -206,7 +206,7 @@ fn a_source_that_is_not_the_peers_is_dropped<D: Open>() {
     assert_eq!(pair.a.device.stats().wrong_source, u64::from(D::COUNTS));
 }
 
-/// What is told of a session that stands is in [`wgdev::kernel`].
+/// The kernel can't; what it does instead is in `kernel.rs`.
 #[test]
 fn a_handshake_starts_when_asked_even_over_a_session() {
     if !lab::available() {
