@@ -10,7 +10,8 @@ use crate::peer::Peer;
 /// All peers, those that something happened to since they were last looked at, and when the others are due.
 #[derive(Default)]
 pub(super) struct Roster {
-    members: BTreeMap<PublicKey, Member>,
+    /// Boxed: a map leaves a third of its places empty, and a peer is more than a kilobyte.
+    members: BTreeMap<PublicKey, Box<Member>>,
     touched: BTreeSet<PublicKey>,
     by_due: BTreeSet<(Instant, PublicKey)>,
     /// How many hold a mapping.
@@ -37,7 +38,7 @@ impl Roster {
     /// Adds a peer that is not among them yet.
     pub(super) fn insert(&mut self, peer: Peer) {
         let key = peer.key;
-        self.members.insert(key, Member { peer, due: None, holds_mapping: false });
+        self.members.insert(key, Box::new(Member { peer, due: None, holds_mapping: false }));
         self.touched.insert(key);
     }
 
