@@ -34,8 +34,10 @@ pub fn node(name: &str) -> Value {
 /// The settings of the mesh.
 #[must_use]
 pub fn mesh() -> Value {
-    let spec =
-        json!({"addresses": {"ipv4": "10.118.0.0/16"}, "serviceCIDRs": ["10.96.0.0/16"], "backend": "Userspace"});
+    let spec = json!({
+        "addresses": {"ipv4": "10.118.0.0/16"}, "serviceCIDRs": ["10.96.0.0/16"], "backend": "Userspace",
+        "podCIDRs": ["10.127.0.0/16", "10.128.0.0/9", "fd00:100::/24"],
+    });
     object("Mesh", "default", spec)
 }
 
