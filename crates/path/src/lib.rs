@@ -8,21 +8,25 @@
 //! try it, and a *path* only when an echo **through WireGuard** has come back over it. Nothing less is ever shown as
 //! direct, and whatever is not direct has a [`Reason`].
 //!
-//! The engine is sans-IO. One [`Engine`] serves all peers of a node and speaks five verbs:
+//! The engine is sans-IO. One [`Engine`] serves all peers of a node and speaks six verbs:
 //! [`handle_input`](Engine::handle_input) takes a fact, [`handle_timeout`](Engine::handle_timeout) lets time pass,
-//! [`poll_event`](Engine::poll_event), [`poll_transmit`](Engine::poll_transmit) and [`poll_timeout`](Engine::poll_timeout)
-//! say what to do. It has no clock, no socket and no random source; the same inputs give the same outputs to the byte,
-//! which is how the simulator finds the one run in a thousand that goes wrong. After every input the shell drains
-//! events, then transmits, in that order: a handshake must be on its way before the nomination that lets the peer send.
+//! [`poll_event`](Engine::poll_event), [`poll_transmit`](Engine::poll_transmit), [`poll_control`](Engine::poll_control) and
+//! [`poll_timeout`](Engine::poll_timeout) say what to do. It has no clock, no socket and no random source; the same inputs
+//! give the same outputs to the byte, which is how the simulator finds the one run in a thousand that goes wrong. After
+//! every input the shell drains events, transmits and controls, in that order: a handshake must be on its way before the
+//! nomination that lets the peer send, and a packet that opens a NAT before the word that it is open.
 //!
 //! # The life of a pair of nodes
 //!
 //! 1. **Gather.** Host addresses come from the shell; STUN servers tell what the port looks like from outside and, by
 //!    comparing what they see, what kind of NAT is in the way. The result is published once and again only when its
-//!    meaning changes, because it travels through the cluster's API.
+//!    meaning changes, because it travels through the cluster's API. With a relay's help the node also learns whether its
+//!    NAT is *poisonable*: whether a stranger's packet moves this node's port towards him.
 //! 2. **Probe.** When both sides know each other's candidates, both send PINGs on all pairs at the rungs of a ladder,
 //!    dense at first. Each opens its own NAT for the other. A PING only makes its source a candidate and is answered
-//!    and probed back; a PONG to our own transaction proves the pair.
+//!    and probed back; a PONG to our own transaction proves the pair. With a relay's control channel, addresses behind a
+//!    NAT wait until both sides have agreed in which order they open theirs (CALL, READY, GO): the poisonable side first,
+//!    with short-lived packets if both are. Without one, or when no signal gets through, everything is probed at once.
 //! 3. **Nominate.** The side with the smaller public key chooses: better [`Tier`] first, then the round-trip time, with
 //!    hysteresis. Without a path it takes the first proven pair at once, because a better one can replace it without
 //!    loss. It points WireGuard there, starts the handshake (only ever this side does: two initiations at once stall
@@ -42,7 +46,7 @@
 //! trial where it is, at the endpoint that WireGuard has. Nothing is moved and no handshake started; an echo, or data that
 //! arrives, makes it the path. If neither comes it is treated as a path that died, and keeps its endpoint.
 //!
-//! A relay will come before step 2: traffic starts there and moves at step 4. Its place is [`PathState`], between `Direct`
+//! Relayed traffic will come before step 2: it starts there and moves at step 4. Its place is [`PathState`], between `Direct`
 //! and `Connecting`, and the moment in `path_died` when there is no other pair.
 //!
 //! # What it refuses

@@ -84,7 +84,8 @@ fn faults(seed: u64, world: &World) -> Vec<String> {
         let expected = neighbours || oracle::connects(a.site, b.site);
         if a.is_direct(&b.key) != expected {
             let (from_site, to_site, state) = (a.site, b.site, a.state(&b.key));
-            faults.push(format!("seed {seed}: n{from} {from_site:?} to n{to} {to_site:?}: {state:?}"));
+            let relay = if world.signalling.is_some() { "with" } else { "without" };
+            faults.push(format!("seed {seed}: n{from} {from_site:?} to n{to} {to_site:?} {relay} a relay: {state:?}"));
         }
     }
     faults

@@ -67,6 +67,11 @@ impl Ladder {
         self.rung = 0;
     }
 
+    /// Whether the last round has been over for so long that what arrives now does not belong to it.
+    pub(super) fn may_revive(&self, now: Instant) -> bool {
+        self.rung == 0 && self.ended.is_some_and(|ended| now.saturating_duration_since(ended) >= MIN_REVIVAL)
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         Some(self.start? + Duration::from_millis(RUNGS[self.rung]))
     }
@@ -99,7 +104,7 @@ impl Peer {
             && let Some(round) = self.ladder.step(now)
         {
             if self.ladder.rung == 1 && round > 0 && self.punch.is_resting() {
-                self.prepare(shared, now);
+                self.prepare_again(shared, now);
             }
             for remote in self.pairs_to_probe(shared, now) {
                 self.ping(remote, shared, now);
@@ -116,10 +121,7 @@ impl Peer {
 
     /// Starts the ladder over because the peer turned out to be there, unless that was just done.
     pub(super) fn revive(&mut self, shared: &mut Shared, now: Instant) {
-        let Some(ended) = self.ladder.ended else {
-            return;
-        };
-        if self.ladder.rung == 0 && now.saturating_duration_since(ended) >= MIN_REVIVAL {
+        if self.ladder.may_revive(now) {
             // The peer's rounds must not use up this side's own short gaps.
             self.ladder.round = self.ladder.round.saturating_sub(1).max(1);
             self.ladder.start = Some(now);

@@ -159,8 +159,8 @@ impl Peer {
         if !proven {
             self.ping(from, shared, now);
         }
-        self.on_opened(from, shared, now);
         if self.direct.is_none() && !self.pairs.values().any(|pair| pair.is_proven(now)) {
+            self.on_opened(from, shared, now);
             self.revive(shared, now);
         }
     }

@@ -163,6 +163,12 @@ impl Peer {
         }
     }
 
+    /// The same after a round in vain: what this side said of itself may have been out of date.
+    pub(super) fn prepare_again(&mut self, shared: &mut Shared, now: Instant) {
+        self.prepare(shared, now);
+        shared.doubts_mapping |= !self.punch.is_resting();
+    }
+
     /// Signals get through from now on, or no longer.
     pub(crate) fn set_signalling(&mut self, live: bool, shared: &mut Shared, now: Instant) {
         let news = live && !self.punch.live;
@@ -275,11 +281,16 @@ impl Peer {
         }
     }
 
-    /// A PING got in from there. If it crossed a NAT, that NAT is open and so is ours.
+    /// A PING got in from there and nothing works yet. If it crossed a NAT, that NAT is open and so is ours.
     pub(super) fn on_opened(&mut self, from: SocketAddr, shared: &mut Shared, now: Instant) {
         let translated = self.pairs.get(&from).is_some_and(|pair| is_translated(from, pair));
-        let waits = shared.channel != ControlChannel::Absent && !self.punch.is_running();
-        if translated && waits && self.direct.is_none() {
+        let waits = match self.punch.phase {
+            Phase::Running { .. } => false,
+            // The last packets of the peer's round are no reason for another one.
+            Phase::Rest => self.ladder.may_revive(now),
+            _ => true,
+        };
+        if translated && waits && shared.channel != ControlChannel::Absent {
             self.run(Vec::new(), shared, now);
         }
     }
