@@ -158,8 +158,8 @@ pub fn cgroup_trees() -> Result<Vec<PathBuf>> {
     let mut trees = Vec::new();
     for entry in fs::read_dir(base).context("listing the cgroup hierarchies")? {
         let entry = entry.context("listing the cgroup hierarchies")?;
-        // `cpu` may be a link to `cpu,cpuacct`: one hierarchy, visited once.
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        // `cpu` may be a link to `cpu,cpuacct`: one hierarchy, visited once. A folder in which none is mounted is just a folder.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.path().join("cgroup.procs").exists() {
             trees.push(entry.path());
         }
     }
