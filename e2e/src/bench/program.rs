@@ -67,7 +67,7 @@ impl Kind {
 
 /// Builds Warren's with the names of its functions, for a profile. The others have theirs.
 pub fn warren_with_symbols() -> Result<PathBuf> {
-    warren(&[("CARGO_PROFILE_CI_STRIP", "none")])
+    warren(&["-C", "strip=none"])
 }
 
 /// One end of a pair: which of the two, where, and what it is told.
@@ -175,14 +175,14 @@ fn configure(socket: &Path, settings: &str) -> Result<()> {
     Ok(())
 }
 
-/// Made by cargo each time: it knows whether anything changed, and a stale program would be measured.
-fn warren(settings: &[(&str, &str)]) -> Result<PathBuf> {
-    let mut cargo = command("cargo", ["build", "--quiet", "--locked", "--profile", "ci", "-p", "wgdev"]);
-    cargo.args(["--example", "device", "--target", "x86_64-unknown-linux-gnu"]).current_dir(workspace());
+/// Made by cargo each time: it knows whether anything changed, and a stale program would be measured. `flags` are rustc's,
+/// for the program alone.
+fn warren(flags: &[&str]) -> Result<PathBuf> {
+    let mut cargo = command("cargo", ["rustc", "--quiet", "--locked", "--profile", "ci", "-p", "wgdev"]);
+    cargo.args(["--example", "device", "--target", "x86_64-unknown-linux-gnu", "--"]).args(flags);
     // As `make build` has it, so that its libraries are used again.
     cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
-    cargo.envs(settings.iter().copied());
-    run(&mut cargo)?;
+    run(cargo.current_dir(workspace()))?;
     Ok(binary("examples/device"))
 }
 
