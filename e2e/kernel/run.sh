@@ -33,13 +33,22 @@ die() {
 	exit 125
 }
 
+# The package that Debian's current kernel of this kind is in; nothing if apt has never heard of it.
+current_package() {
+	apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-/ {print $2; exit}'
+}
+
 # Prints the folder of the kernel: vmlinuz and lib/modules/VERSION. The newest that is cached; else Debian's current
 # one, unpacked there. It is never installed: nothing boots from it.
 kernel() {
 	local newest package partial
 	newest=$(find "$cache" -mindepth 1 -maxdepth 1 -name '*-cloud-amd64' 2>/dev/null | sort -V | tail -n 1)
 	if [ -z "$newest" ]; then
-		package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-/ {print $2; exit}')
+		package=$(current_package)
+		if [ -z "$package" ] && [ "$(id -u)" = 0 ]; then
+			apt-get update -q >/dev/null || true
+			package=$(current_package)
+		fi
 		[ -n "$package" ] || die "apt knows no package linux-image-cloud-amd64: apt-get update"
 		newest=$cache/${package#linux-image-}
 		newest=${newest%-unsigned}
