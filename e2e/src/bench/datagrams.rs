@@ -25,9 +25,10 @@ const FIRST: f64 = 20_000.0;
 const GROWTH: f64 = 1.2;
 /// No offer is above this: one sender can't do it.
 const MOST: f64 = 3e6;
-/// So much less than the best was means that more would only be worse, if it happens so often in a row.
+/// So much less than the best was means that more would only be worse, if it happens [`WORSE`] times in a row.
 const COLLAPSED: f64 = 0.7;
-const WORSE: u32 = 2;
+/// On a machine with other work a sender or receiver may miss its turn a few times.
+const WORSE: u32 = 4;
 /// How long an offer is kept up.
 const OFFERED: Duration = Duration::from_millis(500);
 /// The sender sleeps in between; so few come at once that no queue overflows by that alone.
