@@ -33,12 +33,12 @@ fn a_port_that_moves_is_poisonable_and_one_that_stays_is_not() {
 }
 
 #[test]
-fn one_stray_of_two_that_moves_the_port_is_proof_because_the_other_may_be_lost() {
+fn one_stray_that_moves_the_port_is_proof_because_the_others_may_be_lost() {
     let (mut bench, requests) = asked();
     for (n, tx) in requests.iter().enumerate() {
         bench.input(Input::StraySent { tx: *tx, from: addr(&format!("192.0.2.3:{}", n + 1)) });
     }
-    bench.relay_for(S(2), |port| Some(if port == 1 { MAPPED } else { MOVED }));
+    bench.relay_for(S(2), |port| Some(if port == 1 { MOVED } else { MAPPED }));
     assert_eq!(bench.engine.snapshot().poisonable, Some(true));
 }
 

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use wire::key::{PrivateKey, PublicKey};
 use wire::pair::PairKeys;
+use wire::probe::signal::{self, MAX_CANDIDATES, SIGNAL_LEN, Signal, Step};
 use wire::probe::{self, PROBE_LEN, Probe};
 use wire::proof::KeyProof;
 use wire::stun::{self, Class, TransactionId};
@@ -34,6 +35,22 @@ fn any_probe() -> impl Strategy<Value = Probe> {
         any::<u64>().prop_map(|epoch| Probe::Nominate { epoch }),
         any::<u64>().prop_map(|epoch| Probe::NominateAck { epoch }),
     ]
+}
+
+fn any_signal() -> impl Strategy<Value = Signal> {
+    let answers = || any::<[u8; 12]>().prop_map(TransactionId);
+    let step = prop_oneof![
+        Just(Step::Call),
+        answers().prop_map(|answers| Step::Ready { answers }),
+        answers().prop_map(|answers| Step::Go { answers }),
+    ];
+    let candidates = prop::collection::vec((any::<u8>(), any_address()), 0..=MAX_CANDIDATES);
+    (step, any::<bool>(), any::<u8>(), candidates).prop_map(|(step, poisonable, class, candidates)| Signal {
+        step,
+        poisonable,
+        class,
+        candidates,
+    })
 }
 
 /// A well-formed message of any type with any attributes, lengths included, so that decoding gets past the framing.
@@ -114,6 +131,25 @@ fn decode_everything(bytes: &[u8]) {
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
+
+    #[test]
+    fn a_signal_arrives_as_it_was_sent_and_damage_is_noticed(
+        id: [u8; 12],
+        signal in any_signal(),
+        at in 0..SIGNAL_LEN,
+        damage in 1u8..,
+    ) {
+        let (ours, theirs) = &*PAIR;
+        let mut sealed = signal::seal(ours, TransactionId(id), &signal);
+        prop_assert_eq!(signal::open(theirs, &sealed), Ok((TransactionId(id), signal)));
+        sealed[at] ^= damage;
+        prop_assert!(signal::open(theirs, &sealed).is_err());
+    }
+
+    #[test]
+    fn no_bytes_make_a_signal(bytes in prop::collection::vec(any::<u8>(), SIGNAL_LEN - 2..SIGNAL_LEN + 2)) {
+        prop_assert!(signal::open(&PAIR.1, &bytes).is_err());
+    }
 
     #[test]
     fn no_bytes_panic(bytes in any_datagram()) {

@@ -169,3 +169,21 @@ fn candidate(slot: &[u8]) -> Option<(u8, SocketAddr)> {
     let ip = Ipv6Addr::from(ip).to_canonical();
     Some((kind, SocketAddr::new(ip, u16::from_be_bytes([high, low]))))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_peer_seals_is_a_signal_or_refused() {
+        for kind in 0..=u8::MAX {
+            for count in 0..=u8::MAX {
+                let mut plaintext = [0xff; PLAINTEXT_LEN];
+                (plaintext[0], plaintext[3]) = (kind, count);
+                let known = (kind::CALL..=kind::GO).contains(&kind) && usize::from(count) <= MAX_CANDIDATES;
+                let candidates = decode(&plaintext).map(|signal| signal.candidates.len());
+                assert_eq!(candidates, known.then_some(count.into()), "kind {kind}, {count} candidates");
+            }
+        }
+    }
+}
