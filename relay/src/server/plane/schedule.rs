@@ -51,13 +51,13 @@ impl Schedule {
         }
     }
 
-    /// What reading from the port yielded, and whether nothing is left. An idle port saves nothing up, and its debt stays.
+    /// What reading from the port yielded, and whether nothing is left. A port has one quantum to its credit at most, so that being
+    /// idle saves nothing up; its debt stays.
     pub fn served(&mut self, port: u16, datagrams: usize, bytes: usize, is_empty: bool) {
         let Some(deficit) = self.deficit.get_mut(usize::from(port)) else { return };
         let cost = datagrams.saturating_mul(DATAGRAM_COST).saturating_add(bytes);
         *deficit = deficit.saturating_sub(i64::try_from(cost).unwrap_or(i64::MAX));
         if is_empty {
-            *deficit = (*deficit).min(0);
             self.waiting[usize::from(port)] = false;
             self.turns.retain(|&turn| turn != port);
         }
