@@ -120,15 +120,16 @@ fn original(rule: Rule) -> Rule {
 }
 
 fn marked(rule: Rule, mark: Mark) -> Rule {
-    ct_mark(rule, mark.value, mark.mask)
+    ct_mark(rule, MatchOp::Eq, mark)
 }
 
 fn unmarked(rule: Rule, mark: Mark) -> Rule {
-    ct_mark(rule, 0, mark.mask)
+    ct_mark(rule, MatchOp::Ne, mark)
 }
 
-fn ct_mark(rule: Rule, value: u32, mask: u32) -> Rule {
-    rule.then(Match::new(Field::CtMark, MatchOp::Eq, Value::Masked { value: value.into(), mask: mask.into() }))
+fn ct_mark(rule: Rule, op: MatchOp, mark: Mark) -> Rule {
+    let value = Value::Masked { value: mark.value.into(), mask: mark.mask.into() };
+    rule.then(Match::new(Field::CtMark, op, value))
 }
 
 /// An answer of a marked connection gets the mark on its packet.
