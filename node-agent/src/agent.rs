@@ -146,7 +146,7 @@ impl Agent {
         Self {
             view,
             reporter,
-            network: NetworkState::new(now),
+            network: NetworkState::new(settings.cni_mode.carries_pods(), now),
             planner: NodePlanner::default(),
             plane: None,
             assigned_port: None,

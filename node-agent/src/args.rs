@@ -118,7 +118,8 @@ pub struct RunArgs {
     /// Unix socket of the local API.
     #[arg(long, env = "WARREN_SOCKET", global = true, default_value = "/run/warren/agent.sock", value_name = "FILE")]
     pub socket: PathBuf,
-    /// `managed`: Warren is the cluster's CNI and writes its configuration. `none`: another CNI does pods.
+    /// `managed`: Warren is the cluster's CNI and writes its configuration. `none`: another CNI does pods, and Warren keeps out
+    /// of their ranges. `external`: a machine without kubelet, which reaches the pods of a cluster with `managed`.
     #[arg(long, env = "WARREN_CNI_MODE", global = true, value_enum, default_value_t = CniMode::None)]
     pub cni_mode: CniMode,
     /// Folder of CNI configurations as the agent sees it.
@@ -153,10 +154,19 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
 /// Who configures the network of pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CniMode {
-    /// Somebody else.
+    /// Another CNI, which carries their packets too.
     None,
     /// Warren.
     Managed,
+    /// Warren, on the cluster's own nodes: none run here.
+    External,
+}
+
+impl CniMode {
+    /// Whether the mesh carries the packets of pods.
+    pub fn carries_pods(self) -> bool {
+        self != Self::None
+    }
 }
 
 /// Format of log lines.

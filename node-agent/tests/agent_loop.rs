@@ -325,7 +325,7 @@ impl Lab {
         address: SocketAddr,
         machine: (Arc<Machine>, mpsc::Sender<Changed>),
     ) -> Self {
-        Self::start_with(dir, api, address, machine, CniMode::None).await
+        Self::start_with(dir, api, address, machine, CniMode::External).await
     }
 
     async fn start_with(

@@ -160,13 +160,17 @@ pub fn net_plan(
 ) -> Option<net::NetPlan> {
     let spec = view.own_spec()?;
     let mark = &view.mesh()?.spec.fwmark;
+    let managed = intent.cni.is_some();
+    // Our rules come before the main table: a pod range in them would take the other CNI's packets away from it.
+    let pods = settings.cni_mode.carries_pods();
+    let ranges = view.mesh_config()?.ranges();
     Some(net::NetPlan {
         device: settings.device.clone(),
         mtu: intent.mtu,
         addresses: plan.own_mesh_ips.clone(),
         routes: Vec::new(),
-        claims: intent.claims.clone(),
-        own_pod_cidrs: plan.own_pod_cidrs.clone(),
+        claims: intent.claims.iter().copied().filter(|claim| pods || ranges.contains(claim)).collect(),
+        own_pod_cidrs: if managed { plan.own_pod_cidrs.clone() } else { Vec::new() },
         own_node_cidrs: spec.node_ips.iter().copied().map(IpNet::from).collect(),
         service_cidrs: view.mesh_config()?.service_cidrs,
         mark: net::Mark { value: mark.value, mask: mark.mask },
@@ -174,8 +178,8 @@ pub fn net_plan(
         relay_ports: view.own_relay_ports().into_iter().map(net::PortRange::one).collect(),
         api_servers: found.api_servers.to_vec(),
         serves_api,
-        masquerade: net::Masquerade { enabled: intent.cni.is_some(), exclude: Vec::new() },
-        cni: intent.cni.is_some(),
+        masquerade: net::Masquerade { enabled: managed, exclude: Vec::new() },
+        cni: managed,
     })
 }
 
@@ -222,8 +226,8 @@ fn hosts(underlay: &net::Underlay) -> Vec<IpNet> {
     underlay.candidates.iter().map(with_prefix).collect()
 }
 
-/// The routes to a peer.
-pub fn routes(peer: &PeerPlan) -> impl Iterator<Item = net::PeerRoute> {
+/// The routes to a peer; those to its pods only if the mesh is what carries them.
+pub fn routes(peer: &PeerPlan, pods: bool) -> impl Iterator<Item = net::PeerRoute> {
     let kind = move |prefix: &IpNet| {
         let host = prefix.prefix_len() == prefix.max_prefix_len();
         if host && peer.mesh_ips.contains(&prefix.addr()) {
@@ -234,7 +238,8 @@ pub fn routes(peer: &PeerPlan) -> impl Iterator<Item = net::PeerRoute> {
             net::RouteKind::Pod
         }
     };
-    peer.routes.iter().map(move |p| net::PeerRoute { prefix: *p, kind: kind(p), src: None, mtu: None })
+    let routes = peer.routes.iter().map(move |p| net::PeerRoute { prefix: *p, kind: kind(p), src: None, mtu: None });
+    routes.filter(move |route| pods || route.kind != net::RouteKind::Pod)
 }
 
 fn candidate(candidate: &peer::Candidate) -> path::Candidate {

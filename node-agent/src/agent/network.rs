@@ -25,6 +25,8 @@ const FAILURE_RETRY: Duration = Duration::from_secs(10);
 pub struct NetworkState {
     /// The node's own network.
     pub survey: Survey,
+    /// Whether the mesh carries the packets of pods.
+    pods: bool,
     /// What was programmed last, without the routes to peers, and the revision of the plan that those are of.
     plan: Option<(NetPlan, Option<CniPlan>)>,
     routed: u64,
@@ -38,9 +40,10 @@ pub struct NetworkState {
 
 impl NetworkState {
     /// Nothing is known yet.
-    pub fn new(now: Instant) -> Self {
+    pub fn new(pods: bool, now: Instant) -> Self {
         Self {
             survey: Survey::default(),
+            pods,
             plan: None,
             routed: 0,
             programmed: None,
@@ -106,7 +109,7 @@ impl NetworkState {
         if self.is_unsettled() || self.programmed.is_none() {
             return false;
         }
-        let of = |peer: &Option<Arc<PeerPlan>>| peer.iter().flat_map(|peer| intent::routes(peer)).collect::<Vec<_>>();
+        let of = |peer: &Option<Arc<PeerPlan>>| peer.iter().flat_map(|peer| intent::routes(peer, self.pods)).collect::<Vec<_>>();
         let before: BTreeSet<PeerRoute> = change.peers.values().flat_map(|(before, _)| of(before)).collect();
         let after: BTreeSet<PeerRoute> = change.peers.values().flat_map(|(_, after)| of(after)).collect();
         let change = Rerouting {
@@ -155,7 +158,7 @@ impl NetworkState {
             return Some(Vec::new());
         }
         self.again_at = None;
-        let routes = planned.planner.plan().peers.values().flat_map(|peer| intent::routes(peer)).collect();
+        let routes = planned.planner.plan().peers.values().flat_map(|peer| intent::routes(peer, self.pods)).collect();
         let whole = NetPlan { routes, ..wanted.0.clone() };
         let result = host.program(&whole, wanted.1.as_ref()).await;
         self.plan = Some(wanted);

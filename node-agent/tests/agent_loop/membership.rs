@@ -188,3 +188,26 @@ async fn a_change_of_address_is_a_new_round_with_the_new_candidate() {
     assert!(after["status"]["round"].as_u64() > before["status"]["round"].as_u64());
     lab.stop().await;
 }
+
+#[tokio::test]
+async fn only_a_node_whose_pods_are_ours_takes_anything_of_their_ranges() {
+    let pods: IpNet = "10.244.0.0/16".parse().unwrap();
+    for (mode, own, theirs) in
+        [(CniMode::None, false, false), (CniMode::External, false, true), (CniMode::Managed, true, true)]
+    {
+        let (api, address, dir) = cluster().await;
+        operator::create_mesh(&api, json!({"podCIDRs": [pods]}));
+        operator::create_node(&api, "a", 1);
+        put_slice(&api, "peers-0", &[peer("b", 2).1]);
+        let lab = Lab::start_with(&dir.0, &api, address, Machine::new(), mode).await;
+        let plan = lab.machine.plan_where(|plans| plans.last().is_some_and(|p| !p.routes.is_empty())).await;
+        let routed = |net: &str| plan.routes.iter().any(|route| route.prefix == net.parse().unwrap());
+        assert!(routed("10.118.0.2/32"), "{mode:?}: {:?}", plan.routes);
+        assert_eq!(routed("10.244.2.0/24"), theirs, "{mode:?}: {:?}", plan.routes);
+        assert_eq!(plan.claims.iter().any(|claim| pods.contains(claim)), theirs, "{mode:?}: {:?}", plan.claims);
+        assert!(plan.claims.contains(&"10.118.0.0/16".parse().unwrap()), "{mode:?}: {:?}", plan.claims);
+        assert_eq!(!plan.own_pod_cidrs.is_empty(), own, "{mode:?}");
+        assert_eq!((plan.masquerade.enabled, plan.cni), (own, own), "{mode:?}");
+        lab.stop().await;
+    }
+}
