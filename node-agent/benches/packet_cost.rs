@@ -20,7 +20,7 @@ use std::{fs, net::UdpSocket, thread, time::Duration};
 
 use figures::{Spread, option};
 use netns::{Namespaces, enter};
-use node_agent::net::{self, Mark, Masquerade, NetPlan};
+use node_agent::net::{self, Mark, Masquerade, NetPlan, Originals};
 use wgdev::kernel::{Port, PortConfig};
 
 const PORT: u16 = 21820;
@@ -134,9 +134,11 @@ impl Nodes {
                     }
                 }
                 Firewall::Warren => {
+                    let originals =
+                        Originals::new(std::env::temp_dir().join(format!("warren-packet-cost-{}", std::process::id())));
                     let report = inside(node, move || {
                         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                        runtime.block_on(net::apply(&plan(own))).unwrap()
+                        runtime.block_on(net::apply(&plan(own), &originals)).unwrap()
                     });
                     assert_eq!(report.failures, []);
                 }

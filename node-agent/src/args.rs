@@ -1,5 +1,6 @@
 //! The command line: every flag is an environment variable too, and `--help` documents both.
 
+use crate::net::Originals;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
@@ -144,6 +145,13 @@ pub struct RunArgs {
     /// Name of the mesh device.
     #[arg(long, env = "WARREN_DEVICE", global = true, default_value = "warren0", value_name = "NAME")]
     pub device: String,
+}
+
+impl RunArgs {
+    /// Where the sysctls that the agent changes are remembered.
+    pub fn originals(&self) -> Originals {
+        Originals::new(self.socket.with_file_name("sysctls"))
+    }
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {

@@ -38,9 +38,11 @@
 
 mod conflist;
 mod install;
+mod reservations;
 
 pub use conflist::conflist;
 pub use install::{CniError, CniPlan, Published, RunDir, is_published, publish, withdraw};
+pub use reservations::{Reservations, release};
 
 #[cfg(doc)]
 use crate::net::Standing;

@@ -52,6 +52,7 @@ mod device;
 mod firewall;
 mod forward;
 mod link;
+mod originals;
 mod own;
 mod plan;
 mod ranges;
@@ -68,6 +69,7 @@ use nlink::{Connection, Nftables, Route};
 pub use cleanup::cleanup;
 pub use contention::Contention;
 pub use link::{delete_link, link_exists, own_link};
+pub use originals::Originals;
 pub use own::OwnChanges;
 pub use plan::{Mark, Masquerade, NetPlan, PeerRoute, PortRange, RouteKind};
 pub use report::{Change, ChangeKind, Failure, NetError, Overlap, Problem, Protected, Report, Standing};
@@ -93,8 +95,8 @@ pub const NFT_TABLE: &str = "warren";
 /// An error means that nothing could be done (no netlink, no device). Single failures are collected in
 /// [`Report::failures`], so that one bad entry never keeps the rest from being applied. The order is such that at no point a
 /// packet for the mesh has a way out in clear: the device and its addresses, the firewall, the routes with `unreachable`
-/// first, then the rules that lead to them.
-pub async fn apply(plan: &NetPlan) -> Result<Report, NetError> {
+/// first, then the rules that lead to them. Sysctls of the underlay are remembered in `originals` before they are changed.
+pub async fn apply(plan: &NetPlan, originals: &Originals) -> Result<Report, NetError> {
     let route = Connection::<Route>::new().map_err(NetError::netlink("open a route socket"))?;
     let nft = Connection::<Nftables>::new().map_err(NetError::netlink("open an nftables socket"))?;
     let underlay = underlay::read_with(&route, &plan.device).await?;
@@ -103,7 +105,7 @@ pub async fn apply(plan: &NetPlan) -> Result<Report, NetError> {
     let desired = compile::compile(plan, &report.underlay);
     report.overlaps = desired.overlaps.clone();
 
-    let index = device::apply(&route, plan, &mut report).await?;
+    let index = device::apply(&route, plan, originals, &mut report).await?;
     firewall::apply(&nft, plan, &desired, &mut report).await;
     routes::apply(&route, index, &desired.routes, &mut report).await;
     rules::apply(&route, &desired.rules, &mut report).await;

@@ -37,6 +37,7 @@ const KEY_RETRY: Duration = Duration::from_secs(5);
 
 /// Runs the agent until SIGTERM or SIGINT.
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let originals = args.originals();
     let RunArgs {
         kubeconfig,
         api_servers,
@@ -81,7 +82,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             cni_run_dir: cni_run_dir.map(|host| RunDir { here: run_dir, host }),
             housekeeping: Settings::HOUSEKEEPING,
         },
-        host: Arc::new(System::default()),
+        host: Arc::new(System::new(originals)),
         connection,
         relist_slices,
         cache,

@@ -109,7 +109,9 @@ impl NetworkState {
         if self.is_unsettled() || self.programmed.is_none() {
             return false;
         }
-        let of = |peer: &Option<Arc<PeerPlan>>| peer.iter().flat_map(|peer| intent::routes(peer, self.pods)).collect::<Vec<_>>();
+        let of = |peer: &Option<Arc<PeerPlan>>| {
+            peer.iter().flat_map(|peer| intent::routes(peer, self.pods)).collect::<Vec<_>>()
+        };
         let before: BTreeSet<PeerRoute> = change.peers.values().flat_map(|(before, _)| of(before)).collect();
         let after: BTreeSet<PeerRoute> = change.peers.values().flat_map(|(_, after)| of(after)).collect();
         let change = Rerouting {

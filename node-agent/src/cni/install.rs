@@ -164,6 +164,8 @@ pub fn withdraw(conf_dir: &Path, run_dir: &Path, dry_run: bool) -> Result<bool, 
     }
     if target_ours {
         fs::remove_file(&target).map_err(|source| CniError::Io { action: "remove", path: target, source })?;
+        // Ours alone; it stays if somebody put something into it.
+        let _ = fs::remove_dir(run_dir.join(BELOW_RUN));
     }
     Ok(ours || target_ours)
 }

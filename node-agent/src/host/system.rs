@@ -17,12 +17,19 @@ use wire::key::PublicKey;
 const WATCH_RETRY: Duration = Duration::from_secs(5);
 
 /// Kernel and files of this node.
-#[derive(Default)]
 pub struct System {
+    originals: net::Originals,
     watch: Mutex<Option<net::Watch>>,
     /// What the last programming left to build on.
     ground: Mutex<Option<Ground>>,
     own: OwnChanges,
+}
+
+impl System {
+    /// The machine; `originals` is where the settings that it changes are remembered.
+    pub fn new(originals: net::Originals) -> Self {
+        Self { originals, watch: Mutex::default(), ground: Mutex::default(), own: OwnChanges::default() }
+    }
 }
 
 impl Host for System {
@@ -63,7 +70,7 @@ impl Host for System {
         Box::pin(async move {
             let mut ground = self.ground.lock().await;
             *ground = None;
-            let report = net::apply(plan).await?;
+            let report = net::apply(plan, &self.originals).await?;
             ground.clone_from(&report.ground);
             let cni = cni.map_or(Cni::NotManaged, |cni| publish(cni, &report));
             log(&report);

@@ -3,12 +3,11 @@
 use nlink::netlink::nftables::Family;
 use nlink::{Connection, Nftables, Route};
 
-use super::{NFT_TABLE, NetError, device, routes, rules};
+use super::{NFT_TABLE, NetError, Originals, device, routes, rules};
 
-/// Removes our rules, routes, nftables table and the addresses of `device`, and says what it removed; with `dry_run` only
-/// says it. The interface itself belongs to whoever made it. What stays is the loosened reverse-path filter and forwarding
-/// of underlay interfaces: what they were before is not known, and others may rely on them by now.
-pub async fn cleanup(device: &str, dry_run: bool) -> Result<Vec<String>, NetError> {
+/// Removes our rules, routes, nftables table and the addresses of `device`, gives the underlay's sysctls the values that
+/// `originals` remembers, and says what it did; with `dry_run` only says it. The interface itself belongs to whoever made it.
+pub async fn cleanup(device: &str, originals: &Originals, dry_run: bool) -> Result<Vec<String>, NetError> {
     let route = Connection::<Route>::new().map_err(NetError::netlink("open a route socket"))?;
     let nft = Connection::<Nftables>::new().map_err(NetError::netlink("open an nftables socket"))?;
     let mut removed = Vec::new();
@@ -26,5 +25,10 @@ pub async fn cleanup(device: &str, dry_run: bool) -> Result<Vec<String>, NetErro
         }
         removed.push(format!("nftables table inet {NFT_TABLE}"));
     }
+    // Last: strict filtering would drop what our own routes still send elsewhere.
+    originals
+        .restore(&route, dry_run, &mut removed)
+        .await
+        .map_err(NetError::netlink("restore the underlay's sysctls"))?;
     Ok(removed)
 }

@@ -7,7 +7,8 @@ use nlink::netlink::devconf::Ipv4Devconf;
 use nlink::netlink::messages::LinkMessage;
 use nlink::{Connection, Ipv4Address, Ipv6Address, Route};
 
-use super::{ChangeKind, NetError, NetPlan, Report};
+use super::originals::Setting;
+use super::{ChangeKind, NetError, NetPlan, Originals, Report};
 
 /// "Loose": the source must be reachable, by whatever interface. Strict drops what comes by the underlay from a node whose
 /// address is carried, WireGuard's own packets included, because the way back leads into the tunnel.
@@ -15,7 +16,12 @@ const RP_FILTER_LOOSE: u32 = 2;
 const RP_FILTER_STRICT: u32 = 1;
 
 /// Makes the device as planned; answers its index.
-pub(super) async fn apply(conn: &Connection<Route>, plan: &NetPlan, report: &mut Report) -> Result<u32, NetError> {
+pub(super) async fn apply(
+    conn: &Connection<Route>,
+    plan: &NetPlan,
+    originals: &Originals,
+    report: &mut Report,
+) -> Result<u32, NetError> {
     let link = conn
         .get_link_by_name(plan.device.as_str())
         .await
@@ -26,17 +32,18 @@ pub(super) async fn apply(conn: &Connection<Route>, plan: &NetPlan, report: &mut
         let what = format!("mtu {}", plan.mtu);
         record(report, ChangeKind::Link, what, conn.set_link_mtu_by_index(index, plan.mtu.into()).await);
     }
-    sysctl(conn, &link, &[(Ipv4Devconf::RpFilter, RP_FILTER_LOOSE), (Ipv4Devconf::Forwarding, 1)], report).await;
+    let wanted = different(&link, &[(Ipv4Devconf::RpFilter, RP_FILTER_LOOSE), (Ipv4Devconf::Forwarding, 1)]);
+    sysctl(conn, &link, &wanted, report).await;
     addresses(conn, plan, index, report).await;
     if !link.is_up() {
         record(report, ChangeKind::Link, "up".into(), conn.set_link_up_by_index(index).await);
     }
-    underlay(conn, plan, report).await;
+    underlay(conn, plan, originals, report).await;
     Ok(index)
 }
 
 /// On the underlay: strict reverse-path filtering becomes loose, and forwarding is on, for the answers to pods.
-async fn underlay(conn: &Connection<Route>, plan: &NetPlan, report: &mut Report) {
+async fn underlay(conn: &Connection<Route>, plan: &NetPlan, originals: &Originals, report: &mut Report) {
     let devices = report.underlay.devices.clone();
     for device in devices {
         let link = match conn.get_link_by_index(device.index).await {
@@ -55,18 +62,35 @@ async fn underlay(conn: &Connection<Route>, plan: &NetPlan, report: &mut Report)
         if plan.cni || !plan.own_pod_cidrs.is_empty() {
             wanted.push((Ipv4Devconf::Forwarding, 1));
         }
+        let wanted = different(&link, &wanted);
+        let record = wanted.iter().map(|(setting, after)| Setting {
+            device: device.name.clone(),
+            name: *setting,
+            before: link.ipv4_devconf(*setting).unwrap_or_default(),
+            after: *after,
+        });
+        // Unremembered, it could not be put back; but without it the node would not work.
+        if !wanted.is_empty()
+            && let Err(e) = originals.remember(record.collect())
+        {
+            report.failed(ChangeKind::Sysctl, format!("remember the settings of {}", device.name), e);
+        }
         sysctl(conn, &link, &wanted, report).await;
     }
 }
 
+/// Those settings that have another value.
+fn different(link: &LinkMessage, wanted: &[(Ipv4Devconf, u32)]) -> Vec<(Ipv4Devconf, u32)> {
+    wanted.iter().copied().filter(|(d, v)| link.ipv4_devconf(*d) != Some(*v)).collect()
+}
+
 async fn sysctl(conn: &Connection<Route>, link: &LinkMessage, wanted: &[(Ipv4Devconf, u32)], report: &mut Report) {
-    let different: Vec<_> = wanted.iter().copied().filter(|(d, v)| link.ipv4_devconf(*d) != Some(*v)).collect();
-    if different.is_empty() {
+    if wanted.is_empty() {
         return;
     }
-    let text: Vec<String> = different.iter().map(|(d, v)| format!("{}={v}", d.name())).collect();
+    let text: Vec<String> = wanted.iter().map(|(d, v)| format!("{}={v}", d.name())).collect();
     let what = format!("{} {}", link.name_or("?"), text.join(" "));
-    record(report, ChangeKind::Sysctl, what, conn.set_ipv4_devconf_by_index(link.ifindex(), &different).await);
+    record(report, ChangeKind::Sysctl, what, conn.set_ipv4_devconf_by_index(link.ifindex(), wanted).await);
 }
 
 async fn addresses(conn: &Connection<Route>, plan: &NetPlan, index: u32, report: &mut Report) {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use node_agent::net::{self, NetPlan, Report};
+use node_agent::net::{self, NetPlan, Originals, Report};
 use serde_json::Value;
 
 use crate::thread::{become_agent, enter, is_root, report_errors};
@@ -184,10 +184,15 @@ impl Lab {
     }
 
     pub fn apply(&self, role: &str, plan: &NetPlan) -> Report {
-        let plan = plan.clone();
-        let report = self.agent(role, move || async move { net::apply(&plan).await.expect("apply") });
+        let (plan, originals) = (plan.clone(), self.originals(role));
+        let report = self.agent(role, move || async move { net::apply(&plan, &originals).await.expect("apply") });
         assert_eq!(report.failures, [], "in {role}");
         report
+    }
+
+    /// Where a node's agent remembers the sysctls that it changes.
+    pub fn originals(&self, role: &str) -> Originals {
+        Originals::new(std::env::temp_dir().join(self.ns(role)))
     }
 
     /// Counts packets that match `condition` in the router, from now on.
@@ -353,6 +358,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         for name in &self.made {
             run("ip", &["netns", "del", name]).ok();
+            std::fs::remove_file(std::env::temp_dir().join(name)).ok();
         }
     }
 }

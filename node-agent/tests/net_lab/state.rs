@@ -75,15 +75,36 @@ fn cleanup_leaves_the_namespace_as_it_was() {
     lab.nft("a", "add table inet others\nadd chain inet others forward { type filter hook forward priority 0; }");
     lab.ip("a", "rule add priority 12 from 192.0.2.1 lookup 21820");
     lab.ip("a", "route add 192.0.2.0/24 via 10.1.0.1 table 21820");
+    lab.ip("a", "link add other type bridge");
+    lab.ip("a", "addr add 198.51.100.1/24 dev other");
+    lab.ip("a", "link set other up addrgenmode none");
+    for device in ["eth0", "other"] {
+        lab.set("a", &format!("net.ipv4.conf.{device}.rp_filter"), "1");
+    }
     let before = lab.picture("a");
     let report = lab.apply("a", &carrying("a"));
     assert!(matches!(&report.problems[..], [Problem::RouteConflict { .. }]), "{:?}", report.problems);
-    let clean = |dry| lab.agent("a", move || async move { net::cleanup("warren0", dry).await.expect("cleanup") });
-    let would = clean(true);
-    assert_ne!(before, lab.picture("a"), "a dry run removes nothing");
-    assert_eq!(would, clean(false));
+    assert_eq!(strict(&lab), ["2", "2"]);
+    lab.set("a", "net.ipv4.conf.other.rp_filter", "0");
+    let programmed = lab.picture("a");
+    let would = clean(&lab, true);
+    assert_same(&programmed, &lab.picture("a"), "a dry run");
+    assert_eq!(strict(&lab), ["2", "0"], "a dry run");
+    assert_eq!(would, clean(&lab, false));
     assert_same(&before, &lab.picture("a"), "cleanup");
-    assert_eq!(clean(false), Vec::<String>::new());
+    assert_eq!(strict(&lab), ["1", "0"], "what an admin changed since is the admin's");
+    assert_eq!(clean(&lab, false), Vec::<String>::new());
+}
+
+fn clean(lab: &Lab, dry: bool) -> Vec<String> {
+    let originals = lab.originals("a");
+    lab.agent("a", move || async move { net::cleanup("warren0", &originals, dry).await.expect("cleanup") })
+}
+
+/// The reverse-path filters of both underlay interfaces.
+fn strict(lab: &Lab) -> Vec<String> {
+    let of = |name: &str| lab.exec("a", &["sysctl", "-n", &format!("net.ipv4.conf.{name}.rp_filter")]).expect("sysctl");
+    ["eth0", "other"].map(|name| of(name).trim().to_owned()).to_vec()
 }
 
 #[test]
@@ -92,7 +113,9 @@ fn a_device_made_anew_gets_everything_again() {
     lab.apply("a", &carrying("a"));
     let picture = lab.picture("a");
     lab.ip("a", "link del warren0");
-    let refused = lab.agent("a", || async { net::apply(&carrying("a")).await.expect_err("no device").to_string() });
+    let originals = lab.originals("a");
+    let refused = lab
+        .agent("a", || async move { net::apply(&carrying("a"), &originals).await.expect_err("no device").to_string() });
     assert_eq!(refused, "expected the interface warren0, found none of that name: create the WireGuard device first");
     assert_eq!(lab.way("a", "10.244.2.5"), "No route to host", "nothing leaks while the device is gone");
     lab.ip("a", "link add warren0 type veth peer name other");
@@ -264,6 +287,7 @@ fn an_agent_that_watches_puts_back_what_others_remove() {
     let (applied, is_applied) = std::sync::mpsc::channel();
     let (watching, is_watching) = std::sync::mpsc::channel();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let originals = lab.originals("a");
     let agent = lab.spawn("a", move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
@@ -271,7 +295,7 @@ fn an_agent_that_watches_puts_back_what_others_remove() {
             watching.send(()).expect("the test waits");
             let work = async {
                 while watch.changed().await.is_some() {
-                    let report = net::apply(&carrying("a")).await.expect("apply");
+                    let report = net::apply(&carrying("a"), &originals).await.expect("apply");
                     applied.send(report.changes.len()).expect("the test listens");
                 }
             };
