@@ -209,7 +209,7 @@ impl Peers {
         peers.iter().zip(nets).map(status).collect()
     }
 
-    /// Counters of the peers that were noted within [`LIVELY`], and of no other.
+    /// Counters of the peers that were noted within [`crate::LIVELY`], and of no other.
     pub(super) fn counters(&self, now: Instant) -> Vec<PeerCounters> {
         self.lively.read(now).iter().map(|peer| peer.counters(&peer.lock(), now)).collect()
     }
