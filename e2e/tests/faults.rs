@@ -101,6 +101,10 @@ fn a_node_reboots_alone(lab: &Lab) -> Result<()> {
     signal_operators(lab, "-STOP");
     let alone = || -> Result<Duration> {
         node::reboot(lab, spec)?;
+        // Its disks are mounted by then.
+        wait::until("containerd of home-b", SOON, || {
+            lab.exec("home-b", "ctr", &["version"]).map_err(|error| format!("{error:#}"))
+        })?;
         let begin = Instant::now();
         start_agent(lab, spec, &kubeconfig)?;
         for url in pods.iter().flat_map(Pod::urls) {
