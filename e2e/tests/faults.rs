@@ -61,7 +61,7 @@ fn a_node_is_copied(lab: &Lab) -> Result<()> {
     let (copy, own) = (key_file(lab, "home-b"), std::fs::read(key_file(lab, "home-b")).context("reading a key")?);
     let original = std::fs::read(key_file(lab, "home-a")).context("reading a key")?;
     let pods = workload::pods(lab)?;
-    let result = during(lab, on(&pods, "pub")?, on(&pods, "home-a")?, 30, || {
+    let result = during(lab, on(&pods, "pub")?, on(&pods, "home-a")?, 20, || {
         write(&copy, &original)?;
         kill_agent(lab, "home-b")?;
         wait::until("the copy to be refused", SOON, || {
@@ -107,6 +107,11 @@ fn a_node_reboots_alone(lab: &Lab) -> Result<()> {
         })?;
         let begin = Instant::now();
         start_agent(lab, spec, &kubeconfig)?;
+        // Until then a program of the node that dials a pod would do so by the node's default route, in clear.
+        let program = images::binary("warren-agent").to_string_lossy().into_owned();
+        wait::until("the node to be programmed from disk", SOON, || {
+            lab.exec("home-b", &program, &["probe", "ready"]).map_err(|error| format!("{error:#}"))
+        })?;
         for url in pods.iter().flat_map(Pod::urls) {
             wait::until(&format!("home-b to reach {url}"), SOON, || {
                 let get = ["--timeout", "3", "get", &format!("{url}/")];
