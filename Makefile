@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each sets up what it needs, or says exactly what is missing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help kernel-lane setup setup-tests parts build release images generate check test unit lab recovery faults sim demo demo-env demo-down bench bench-userspace bench-kernel clean
+.PHONY: help kernel-lane guest-lane setup setup-tests parts build release images generate check test unit lab recovery faults sim demo demo-env demo-down bench bench-userspace bench-kernel clean
 
 TARGET := x86_64-unknown-linux-gnu
 OUT = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
@@ -51,6 +51,9 @@ lab: ## the tests on a real cluster behind real NATs
 kernel-lane: setup-tests ## all tests of the kernel's WireGuard, in a small virtual machine (installs QEMU)
 	@./e2e/kernel/wgdev.sh
 	@./e2e/kernel/agent.sh
+
+guest-lane: ## nodes on the kernel's WireGuard, in a virtual machine, as members of the real cluster; an agent is away for ten minutes
+	@GUEST_SECONDS=600 ./e2e/stages.sh parts build guest
 
 recovery: ## the long form of the recovery tests: the control plane is gone for two minutes each time
 	@RECOVERY_SECONDS=120 ./e2e/stages.sh parts build recovery

@@ -39,6 +39,9 @@ if [ "${1:-}" = kernel ]; then
 	want depmod kmod
 	want strip binutils
 	want ping iputils-ping
+	want wg wireguard-tools
+	want pgrep procps
+	want mkfs.ext4 e2fsprogs
 else
 	want cc gcc
 	want containerd containerd

@@ -8,6 +8,7 @@
 #   WARREN_GUEST_TIMEOUT  seconds after which the machine is stopped; default 600
 #   WARREN_GUEST_ENV      names of variables to hand on to the program, separated by spaces
 #   WARREN_GUEST_FILES    static programs that PROGRAM starts, separated by spaces; each comes along to the same place
+#   WARREN_GUEST_PACK     a folder: kernel and initramfs go there, and no machine is started
 #   WARREN_CACHE          where the kernel is kept
 # Ends with 124 when the time is over and with 125 when the machine crashed; both show its console.
 #
@@ -18,13 +19,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 cache=${WARREN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/warren}/kernel
 export PATH=$PATH:/usr/sbin:/sbin
 
-# What the tests run, beside busybox. Their libraries come along.
-programs=(ip nft ping)
+# What the tests run, beside busybox (whose shell prefers its own programs to those). Their libraries come along.
+programs=(dash ip nft pgrep ping pkill tc wg)
 # What the tests need of the kernel, and may not be built in. Dependencies come along.
 modules=(
 	wireguard tun veth bridge dummy sch_netem
 	nf_tables nft_chain_nat nft_masq nft_nat nft_ct nft_limit nft_reject_inet nft_fib_inet nf_conntrack_netlink
-	virtio_pci virtio_net
+	virtio_pci virtio_net virtio_console virtio_blk
 )
 
 say() { printf 'kernel lane: %s\n' "$*" >&2; }
@@ -128,6 +129,11 @@ if ldd "$1" 2>&1 | grep -q '=>'; then die "$1 is not linked statically"; fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 pack "$folder" "$work/initramfs" "$@"
+if [ -n "${WARREN_GUEST_PACK:-}" ]; then
+	mv "$work/initramfs" "$WARREN_GUEST_PACK/initramfs"
+	cp "$folder/vmlinuz" "$WARREN_GUEST_PACK/vmlinuz"
+	exit 0
+fi
 
 # Three serial ports: the kernel's console, what the program prints, and how it ended.
 limit=${WARREN_GUEST_TIMEOUT:-600}

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::command::{command, run};
+use crate::guest::member;
 use crate::images::{self, Set};
 use crate::lab::Lab;
 use crate::progress::Progress;
@@ -75,14 +76,14 @@ fn run_checks(lab: &Lab, checks: &[Check], progress: &Progress) -> Result<()> {
         .and_then(|()| progress.step("nothing in clear on the internet", || lab.sniffer().verdict().map(drop)));
     match &result {
         Ok(()) => println!("{} passed, 0 failed", checks.len()),
-        Err(_) => keep_logs(&lab.scenario().name, progress),
+        Err(_) => keep_logs(lab, progress),
     }
     result
 }
 
-fn keep_logs(name: &str, progress: &Progress) {
-    let target = logs_dir(name);
-    match collect(name, &target) {
+fn keep_logs(lab: &Lab, progress: &Progress) {
+    let target = logs_dir(&lab.scenario().name);
+    match collect(lab, &target) {
         Ok(()) => progress.say(&format!("logs are in {}", target.display())),
         Err(error) => progress.say(&format!("logs could not be kept: {error:#}")),
     }
@@ -93,12 +94,11 @@ fn logs_dir(name: &str) -> PathBuf {
 }
 
 /// Copies what explains a failure: logs of processes, nodes and pods, the objects, the networks of the nodes.
-pub fn collect(name: &str, target: &Path) -> Result<()> {
-    let state = crate::state::State::of(name)?;
+fn collect(lab: &Lab, target: &Path) -> Result<()> {
+    let state = lab.state();
     let _ = fs::remove_dir_all(target);
     fs::create_dir_all(target).with_context(|| format!("making {}", target.display()))?;
     run(command("cp", ["-a"]).arg(state.logs()).arg(target))?;
-    let lab = Lab::open(name, &images::binary("warren-lab"))?;
     let save = |file: &str, result: Result<String>| {
         let text = result.unwrap_or_else(|error| format!("{error:#}"));
         let _ = fs::write(target.join(file), text);
@@ -112,8 +112,11 @@ pub fn collect(name: &str, target: &Path) -> Result<()> {
         let dir = state.node(&node.name);
         let to = target.join(&node.name);
         fs::create_dir_all(&to).with_context(|| format!("making {}", to.display()))?;
-        for log in ["node.log", "containerd.log", "kubelet.log", "kube-proxy.log"] {
+        for log in ["node.log", "containerd.log", "kubelet.log", "kube-proxy.log", "console", "output"] {
             let _ = fs::copy(dir.join(log), to.join(log));
+        }
+        if lab.scenario().is_guest(&node.name) {
+            save(&format!("{}/agent.log", node.name), lab.exec(&node.name, "cat", &[member::LOG]));
         }
         // Without permissions and links: what is kept is text.
         let _ = run(command("cp", ["-r", "--no-preserve=all"]).arg(dir.join("disk/var/log/pods")).arg(&to));

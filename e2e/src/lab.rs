@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::cluster::{control_plane, init, node, pki};
 use crate::command::{command, run, run_with_input};
+use crate::guest::{self, Channels};
 use crate::images::{self, Set};
 use crate::net::sniffer::Sniffer;
 use crate::net::{namespace::Namespace, topology};
@@ -37,6 +38,7 @@ pub struct Lab {
     parts: Parts,
     exe: PathBuf,
     set: Set,
+    channels: Channels,
     /// Held by whoever brought the lab up, for as long as that program uses it.
     _lock: Option<Arc<Flock<File>>>,
 }
@@ -55,7 +57,8 @@ impl Lab {
         progress.step("images packed", || images::archive(set))?;
         teardown::remember_machine(&state)?;
         state.create(&scenario)?;
-        let lab = Self { scenario, state, parts, exe: exe.into(), set, _lock: Some(lock) };
+        let lab =
+            Self { scenario, state, parts, exe: exe.into(), set, channels: Channels::default(), _lock: Some(lock) };
         write(&lab.state.dir().join("parts"), lab.parts.dir().to_string_lossy().as_bytes())?;
         lab.write_wrappers()?;
         lab.bring_up(progress)?;
@@ -89,7 +92,8 @@ impl Lab {
         let state = State::of(name)?;
         let scenario = state.scenario()?;
         let parts = fs::read_to_string(state.dir().join("parts")).context("finding the lab's parts")?;
-        Ok(Self { scenario, state, parts: Parts::of(parts.into()), exe: exe.into(), set: Set::All, _lock: None })
+        let parts = Parts::of(parts.into());
+        Ok(Self { scenario, state, parts, exe: exe.into(), set: Set::All, channels: Channels::default(), _lock: None })
     }
 
     fn bring_up(&self, progress: &Progress) -> Result<()> {
@@ -99,7 +103,7 @@ impl Lab {
         progress.step("node cp", || node::create(self, cp))?;
         progress.step("API server ready", || control_plane::start(self))?;
         progress.step("control plane initialised", || control_plane::initialise(self))?;
-        let first = |node: &&Node| !self.scenario.later.contains(&node.name);
+        let first = |node: &&Node| !self.scenario.later.contains(&node.name) && !self.scenario.is_guest(&node.name);
         let nodes: Vec<&Node> = self.scenario.nodes.iter().filter(first).collect();
         progress.step("nodes booted and registered", || self.join(&nodes))
     }
@@ -188,9 +192,19 @@ impl Lab {
         self.scenario.node(name)
     }
 
-    /// Runs a program inside a node and returns what it printed.
+    /// Runs a program inside a node, of whatever kind, and returns what it printed.
     pub fn exec(&self, name: &str, program: &str, args: &[&str]) -> Result<String> {
-        run(&mut node::inside(self, self.node(name)?, program, args)?)
+        let node = self.node(name)?;
+        if self.scenario.is_guest(name) {
+            return guest::exec(self, node, program, args);
+        }
+        run(&mut node::inside(self, node, program, args)?)
+    }
+
+    /// The channels to the lab's virtual machines.
+    #[must_use]
+    pub fn channels(&self) -> &Channels {
+        &self.channels
     }
 
     /// Runs kubectl as administrator on the control plane's node.

@@ -12,6 +12,8 @@
 //!   configuration and no route to a pod: that is Warren's job.
 //! - **The control plane** ([`cluster::control_plane`]) is etcd, API server, controller manager and scheduler as plain processes in
 //!   the network namespace of the first node, which is a node like every other.
+//! - **A guest** ([`guest`]) is a node with a kernel of its own: a small virtual machine behind a router of the lab. There WireGuard
+//!   is the kernel's, whatever this machine's kernel has.
 //! - **The parts** ([`parts`]) are built from their Go modules, once per version; images ([`images`]) are single static programs
 //!   packed without a container engine.
 //!
@@ -32,6 +34,7 @@ pub mod checks;
 pub mod cluster;
 pub mod command;
 pub mod demo;
+pub mod guest;
 pub mod harness;
 pub mod images;
 pub mod interrupt;

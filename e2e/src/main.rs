@@ -11,7 +11,7 @@ use e2e::lab::Lab;
 use e2e::parts::{self, Parts};
 use e2e::progress::Progress;
 use e2e::scenario::Scenario;
-use e2e::{api, cluster, demo, images, interrupt, net, teardown};
+use e2e::{api, cluster, demo, guest, images, interrupt, net, teardown};
 
 /// A real Kubernetes cluster behind real NATs on this machine, for Warren's demo and tests.
 #[derive(Debug, Parser)]
@@ -111,6 +111,8 @@ enum Internal {
         /// Its boot.json.
         boot: PathBuf,
     },
+    /// What a guest runs: answers to the lab.
+    Guest,
     /// The plaintext watch.
     Sniff {
         /// The lab's folder.
@@ -222,6 +224,10 @@ fn status(lab: &Lab) -> Result<()> {
 fn exec(lab: &Lab, node: &str, command: &[String]) -> Result<ExitCode> {
     let (program, args) = command.split_first().context("a program to run")?;
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if lab.scenario().is_guest(node) {
+        print!("{}", lab.exec(node, program, &args)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut inside = cluster::node::inside(lab, lab.node(node)?, program, &args)?;
     let status = inside.stdin(std::process::Stdio::inherit()).status().context("entering the node")?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
@@ -251,6 +257,7 @@ Then:             helm install .. --set image.repository={repository} --set-stri
 fn internal(role: Internal) -> Result<()> {
     match role {
         Internal::Init { boot } => cluster::init::run_forever(&boot),
+        Internal::Guest => guest::runner::run_forever(),
         Internal::Sniff { dir } => net::sniffer::run_forever(&dir),
         Internal::Shape { delay, sites } => net::shaper::run_forever(&sites, Duration::from_millis(delay)),
         Internal::Api { server, ca, token, method, path, body } => {

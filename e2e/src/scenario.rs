@@ -41,6 +41,9 @@ pub struct Scenario {
     pub proxy_mode: String,
     /// Nodes of the list that do not start with the lab: a test starts them later.
     pub later: Vec<String>,
+    /// Nodes of the list that are virtual machines with a kernel of their own, and no part of Kubernetes' (see [`crate::guest`]). They
+    /// do not start with the lab either.
+    pub guests: Vec<String>,
 }
 
 /// One node: its name, its own address and where it stands.
@@ -125,6 +128,21 @@ impl Scenario {
         Self::of(name, vec![cp, public(), home_a()])
     }
 
+    /// A public control plane, a public worker, and two machines with a kernel of their own, alike to the last address, behind
+    /// home routers.
+    #[must_use]
+    pub fn guests(name: &str) -> Self {
+        let guests = ["guest-a", "guest-b"].map(String::from);
+        let [a, b] = [home_a(), home_b()];
+        let nodes = vec![
+            control_plane(),
+            public(),
+            Node { name: guests[0].clone(), ..a },
+            Node { name: guests[1].clone(), ..b },
+        ];
+        Self { guests: guests.into(), ..Self::of(name, nodes) }
+    }
+
     fn of(name: &str, nodes: Vec<Node>) -> Self {
         Self {
             name: name.into(),
@@ -133,6 +151,7 @@ impl Scenario {
             delay_ms: 0,
             proxy_mode: "nftables".into(),
             later: Vec::new(),
+            guests: Vec::new(),
         }
     }
 
@@ -175,6 +194,12 @@ impl Scenario {
         let unique = |node: &&Node| self.nodes.iter().filter(|other| other.v4.addr() == node.v4.addr()).count() == 1;
         let private = self.nodes.iter().filter(|node| node.v4.addr().is_private());
         private.filter(unique).map(|node| IpAddr::V4(node.v4.addr())).collect()
+    }
+
+    /// Whether the node is a virtual machine.
+    #[must_use]
+    pub fn is_guest(&self, node: &str) -> bool {
+        self.guests.iter().any(|guest| guest == node)
     }
 
     /// Whether the API server can reach the node's kubelet: nothing else has its InternalIP.
@@ -284,8 +309,8 @@ mod tests {
 
     #[test]
     fn no_two_sites_share_an_internet_segment() {
-        for kind in ["demo", "single", "dual-stack", "nat-api"] {
-            let scenario = Scenario::named(kind, "t").unwrap();
+        let named = ["demo", "single", "dual-stack", "nat-api"].map(|kind| (kind, Scenario::named(kind, "t").unwrap()));
+        for (kind, scenario) in named.into_iter().chain([("guests", Scenario::guests("t"))]) {
             let uplinks = || scenario.nodes.iter().map(Node::uplink);
             let v4: BTreeSet<_> = uplinks().map(|(v4, _)| v4.trunc()).collect();
             let v6: BTreeSet<_> = uplinks().map(|(_, v6)| v6.trunc()).collect();

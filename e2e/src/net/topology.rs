@@ -90,6 +90,17 @@ pub fn create(scenario: &Scenario) -> Result<()> {
     Ok(())
 }
 
+/// Makes the link of a virtual machine to its router: the router's end is a TAP device that the machine's emulator opens.
+pub fn attach_guest(scenario: &Scenario, spec: &Node) -> Result<Namespace> {
+    let router = router(&scenario.name, &spec.name);
+    router.ip(&[
+        "tuntap add lan mode tap",
+        &format!("addr add {} dev lan", gateway4(spec.v4)),
+        &format!("link set lan mtu {} up", spec.mtu),
+    ])?;
+    Ok(router)
+}
+
 /// Makes a node's namespace and its link to its router or to the internet.
 pub fn attach(scenario: &Scenario, spec: &Node) -> Result<()> {
     let lab = &scenario.name;

@@ -1,0 +1,102 @@
+//! Steady pings through the mesh while something happens.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::guest::SHELL;
+use e2e::lab::Lab;
+
+use crate::{A, B, PUB};
+
+/// Ten a second.
+const INTERVAL: &str = "0.1";
+const A_SECOND: u64 = 10;
+
+/// What became of the pings of all streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pings {
+    /// Sent.
+    pub sent: u64,
+    /// Sent, and nothing came back.
+    pub lost: u64,
+}
+
+impl fmt::Display for Pings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} pings lost", self.lost, self.sent)
+    }
+}
+
+/// The mesh addresses of all that take part. The operator assigned them for good.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    pub a: String,
+    pub b: String,
+    pub public: String,
+}
+
+impl Addresses {
+    /// Asks the API server, once: agents and API server may be gone later.
+    pub fn read(lab: &Lab) -> Result<Self> {
+        let nodes = lab.kubectl_json(&["get", "meshnodes"])?;
+        let items = nodes["items"].as_array().context("a list of MeshNodes")?;
+        let of = |name: &str| -> Result<String> {
+            let node = items.iter().find(|node| node["metadata"]["name"] == name);
+            let first = node.and_then(|node| node["spec"]["meshIPs"][0].as_str());
+            let first = first.with_context(|| format!("{name} has no mesh address"))?;
+            Ok(first.split('/').next().unwrap_or(first).to_owned())
+        };
+        Ok(Self { a: of(A)?, b: of(B)?, public: of(PUB)? })
+    }
+
+    /// That of this node.
+    pub fn of(&self, node: &str) -> &str {
+        match node {
+            A => &self.a,
+            B => &self.b,
+            _ => &self.public,
+        }
+    }
+}
+
+/// Pings between the guests, both ways, and from each to an ordinary node, while `happens` runs.
+pub fn during(lab: &Lab, to: &Addresses, time: Duration, happens: impl FnOnce() -> Result<()>) -> Result<Pings> {
+    let streams = [(A, &to.b), (B, &to.a), (A, &to.public), (B, &to.public)];
+    std::thread::scope(|scope| {
+        let running: Vec<_> = streams.iter().map(|(from, to)| scope.spawn(|| stream(lab, from, to, time))).collect();
+        let happened = happens();
+        let mut all = Pings::default();
+        for thread in running {
+            let one = thread.join().expect("a stream does not panic")?;
+            all = Pings { sent: all.sent + one.sent, lost: all.lost + one.lost };
+        }
+        happened.map(|()| all)
+    })
+}
+
+/// The same, and none may be lost.
+pub fn none_lost(lab: &Lab, time: Duration, what: &str, happens: impl FnOnce() -> Result<()>) -> Result<()> {
+    let pings = during(lab, &Addresses::read(lab)?, time, happens)?;
+    eprintln!("           {what}: {pings}");
+    ensure!(pings.sent >= 4 * A_SECOND * time.as_secs(), "{what}: only {} pings were sent", pings.sent);
+    ensure!(pings.lost == 0, "{what}: {pings}");
+    Ok(())
+}
+
+fn stream(lab: &Lab, from: &str, to: &str, time: Duration) -> Result<Pings> {
+    let count = time.as_secs() * A_SECOND;
+    // Exit status 1 is what ping says of an answer that did not come; the numbers say more.
+    let script = format!("ping -n -q -i {INTERVAL} -W 5 -c {count} {to}; [ $? -le 1 ]");
+    let said = lab.exec(from, SHELL, &["-c", &script])?;
+    let number = |before: &str| -> Result<u64> {
+        let (start, _) = said.split_once(before).with_context(|| format!("reading {said:?}"))?;
+        start
+            .split([' ', '\n'])
+            .next_back()
+            .and_then(|word| word.parse().ok())
+            .with_context(|| format!("reading {said:?}"))
+    };
+    let (sent, received) = (number(" packets transmitted")?, number(" received")?);
+    Ok(Pings { sent, lost: sent.saturating_sub(received) })
+}
