@@ -1,0 +1,19 @@
+//! What is fuzzed: parsers of bytes from strangers, and the state machines behind them.
+//!
+//! Each target is a function of bytes that panics when something that must always hold does not. `tests/corpus.rs` replays the
+//! committed corpus, and mutations of it from a fixed seed, with every `cargo test`. The same functions can be given to a fuzzer that is
+//! guided by coverage, and what it finds is worth committing.
+
+mod plane;
+mod relay_message;
+mod stun_message;
+
+pub use plane::plane;
+pub use relay_message::relay_message;
+pub use stun_message::stun_message;
+
+/// A name, as the corpus folder has it, and what to do with the bytes.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: [Target; 3] = [("relay_message", relay_message), ("stun_message", stun_message), ("plane", plane)];
