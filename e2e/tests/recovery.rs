@@ -19,7 +19,8 @@ use serde_json::Value;
 const CONTROL_PLANE_GONE: u64 = 15;
 /// How long a stream runs over a restart.
 const RESTART: u64 = 15;
-const SOON: Duration = Duration::from_secs(120);
+/// Kubelet takes most of a minute to give up a connection whose NAT has forgotten it, and its pods are not ready meanwhile.
+const SOON: Duration = Duration::from_secs(300);
 const TRY: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
