@@ -40,6 +40,7 @@ pub mod images;
 pub mod interrupt;
 pub mod lab;
 pub mod net;
+pub mod outage;
 pub mod parts;
 pub mod process;
 pub mod progress;

@@ -10,6 +10,7 @@ use e2e::cluster::node;
 use e2e::images::{self, Set};
 use e2e::lab::Lab;
 use e2e::net::topology;
+use e2e::outage::{SOON, during, on, reach, signal_operators};
 use e2e::process::Process;
 use e2e::scenario::{API_PORT, Scenario};
 use e2e::secrets::key_file;
@@ -20,9 +21,6 @@ use serde_json::{Value, json};
 
 /// How long something is gone, unless FAULT_SECONDS says otherwise.
 const GONE: u64 = 10;
-/// Kubelet waits up to minutes before it starts a container again that ended several times.
-const SOON: Duration = Duration::from_secs(300);
-const TRY: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     harness::main(
@@ -98,7 +96,7 @@ fn a_node_reboots_alone(lab: &Lab) -> Result<()> {
     let kubeconfig = kubeconfig(lab, "home-b")?;
     let pods: Vec<Pod> = workload::pods(lab)?.into_iter().filter(|pod| pod.node != "home-b").collect();
     control_plane::freeze(lab, Component::ApiServer)?;
-    signal_operators(lab, "-STOP");
+    let _ = signal_operators(lab, "-STOP");
     let alone = || -> Result<Duration> {
         node::reboot(lab, spec)?;
         // Its disks are mounted by then.
@@ -124,7 +122,7 @@ fn a_node_reboots_alone(lab: &Lab) -> Result<()> {
     // Kubelet's own agent waits for the lock of this one.
     let stopped = kill_agent(lab, "home-b");
     control_plane::thaw(lab, Component::ApiServer)?;
-    signal_operators(lab, "-CONT");
+    let _ = signal_operators(lab, "-CONT");
     control_plane::wait_ready(lab)?;
     let took = result?;
     eprintln!(
@@ -210,43 +208,8 @@ fn kill_agent(lab: &Lab, node: &str) -> Result<()> {
     lab.exec(node, "pkill", &["-9", "-x", "warren-agent"]).map(drop)
 }
 
-/// Only two of the nodes run an operator, and one of them may be off.
-fn signal_operators(lab: &Lab, signal: &str) {
-    for node in lab.running() {
-        let _ = lab.exec(&node.name, "pkill", &[signal, "-x", "warren-operator"]);
-    }
-}
-
 /// The reason of a condition.
 fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
     let all = object["status"]["conditions"].as_array()?;
     all.iter().find(|one| one["type"] == kind)?["reason"].as_str()
-}
-
-/// Every pod reaches every other again; prints how long that took.
-fn reach(lab: &Lab, when: &str) -> Result<()> {
-    let begin = Instant::now();
-    wait::until(&format!("every pod to reach every other {when}"), SOON, || {
-        let pods = workload::pods(lab).map_err(|error| format!("{error:#}"))?;
-        let failures = workload::failures(&workload::matrix(lab, &pods, TRY));
-        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
-    })?;
-    eprintln!("           whole again {when}: {:.1} s", begin.elapsed().as_secs_f32());
-    warren::wait_ready(lab)
-}
-
-/// A stream between two pods while something happens to the lab.
-fn during(lab: &Lab, from: &Pod, to: &Pod, seconds: u64, fault: impl FnOnce() -> Result<()>) -> Result<Value> {
-    std::thread::scope(|scope| {
-        let stream = scope.spawn(|| from.check(lab, &["stream", &to.socket().to_string(), &seconds.to_string()]));
-        let happened = fault();
-        let text = stream.join().map_err(|_| anyhow::anyhow!("the stream panicked"))?;
-        happened?;
-        let text = text?;
-        serde_json::from_str(&text).with_context(|| format!("reading {text:?}"))
-    })
-}
-
-fn on<'a>(pods: &'a [Pod], node: &str) -> Result<&'a Pod> {
-    pods.iter().find(|pod| pod.node == node).with_context(|| format!("no pod on {node}"))
 }

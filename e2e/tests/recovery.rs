@@ -1,7 +1,6 @@
 //! Everything that breaks comes back without help, and what need not notice does not.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::control_plane::{self, Component};
@@ -9,19 +8,16 @@ use e2e::cluster::node;
 use e2e::images::Set;
 use e2e::lab::Lab;
 use e2e::net::topology;
+use e2e::outage::{SOON, during, on, reach, signal_operators};
 use e2e::scenario::Scenario;
 use e2e::secrets::key_file;
-use e2e::workload::{self, Pod};
+use e2e::workload;
 use e2e::{checks, harness, wait, warren};
-use serde_json::Value;
 
 /// How long the control plane is gone, unless RECOVERY_SECONDS says otherwise; `make recovery` says 120.
 const CONTROL_PLANE_GONE: u64 = 15;
 /// How long a stream runs over a restart.
 const RESTART: u64 = 15;
-/// Kubelet takes most of a minute to give up a connection whose NAT has forgotten it, and its pods are not ready meanwhile.
-const SOON: Duration = Duration::from_secs(300);
-const TRY: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     harness::main(
@@ -87,15 +83,6 @@ impl Gone {
     }
 }
 
-fn signal_operators(lab: &Lab, signal: &str) -> Result<()> {
-    // Only two of the nodes run an operator.
-    let reached =
-        |node: &&e2e::scenario::Node| lab.exec(&node.name, "pkill", &[signal, "-x", "warren-operator"]).is_ok();
-    let count = lab.running().iter().filter(|node| reached(node)).count();
-    ensure!(count > 0, "no operator was found");
-    Ok(())
-}
-
 fn nothing_is_lost_without(lab: &Lab, gone: &[Gone]) -> Result<()> {
     let seconds = match std::env::var("RECOVERY_SECONDS") {
         Ok(text) => text.parse().with_context(|| format!("RECOVERY_SECONDS={text:?} is no number of seconds"))?,
@@ -154,30 +141,4 @@ fn a_node_is_deleted_and_joins_again(lab: &Lab) -> Result<()> {
     node::wait_registered(lab, spec)?;
     warren::wait_ready(lab)?;
     reach(lab, "after joining again")
-}
-
-/// Every pod reaches every pod again; prints how long that took.
-fn reach(lab: &Lab, when: &str) -> Result<()> {
-    let begin = Instant::now();
-    wait::until(&format!("every pod to reach every other {when}"), SOON, || {
-        let pods = workload::pods(lab).map_err(|error| format!("{error:#}"))?;
-        let failures = workload::failures(&workload::matrix(lab, &pods, TRY));
-        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
-    })?;
-    eprintln!("           whole again {when}: {:.1} s", begin.elapsed().as_secs_f32());
-    warren::wait_ready(lab)
-}
-
-/// A stream between two pods while something happens to the lab.
-fn during(lab: &Lab, from: &Pod, to: &Pod, seconds: u64, fault: impl FnOnce() -> Result<()>) -> Result<Value> {
-    std::thread::scope(|scope| {
-        let stream = scope.spawn(|| from.check(lab, &["stream", &to.socket().to_string(), &seconds.to_string()]));
-        fault()?;
-        let text = stream.join().map_err(|_| anyhow::anyhow!("the stream panicked"))??;
-        serde_json::from_str(&text).with_context(|| format!("reading {text:?}"))
-    })
-}
-
-fn on<'a>(pods: &'a [Pod], node: &str) -> Result<&'a Pod> {
-    pods.iter().find(|pod| pod.node == node).with_context(|| format!("no pod on {node}"))
 }

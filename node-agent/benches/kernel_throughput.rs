@@ -24,7 +24,7 @@ use std::{
 
 use figures::{Spread, option};
 use support::{
-    netns::{Namespaces, enter},
+    netns::{Namespaces, inside},
     pair::Lab,
 };
 use wgdev::{Delta, Device, DeviceConfig, Kernel, PeerUpdate};
@@ -160,14 +160,4 @@ fn rate(from: &str, to: &str, address: Ipv4Addr, seconds: u64) -> f64 {
     }
     drop(stream);
     receiver.join().unwrap()
-}
-
-/// Runs a function in a namespace; the sockets it makes stay there.
-fn inside<T: Send + 'static>(namespace: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
-    let namespace = namespace.to_owned();
-    let thread = thread::spawn(move || {
-        enter(&namespace).unwrap();
-        f()
-    });
-    thread.join().unwrap()
 }

@@ -16,10 +16,10 @@ mod figures;
 #[allow(dead_code, reason = "the tests use more of it")]
 mod netns;
 
-use std::{fs, net::UdpSocket, thread, time::Duration};
+use std::{fs, net::UdpSocket, time::Duration};
 
 use figures::{Spread, option};
-use netns::{Namespaces, enter};
+use netns::{Namespaces, inside};
 use node_agent::net::{self, Mark, Masquerade, NetPlan, Originals};
 use wgdev::kernel::{Port, PortConfig};
 
@@ -182,14 +182,4 @@ fn plan(own: u8) -> NetPlan {
         masquerade: Masquerade { enabled: true, exclude: Vec::new() },
         cni: true,
     }
-}
-
-/// Runs a function in a namespace; the sockets it makes stay there.
-fn inside<T: Send + 'static>(namespace: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
-    let namespace = namespace.to_owned();
-    let thread = thread::spawn(move || {
-        enter(&namespace).unwrap();
-        f()
-    });
-    thread.join().unwrap()
 }

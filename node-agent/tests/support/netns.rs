@@ -81,3 +81,13 @@ fn run(program: &str, args: &[&str]) -> Result<String, String> {
         ))
     }
 }
+
+/// Runs a function in a namespace; the sockets it makes stay there.
+pub fn inside<T: Send + 'static>(namespace: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
+    let namespace = namespace.to_owned();
+    let thread = std::thread::spawn(move || {
+        enter(&namespace).unwrap();
+        f()
+    });
+    thread.join().unwrap()
+}

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use e2e::cluster::control_plane::{self, Component};
 use e2e::guest::{self, member};
 use e2e::lab::Lab;
+use e2e::outage::signal_operators;
 use e2e::warren;
 
 use super::{SHORT_STREAM, STREAM, reach_all, row, sh};
@@ -81,11 +82,4 @@ fn without_control_plane<T>(lab: &Lab, work: impl FnOnce() -> Result<T>) -> Resu
     let _ = signal_operators(lab, "-CONT");
     control_plane::wait_ready(lab)?;
     result
-}
-
-fn signal_operators(lab: &Lab, signal: &str) -> Result<()> {
-    let reached = |name: &str| lab.exec(name, "pkill", &[signal, "-x", "warren-operator"]).is_ok();
-    let count = lab.running().iter().filter(|node| reached(&node.name)).count();
-    ensure!(count > 0, "no operator was found");
-    Ok(())
 }
