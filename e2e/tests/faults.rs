@@ -106,9 +106,12 @@ fn a_node_reboots_alone(lab: &Lab) -> Result<()> {
         let begin = Instant::now();
         start_agent(lab, spec, &kubeconfig)?;
         // Until then a program of the node that dials a pod would do so by the node's default route, in clear.
-        let program = images::binary("warren-agent").to_string_lossy().into_owned();
+        // It is not ready, since what it remembers of pod ranges starts no pod.
         wait::until("the node to be programmed from disk", SOON, || {
-            lab.exec("home-b", &program, &["probe", "ready"]).map_err(|error| format!("{error:#}"))
+            let said = status(lab, "home-b").map_err(|error| format!("{error:#}"))?;
+            let is_programmed = |one: &Value| one["type"] == "RoutesProgrammed" && one["status"] == "True";
+            let conditions = said["conditions"].as_array();
+            if conditions.is_some_and(|all| all.iter().any(is_programmed)) { Ok(()) } else { Err(said.to_string()) }
         })?;
         for url in pods.iter().flat_map(Pod::urls) {
             wait::until(&format!("home-b to reach {url}"), SOON, || {
