@@ -17,6 +17,7 @@
 //!   packets both ways, NOMINATE and its acknowledgement choose it.
 //! * [`relay`]: BIND, CHALLENGE, ANSWER and BOUND, by which a node binds its leg of a relayed pair; and which datagrams a
 //!   relay may forward.
+//! * [`control`]: what a node and a relay tell each other over the relay's control channel.
 //! * [`proof`]: proof to the operator that a node holds the private half of the key it publishes.
 //!
 //! # Life of a probe
@@ -37,6 +38,7 @@
 //!   that opens is evidence of a candidate, never of a path.
 //! * To show a secret: private keys, shared secrets and pair keys print as their type's name.
 
+pub mod control;
 pub mod key;
 pub mod pair;
 pub mod probe;
