@@ -122,6 +122,10 @@ pub struct MeshNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 44), regex(pattern = r"^[A-Za-z0-9+/]{43}=$"))]
     pub key_proof: Option<String>,
+    /// The node's Ed25519 public key, base64, by which relays recognise it. The private key never leaves the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 44), regex(pattern = r"^[A-Za-z0-9+/]{43}=$"))]
+    pub identity_key: Option<String>,
     /// The UDP port that WireGuard really uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]

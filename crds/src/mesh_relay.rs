@@ -41,6 +41,11 @@ pub struct MeshRelaySpec {
         inner(length(max = 53), regex(pattern = r"^([0-9.]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$"))
     )]
     pub addresses: Vec<String>,
+    /// The relay's Ed25519 public key, base64: for a relay outside the cluster, which has no status of its own. It is what nodes
+    /// recognise the relay by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 44), regex(pattern = r"^[A-Za-z0-9+/]{43}=$"))]
+    pub identity_key: Option<String>,
 }
 
 /// What the relay says about itself.
@@ -57,6 +62,23 @@ pub struct MeshRelayStatus {
         inner(length(max = 53), regex(pattern = r"^([0-9.]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$"))
     )]
     pub stun: Vec<String>,
+    /// Its Ed25519 public key, base64. Nodes talk to no relay that does not prove it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 44), regex(pattern = r"^[A-Za-z0-9+/]{43}=$"))]
+    pub identity_key: Option<String>,
+    /// The addresses of its relay ports and control channel, best first.
+    #[serde(default)]
+    #[schemars(length(max = 8), inner(length(max = 39)))]
+    #[x_kube(validation = Rule::new("self.all(a, isIP(a))").message("each entry must be an address like 192.0.2.7"))]
+    pub addresses: Vec<String>,
+    /// UDP port of its control channel over QUIC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub quic_port: Option<u16>,
+    /// TCP port of its control channel over TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub tls_port: Option<u16>,
     /// Version of the relay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

@@ -44,6 +44,7 @@ pub fn status(content: &Content, facts: &Facts, before: &[Condition], now: &Time
         observed_generation: content.generation,
         public_key: Some(content.public_key.to_string()),
         key_proof: content.key_proof.clone(),
+        identity_key: None,
         listen_port: content.listen_port,
         round: content.round,
         candidates: content.candidates.clone(),

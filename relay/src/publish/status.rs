@@ -71,6 +71,7 @@ fn desired(relay: &MeshRelay, current: &MeshRelayStatus, addresses: &[SocketAddr
         stun: addresses.iter().map(ToString::to_string).collect(),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         conditions: conditions.to_vec(),
+        ..MeshRelayStatus::default()
     }
 }
 
@@ -108,7 +109,7 @@ fn public_address(addresses: &[SocketAddr]) -> Observation {
 
 /// Whether a write would tell a reader anything new.
 fn says_the_same(current: &MeshRelayStatus, desired: &MeshRelayStatus) -> bool {
-    let MeshRelayStatus { observed_generation, stun, version, conditions } = desired;
+    let MeshRelayStatus { observed_generation, stun, version, conditions, .. } = desired;
     current.observed_generation == *observed_generation
         && current.stun == *stun
         && current.version == *version
