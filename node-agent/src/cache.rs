@@ -13,9 +13,13 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::watch;
+
+mod clock;
+
+use clock::Clock;
 
 /// First word of each file; changes when an older agent could misread the rest.
 const MAGIC: &str = "warren-cache-1";
@@ -53,6 +57,7 @@ pub struct Cache {
     folder: PathBuf,
     queue: Arc<Queue>,
     failed: watch::Receiver<Option<String>>,
+    clock: Clock,
 }
 
 #[derive(Debug, Default)]
@@ -85,16 +90,22 @@ impl Cache {
 
     fn open_with(folder: &Path, retry: Duration) -> io::Result<Self> {
         files::private_dir(folder)?;
+        let clock = Clock::of(folder);
         let (report, failed) = watch::channel(None);
         let queue = Arc::new(Queue::default());
         let writer = Writer { folder: folder.into(), queue: queue.clone(), report, retry };
         thread::Builder::new().name("cache".into()).spawn(move || writer.run())?;
-        Ok(Self { folder: folder.into(), queue, failed })
+        Ok(Self { folder: folder.into(), queue, failed, clock })
     }
 
     /// What the disk refused last, until everything is on it.
     pub fn failure(&self) -> watch::Receiver<Option<String>> {
         self.failed.clone()
+    }
+
+    /// What is wrong with this machine's clock at `now`, judged by what an agent wrote here before this one started.
+    pub fn clock_behind(&self, now: SystemTime) -> Option<String> {
+        self.clock.behind(now)
     }
 
     /// Reads an object, be it still on its way to the disk or refused by it. A file that can't be trusted is moved aside and counts as absent.

@@ -5,6 +5,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 /// Makes a folder that only we can enter, or narrows the one that is there.
@@ -31,6 +32,12 @@ pub fn quarantine(path: &Path) -> io::Result<PathBuf> {
     fs::rename(path, &aside)?;
     sync_folder_of(path)?;
     Ok(aside)
+}
+
+/// When something in the folder was last written, by this machine's clock at that time.
+pub fn last_written(folder: &Path) -> Option<SystemTime> {
+    let entries = fs::read_dir(folder).ok()?;
+    entries.filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok()).max()
 }
 
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {

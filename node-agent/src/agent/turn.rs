@@ -16,7 +16,7 @@ use crate::{
 use path::CandidateKind;
 use std::{
     ops::ControlFlow,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use topology::node::{PlanChange, UnderlayKind};
 use wgdev::DeviceError;
@@ -333,6 +333,7 @@ impl Agent {
             guard: self.view.table().guard(now.duration_since(self.epoch)).map(|g| g.message),
             contended: self.network.contended(now),
             not_persisted: self.cache.failure().borrow().clone(),
+            clock_behind: self.cache.clock_behind(SystemTime::now()),
         }
     }
 

@@ -38,6 +38,8 @@ pub struct Facts {
     pub contended: Option<String>,
     /// Why the state folder can't be written.
     pub not_persisted: Option<String>,
+    /// What is wrong with the clock.
+    pub clock_behind: Option<String>,
 }
 
 /// Why there is no device.
@@ -313,6 +315,7 @@ fn warnings(facts: &Facts) -> impl Iterator<Item = Observed> {
         one("RulesContended", "RepairedAgainAndAgain", &facts.contended),
         one("MassRemovalGuard", "Holding", &facts.guard),
         one("StateNotPersisted", "WriteFailed", &facts.not_persisted),
+        one("ClockBehind", "SetBack", &facts.clock_behind),
     ]
     .into_iter()
     .flatten()

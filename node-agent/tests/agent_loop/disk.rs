@@ -118,3 +118,20 @@ async fn a_disk_that_refuses_is_a_condition_for_as_long_as_it_does() {
     lab.machine.plan_where(|p| p.last().is_some_and(|p| p.mtu == 1300)).await;
     lab.stop().await;
 }
+
+#[tokio::test]
+async fn a_clock_behind_what_was_written_is_a_condition() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    lab.node_where(|n| n["status"]["candidates"].as_array().is_some_and(|c| !c.is_empty())).await;
+    let in_time = lab.node_where(|n| operator::condition(n, "Ready").is_some()).await;
+    assert!(operator::condition(&in_time, "ClockBehind").is_none());
+    lab.stop().await;
+    let file = fs::read_dir(dir.0.join("cache")).unwrap().next().unwrap().unwrap().path();
+    let tomorrow = std::time::SystemTime::now() + Duration::from_secs(86_400);
+    fs::File::options().write(true).open(file).unwrap().set_modified(tomorrow).unwrap();
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    lab.node_where(|n| operator::condition(n, "ClockBehind").is_some()).await;
+    lab.stop().await;
+}
