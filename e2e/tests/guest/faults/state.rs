@@ -36,7 +36,10 @@ pub fn cache_corrupt(lab: &Lab) -> Result<()> {
 /// Row 22: the disk fills up; what the operator publishes then is used all the same, and written when there is room again.
 pub fn disk_full(lab: &Lab) -> Result<()> {
     let began = Instant::now();
-    sh(lab, A, &format!("cat /dev/zero >{DISK}/full 2>/dev/null; sync; true"))?;
+    // The file system takes back what it had set aside for the large file, and frees what was deleted with its next commit: small files
+    // take that.
+    let fill = "cat /dev/zero >large; n=0; while echo >$n && sync; do n=$((n + 1)); done";
+    sh(lab, A, &format!("mkdir {DISK}/full; cd {DISK}/full; ({fill}) 2>/dev/null; true"))?;
     let mtu = |mtu: u32| {
         let patch = format!(r#"{{"spec":{{"mtu":{mtu}}}}}"#);
         lab.kubectl(&["patch", "mesh", "default", "--type=merge", "-p", &patch]).map(drop)
@@ -48,7 +51,7 @@ pub fn disk_full(lab: &Lab) -> Result<()> {
     row("22", "disk full", "runs on, StateNotPersisted", format!("StateNotPersisted, {pings}"), began.elapsed());
     ensure!(pings.lost == 0, "{pings}");
     let began = Instant::now();
-    sh(lab, A, &format!("rm {DISK}/full"))?;
+    sh(lab, A, &format!("rm -r {DISK}/full"))?;
     lab.kubectl(&["patch", "mesh", "default", "--type=json", "-p", r#"[{"op":"remove","path":"/spec/mtu"}]"#])?;
     wait_condition(lab, A, "StateNotPersisted", false)?;
     row("22", "room again", "the condition goes", "it is gone", began.elapsed());
