@@ -1,5 +1,6 @@
 //! Steady pings through the mesh while something happens.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -87,16 +88,25 @@ pub fn none_lost(lab: &Lab, time: Duration, what: &str, happens: impl FnOnce() -
 fn stream(lab: &Lab, from: &str, to: &str, time: Duration) -> Result<Pings> {
     let count = time.as_secs() * A_SECOND;
     // Exit status 1 is what ping says of an answer that did not come; the numbers say more.
-    let script = format!("ping -n -q -i {INTERVAL} -W 5 -c {count} {to}; [ $? -le 1 ]");
+    let script = format!("ping -n -D -i {INTERVAL} -W 5 -c {count} {to}; [ $? -le 1 ]");
     let said = lab.exec(from, SHELL, &["-c", &script])?;
-    let number = |before: &str| -> Result<u64> {
-        let (start, _) = said.split_once(before).with_context(|| format!("reading {said:?}"))?;
-        start
-            .split([' ', '\n'])
-            .next_back()
-            .and_then(|word| word.parse().ok())
-            .with_context(|| format!("reading {said:?}"))
-    };
-    let (sent, received) = (number(" packets transmitted")?, number(" received")?);
-    Ok(Pings { sent, lost: sent.saturating_sub(received) })
+    let sent = said.split_once(" packets transmitted").and_then(|(start, _)| start.rsplit('\n').next()?.parse().ok());
+    let sent: u64 = sent.with_context(|| format!("reading {said:?}"))?;
+    let answered: BTreeMap<u64, &str> = said.lines().filter_map(answer).collect();
+    let missing: Vec<u64> = (1..=sent).filter(|sequence| !answered.contains_key(sequence)).collect();
+    for sequence in &missing {
+        let before = answered.range(..sequence).next_back().map_or("never", |(_, at)| at);
+        eprintln!(
+            "           {from} to {to}: ping {sequence} of {sent} was lost; the last answer before it came at {before}"
+        );
+    }
+    Ok(Pings { sent, lost: missing.len() as u64 })
+}
+
+/// Number and time of an answer: `[1764332949.9] 64 bytes from 10.0.0.1: icmp_seq=7 ttl=64 time=1.2 ms`.
+fn answer(line: &str) -> Option<(u64, &str)> {
+    let (time, rest) = line.strip_prefix('[')?.split_once(']')?;
+    let (_, rest) = rest.split_once("icmp_seq=")?;
+    let (sequence, rest) = rest.split_once(' ')?;
+    rest.contains("time=").then_some((sequence.parse().ok()?, time))
 }
