@@ -1,0 +1,244 @@
+//! A relay's doors: who comes in has proven an identity key, and nothing else yet.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::QuicServerConfig;
+use rustls::pki_types::CertificateDer;
+use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use wire::control::ALPN;
+
+use crate::ends::{RelayChannel, Transport};
+use crate::gate::{Gate, Place};
+use crate::identity::{IDENTITY_LEN, Identity};
+use crate::{quic, tls};
+
+/// Time from the first packet until the handshake is done and, over QUIC, something was said: far above a lossy satellite path.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Open channels that wait to be taken.
+const WAITING: usize = 64;
+
+/// Connections that the kernel keeps until they are taken.
+const BACKLOG: i32 = 1024;
+
+/// How long nothing is accepted when the system is out of descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Somebody who came in.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The identity key that was proven. Anybody can make one: look up whose it is.
+    pub identity: [u8; IDENTITY_LEN],
+    /// The channel.
+    pub channel: RelayChannel,
+    /// The place among [newcomers](crate::MAX_NEWCOMERS). Keep it until it is clear that this one belongs here.
+    pub place: Place,
+}
+
+/// Open doors. Dropping it closes them, and leaves the channels alone that came in.
+#[derive(Debug)]
+pub struct Listener {
+    incoming: mpsc::Receiver<Incoming>,
+    local: Vec<(Transport, SocketAddr)>,
+    /// Aborted with this.
+    doors: JoinSet<()>,
+}
+
+/// Why a listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// An address cannot be bound.
+    #[error("cannot listen on {address} ({protocol}): {error}")]
+    Bind {
+        /// Which one.
+        address: SocketAddr,
+        /// `UDP` or `TCP`.
+        protocol: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// The key cannot be used.
+    #[error("cannot set TLS up: {0}")]
+    Setup(#[from] rustls::Error),
+}
+
+impl Listener {
+    /// Opens doors for QUIC and for TLS. `[::]` means both families, or IPv4 where the host has no IPv6. Must be called within a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// When an address cannot be bound.
+    pub fn bind(identity: &Identity, quic: &[SocketAddr], tls: &[SocketAddr]) -> Result<Self, ListenError> {
+        let config = tls::server_config(identity)?;
+        let (opened, incoming) = mpsc::channel(WAITING);
+        let hall = Hall { gate: Arc::default(), opened };
+        let (mut doors, mut local) = (JoinSet::new(), Vec::new());
+        for &address in quic {
+            let bound = bind_quic(&config, address);
+            let (endpoint, at) = bound.map_err(|error| ListenError::Bind { address, protocol: "UDP", error })?;
+            local.push((Transport::Quic, at));
+            doors.spawn(quic_door(endpoint, hall.clone()));
+        }
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        for &address in tls {
+            let bound = bind_tls(address);
+            let (listener, at) = bound.map_err(|error| ListenError::Bind { address, protocol: "TCP", error })?;
+            local.push((Transport::Tls, at));
+            doors.spawn(tls_door(listener, acceptor.clone(), hall.clone()));
+        }
+        Ok(Self { incoming, local, doors })
+    }
+
+    /// The next who came in; `None` when all doors have closed.
+    pub async fn accept(&mut self) -> Option<Incoming> {
+        self.incoming.recv().await
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addresses(&self) -> &[(Transport, SocketAddr)] {
+        &self.local
+    }
+
+    /// Closes the doors: nobody else comes in.
+    pub fn close(&mut self) {
+        self.doors.abort_all();
+    }
+}
+
+/// What all doors lead to.
+#[derive(Debug, Clone)]
+struct Hall {
+    gate: Arc<Gate>,
+    opened: mpsc::Sender<Incoming>,
+}
+
+fn bind_quic(config: &rustls::ServerConfig, address: SocketAddr) -> io::Result<(quinn::Endpoint, SocketAddr)> {
+    let crypto = QuicServerConfig::try_from(config.clone()).map_err(io::Error::other)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(quic::transport(None)));
+    // What waits before this process has looked at it: no more than may be at work.
+    config.max_incoming(crate::gate::MAX_NEWCOMERS).incoming_buffer_size(16 * 1024).incoming_buffer_size_total(4 << 20);
+    let socket = bind(address, Type::DGRAM)?;
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket.into(), runtime)?;
+    let at = endpoint.local_addr()?;
+    Ok((endpoint, at))
+}
+
+fn bind_tls(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let socket = bind(address, Type::STREAM)?;
+    socket.listen(BACKLOG)?;
+    let listener = TcpListener::from_std(socket.into())?;
+    let at = listener.local_addr()?;
+    Ok((listener, at))
+}
+
+fn bind(address: SocketAddr, kind: Type) -> io::Result<Socket> {
+    let open = |address: SocketAddr| Socket::new(Domain::for_address(address), kind.nonblocking().cloexec(), None);
+    let (socket, address) = match open(address) {
+        Err(error) if is_missing_family(&error) && address.ip().is_unspecified() => {
+            let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            (open(v4)?, v4)
+        }
+        socket => (socket?, address),
+    };
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    if kind == Type::STREAM {
+        // A relay that starts again must not wait for connections of the one before.
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// EAFNOSUPPORT, by its number on Linux: the standard library has no kind for it.
+fn is_missing_family(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(97)
+}
+
+async fn quic_door(endpoint: quinn::Endpoint, hall: Hall) {
+    while let Some(incoming) = endpoint.accept().await {
+        let is_validated = incoming.remote_address_validated();
+        if !is_validated && hall.gate.is_busy() {
+            // Fails only for those who have been asked already.
+            let _ = incoming.retry();
+            continue;
+        }
+        match hall.gate.enter(incoming.remote_address().ip()) {
+            Some(place) => drop(tokio::spawn(hall.clone().welcome(place, quic_handshake(incoming)))),
+            None if is_validated => incoming.refuse(),
+            None => incoming.ignore(),
+        }
+    }
+}
+
+async fn tls_door(listener: TcpListener, acceptor: TlsAcceptor, hall: Hall) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                // Without a place it is closed at once.
+                if let Some(place) = hall.gate.enter(remote.ip()) {
+                    tokio::spawn(hall.clone().welcome(place, tls_handshake(acceptor.clone(), stream, remote)));
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept a connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Hall {
+    async fn welcome(
+        self,
+        place: Place,
+        handshake: impl Future<Output = io::Result<([u8; IDENTITY_LEN], RelayChannel)>>,
+    ) {
+        match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok((identity, channel))) => drop(self.opened.send(Incoming { identity, channel, place }).await),
+            Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
+            Err(_) => tracing::debug!("a handshake took too long"),
+        }
+    }
+}
+
+async fn quic_handshake(incoming: quinn::Incoming) -> io::Result<([u8; IDENTITY_LEN], RelayChannel)> {
+    let connection = incoming.await?;
+    let certificates = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let identity = tls::proven(certificates.as_ref().map(|certificates| certificates.as_slice())).ok_or_else(no_key)?;
+    // The node opens the one stream there is.
+    let (send, receive) = connection.accept_bi().await?;
+    Ok((identity, RelayChannel::quic(connection, send, receive)))
+}
+
+async fn tls_handshake(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    remote: SocketAddr,
+) -> io::Result<([u8; IDENTITY_LEN], RelayChannel)> {
+    stream.set_nodelay(true)?;
+    let stream = acceptor.accept(stream).await?;
+    let (_, session) = stream.get_ref();
+    let identity = tls::proven(session.peer_certificates()).ok_or_else(no_key)?;
+    // TLS lets a client leave the protocol out; this one has nothing else to say.
+    if session.alpn_protocol() != Some(ALPN) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a client of another protocol"));
+    }
+    Ok((identity, RelayChannel::tls(stream.into(), remote, None)))
+}
+
+fn no_key() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "no Ed25519 key was proven")
+}
