@@ -103,7 +103,7 @@ impl Run {
                 }
                 News::Released(_) => drop(self.legs.remove(&(to, partner))),
                 News::Bound { observed } => drop(self.answered.insert(observed)),
-                News::Refused(_) | News::Unbound => {}
+                News::Refused(_) | News::Unbound | News::Ready => {}
             }
         }
     }

@@ -14,7 +14,7 @@
 //!
 //! 1. [`Input::Allocate`] by one node: smallest free port, fresh id, a key for each leg; [`News::Allocated`] for both.
 //! 2. Each node whose agent wants the pair sends BIND, is challenged, answers, is [`News::Bound`]: that is its consent. Data flows once
-//!    both have. If one does not within [`BIND_DEADLINE`], the allocation goes.
+//!    both have, and both hear [`News::Ready`]. If one does not within [`BIND_DEADLINE`], the allocation goes.
 //! 3. BIND again every minute, and when the address may have changed. A leg that is authentic at a new address moves; if that address was
 //!    another leg's, that one is unbound and told so.
 //! 4. It ends by [`Input::Release`] of either, when one of them is removed, or when one leg was silent for
@@ -58,6 +58,7 @@ pub use exchange::{Arrival, Config, Event, Forward, Input, News, NodeId, Refused
 pub use limits::{BIND_DEADLINE, IDLE_DEADLINE, MAX_ALLOCATIONS, MAX_NODES, MAX_PORTS};
 pub use pace::Rate;
 pub use schedule::Schedule;
+pub use source::is_admissible;
 pub use stats::{Outcome, Stats};
 
 use allocation::Allocation;
@@ -114,6 +115,7 @@ impl Plane {
         match input {
             Input::Admit(node) => self.admit(node, now),
             Input::Remove(node) => self.remove(node),
+            Input::Members(members) => self.set_members(&members, now),
             Input::Allocate { by, partner, hint } => self.allocate(by, partner, hint, now),
             Input::Release { by, partner } => self.release(by, partner),
             Input::Own(addresses) => self.config.own = addresses,
@@ -140,8 +142,8 @@ impl Plane {
                 self.rearm(slot);
                 continue;
             }
-            let is_bound = allocation.legs.iter().all(|leg| leg.bound.is_some());
-            self.end(slot, if is_bound { ReleasedReason::Idle } else { ReleasedReason::NotBound });
+            let is_ready = allocation.is_ready();
+            self.end(slot, if is_ready { ReleasedReason::Idle } else { ReleasedReason::NotBound });
         }
     }
 

@@ -89,7 +89,7 @@ impl Heard {
             News::Released(_) => {
                 self.legs.remove(&key);
             }
-            News::Refused(_) => {}
+            News::Refused(_) | News::Ready => {}
         }
     }
 

@@ -111,7 +111,7 @@ fn asking_again_tells_the_same_again() {
     leg.bind();
     world.arrive(leg.port, home(1), &leg.bind());
     let events = world.allocate(1, 2);
-    assert_eq!(events.len(), 1, "the partner is bound and needs no telling");
+    assert!(events.iter().all(|event| event.to == node(1)), "the partner is bound and needs no telling: {events:?}");
     let mut again = Leg::of(1, &events);
     assert_eq!((again.allocation, again.port), (leg.allocation, leg.port));
     assert_eq!(again.counter, leg.counter, "an agent that starts anew goes on from there");
@@ -130,4 +130,51 @@ fn a_hint_is_followed_when_it_can_be() {
     assert_eq!(ask(3, 4, 51917), 17);
     assert_eq!(ask(2, 4, 51964), 0, "not one of the relay's");
     assert_eq!(ask(2, 3, 80), 1, "neither");
+}
+
+fn ready(world: &mut World) -> Vec<u8> {
+    let events = world.events();
+    events.iter().filter(|event| matches!(event.news, News::Ready)).map(|event| event.to.0[0]).collect()
+}
+
+#[test]
+fn both_hear_once_that_the_pair_is_ready_and_who_asks_again_hears_again() {
+    let mut world = World::of(2, Config::default());
+    let events = world.allocate(1, 2);
+    let [mut one, mut other] = [1, 2].map(|number| Leg::of(number, &events));
+    world.bind(&mut one, home(1));
+    assert!(ready(&mut world).is_empty(), "one leg is none");
+    world.bind(&mut other, home(2));
+    assert_eq!(ready(&mut world), [1, 2]);
+    world.bind(&mut one, home(1));
+    assert!(ready(&mut world).is_empty(), "a refresh is no news");
+    world.input(Input::Allocate { by: node(2), partner: node(1), hint: None });
+    assert_eq!(ready(&mut world), [2]);
+    // Another leg takes the source, and the pair is ready again once it has a new one.
+    let mut world = World::of(4, Config::default());
+    world.connect(1, 2);
+    let events = world.allocate(3, 4);
+    let [mut thief, mut fourth] = [3, 4].map(|number| Leg::of(number, &events));
+    world.bind(&mut fourth, home(4));
+    world.bind(&mut thief, home(1));
+    assert_eq!(ready(&mut world), [3, 4]);
+    let told = world.allocate(1, 2);
+    assert!(!told.iter().any(|event| matches!(event.news, News::Ready)), "a leg is missing: {told:?}");
+    let mut again = Leg::of(1, &told);
+    world.bind(&mut again, home(9));
+    assert_eq!(ready(&mut world), [1, 2]);
+}
+
+#[test]
+fn a_list_of_members_removes_who_is_not_on_it_and_leaves_the_legs_of_others() {
+    let mut world = World::of(3, Config::default());
+    let [gone, _] = world.connect(1, 2);
+    let [kept, _] = world.connect(2, 3);
+    world.input(Input::Members([2, 3, 4].map(node).into()));
+    assert!(!world.carries(gone.port, home(1), home(2)));
+    assert!(world.carries(kept.port, home(2), home(3)));
+    let refused =
+        |events: &[relay::server::plane::Event]| events.iter().any(|event| matches!(event.news, News::Refused(_)));
+    world.events();
+    assert!(refused(&world.allocate(1, 2)) && !refused(&world.allocate(4, 2)));
 }

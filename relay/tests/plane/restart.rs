@@ -115,7 +115,7 @@ impl<'a> Run<'a> {
                     }
                     News::Released(_) => agent.leg = None,
                     News::Unbound => agent.leg.iter_mut().for_each(|leg| leg.observed = None),
-                    News::Refused(_) | News::Bound { .. } => {}
+                    News::Refused(_) | News::Bound { .. } | News::Ready => {}
                 }
             }
             Message::ToRelay(number, datagram) => {

@@ -78,11 +78,15 @@ impl Allocation {
         &mut self.legs[side.index()]
     }
 
+    /// Whether both legs are bound, so that data passes.
+    pub(super) fn is_ready(&self) -> bool {
+        self.legs.iter().all(|leg| leg.bound.is_some())
+    }
+
     /// When this ends unless something happens.
     pub(super) fn ends_at(&self) -> Instant {
         let idle_at = self.legs.iter().map(|leg| leg.active).min().unwrap_or(self.born) + IDLE_DEADLINE;
-        let is_bound = self.legs.iter().all(|leg| leg.bound.is_some());
-        if is_bound { idle_at } else { idle_at.min(self.unbound_until) }
+        if self.is_ready() { idle_at } else { idle_at.min(self.unbound_until) }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use wire::relay::{self, Body, Frame, Header, Token};
+use wire::relay::{self, Body, Frame, Header, Side, Token};
 
 use super::allocation::{Allocation, Destination, slot_of};
 use super::limits::REBIND_DEADLINE;
@@ -96,6 +96,7 @@ impl Plane {
         let LegRef { slot, side } = leg_ref;
         let Some(allocation) = self.allocations.get_mut(slot) else { return };
         let port = allocation.port;
+        let was_ready = allocation.is_ready();
         let leg = allocation.leg_mut(side);
         let before = leg.bound.replace(to);
         leg.is_wanted = true;
@@ -108,6 +109,11 @@ impl Plane {
                 self.evict(stale, now);
             }
             self.tell(slot, side, News::Bound { observed: to.remote });
+        }
+        if !was_ready && self.allocations.get(slot).is_some_and(Allocation::is_ready) {
+            for side in Side::BOTH {
+                self.tell(slot, side, News::Ready);
+            }
         }
         self.rearm(slot);
     }

@@ -1,5 +1,6 @@
 //! What goes in and what comes out.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -10,7 +11,7 @@ use wire::relay::{AllocationId, LegKey, MESSAGE_LEN, Side};
 use super::Destination;
 use super::pace::Rate;
 
-/// A node, by the Ed25519 public key with which the control channel has authenticated it.
+/// A node, by its WireGuard public key. The control channel has made sure that whoever speaks for it is the member with that key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub [u8; 32]);
 
@@ -60,6 +61,8 @@ pub enum Input {
     Admit(NodeId),
     /// The node is none any more: all it has here goes at once.
     Remove(NodeId),
+    /// These are the members, and nobody else is: what a control channel says that has started anew.
+    Members(BTreeSet<NodeId>),
     /// The node wants its leg of this pair. Asked again it is told again, so a lost answer is no harm.
     Allocate {
         /// Who asks.
@@ -114,6 +117,8 @@ pub enum News {
         /// The node's address as the relay sees it.
         observed: SocketAddr,
     },
+    /// Both legs of the pair are bound: data passes. Told again to a node that asks for the pair again.
+    Ready,
     /// Another leg has taken its source, so the NAT in between has given that to somebody else: bind again.
     Unbound,
     /// It is gone.

@@ -1,5 +1,6 @@
 //! Nodes, and the allocations they ask for.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use wire::relay::Side;
@@ -50,6 +51,16 @@ impl Plane {
         self.nodes.remove(slot);
     }
 
+    pub(super) fn set_members(&mut self, members: &BTreeSet<NodeId>, now: Instant) {
+        let gone: Vec<NodeId> = self.node_slots.keys().filter(|id| !members.contains(id)).copied().collect();
+        for id in gone {
+            self.remove(id);
+        }
+        for &id in members {
+            self.admit(id, now);
+        }
+    }
+
     pub(super) fn release(&mut self, by: NodeId, partner: NodeId) {
         if let Ok(pair) = self.pair(by, partner)
             && let Some(&slot) = self.pairs.get(&pair.nodes)
@@ -86,6 +97,9 @@ impl Plane {
         // Told again as long as it has not bound: the first telling may have been lost with its session.
         if self.allocations.get(slot).is_some_and(|found| found.leg(pair.by.other()).bound.is_none()) {
             self.tell_allocated(slot, pair.by.other());
+        }
+        if self.allocations.get(slot).is_some_and(Allocation::is_ready) {
+            self.tell(slot, pair.by, News::Ready);
         }
         Ok(())
     }

@@ -11,7 +11,8 @@ pub(super) fn canonical(source: SocketAddr) -> SocketAddr {
 
 /// Whether data may go to this address once it has answered a challenge. The relay's own addresses, and those that reach itself,
 /// many or nobody, may not: whatever listens on this host would hear from the relay instead of from a stranger.
-pub(super) fn is_admissible(source: SocketAddr, own: &[IpAddr], denied: &[IpNet]) -> bool {
+#[must_use]
+pub fn is_admissible(source: SocketAddr, own: &[IpAddr], denied: &[IpNet]) -> bool {
     let ip = source.ip();
     let special = match ip {
         IpAddr::V4(ip) => {

@@ -1,0 +1,55 @@
+//! What the data plane has to say to nodes.
+
+use wire::PublicKey;
+use wire::control::{self, Leg, ToNode};
+
+use super::{Refusal, Sessions};
+use crate::server::plane::{Event, News, RefusedReason, ReleasedReason};
+
+impl Sessions {
+    /// Passes news on to who is here and has asked about the partner, or for the pair. Others hear nothing: an offer of a node that
+    /// nobody asked about is no reason to wake anybody.
+    pub(super) fn news(&mut self, event: Event) {
+        let [to, partner] = [event.to, event.partner].map(|id| PublicKey::from_bytes(id.0));
+        let Some(&id) = self.by_node.get(&to) else { return };
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let is_known = session.meets.contains(&partner) || session.wants.contains(&partner);
+        if matches!(event.news, News::Refused(_) | News::Released(_)) {
+            session.wants.remove(&partner);
+        }
+        if !is_known {
+            return self.stats.refused(Refusal::Offer);
+        }
+        let message = match event.news {
+            News::Allocated { allocation, side, port, key, counter } => {
+                ToNode::Allocated { partner, leg: Leg { allocation, side, port, key, counter } }
+            }
+            News::Refused(reason) => ToNode::Refused { partner, reason: refused(reason) },
+            // BOUND has told the node itself, by the way that counts.
+            News::Bound { .. } => return,
+            News::Ready => ToNode::Ready(partner),
+            News::Unbound => ToNode::Unbound(partner),
+            News::Released(reason) => ToNode::Released { partner, reason: released(reason) },
+        };
+        self.say(id, message);
+    }
+}
+
+const fn refused(reason: RefusedReason) -> control::RefusedReason {
+    match reason {
+        RefusedReason::NotAdmitted => control::RefusedReason::NotAdmitted,
+        RefusedReason::PortsExhausted => control::RefusedReason::PortsExhausted,
+        RefusedReason::Full => control::RefusedReason::Full,
+        RefusedReason::TooMany => control::RefusedReason::TooMany,
+    }
+}
+
+const fn released(reason: ReleasedReason) -> control::ReleasedReason {
+    match reason {
+        ReleasedReason::Asked => control::ReleasedReason::Asked,
+        ReleasedReason::NotBound => control::ReleasedReason::NotBound,
+        ReleasedReason::Idle => control::ReleasedReason::Idle,
+        ReleasedReason::Removed => control::ReleasedReason::Removed,
+        ReleasedReason::Unwanted => control::ReleasedReason::Unwanted,
+    }
+}

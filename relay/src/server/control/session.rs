@@ -1,0 +1,43 @@
+//! One open channel.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use wire::PublicKey;
+
+use super::Identity;
+use super::limits::{SIGNAL_BURST, SIGNAL_PERIOD, STRAY_PERIOD};
+use crate::server::Budget;
+
+/// One that has not said Hello.
+#[derive(Debug)]
+pub(super) struct Newcomer {
+    pub(super) identity: Identity,
+    pub(super) hello_by: Instant,
+}
+
+/// One of a member.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) node: PublicKey,
+    pub(super) identity: Identity,
+    /// Whom it asks about.
+    pub(super) meets: BTreeSet<PublicKey>,
+    /// With whom it wants a leg. The data plane answers each wish and refuses those beyond its ports, so this stays as small as those.
+    pub(super) wants: BTreeSet<PublicKey>,
+    pub(super) signals: Budget,
+    pub(super) strays: Budget,
+}
+
+impl Session {
+    pub(super) fn new(node: PublicKey, identity: Identity, now: Instant) -> Self {
+        Self {
+            node,
+            identity,
+            meets: BTreeSet::new(),
+            wants: BTreeSet::new(),
+            signals: Budget::new(SIGNAL_PERIOD, SIGNAL_BURST, now),
+            strays: Budget::new(STRAY_PERIOD, 1, now),
+        }
+    }
+}
