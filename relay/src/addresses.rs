@@ -30,6 +30,21 @@ pub fn of_host() -> anyhow::Result<Vec<IpAddr>> {
     Ok(found.into_iter().collect())
 }
 
+/// Every address this host has, on whichever interface: what no packet of the relay should go to.
+///
+/// # Errors
+/// When the kernel cannot list its interfaces.
+pub fn all_of_host() -> anyhow::Result<Vec<IpAddr>> {
+    let interfaces = nix::ifaddrs::getifaddrs().context("cannot list the addresses of this host")?;
+    let of = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    let all: BTreeSet<IpAddr> = interfaces.filter_map(of).collect();
+    Ok(all.into_iter().collect())
+}
+
 /// What to publish: what was given, else what the host has, for each address listened on; public ones first.
 #[must_use]
 pub fn to_publish(given: &[Advertised], of_host: &[IpAddr], listening: &[SocketAddr]) -> Vec<SocketAddr> {

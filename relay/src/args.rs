@@ -3,13 +3,17 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, ValueEnum, value_parser};
+
+use crate::server::plane::MAX_PORTS;
 
 /// The relay of a Warren mesh.
 ///
-/// It tells nodes behind NATs which public address they have (STUN, RFC 8489). Run it on a host that others reach on UDP
-/// port 3478. It needs no privilege. In a cluster it publishes its address in the status of its MeshRelay; without
-/// one it serves all the same, and its address goes into `Mesh.spec.stun.servers`.
+/// It tells nodes behind NATs which public address they have (STUN, RFC 8489), and carries the packets of pairs that cannot reach each
+/// other directly: encrypted end to end by WireGuard, so it can read none of them. Run it on a host that others reach on UDP ports 3478,
+/// 51899 and 51900 to 51963, and TCP port 8443. It needs no privilege. In a cluster it publishes where it is in the status of its
+/// MeshRelay and serves the members of the mesh; without one it answers STUN alone, and its address goes into
+/// `Mesh.spec.stun.servers`.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "warren-relay", version)]
 pub struct Args {
@@ -44,6 +48,31 @@ pub struct Args {
     /// Whether to publish with the pod's service account. `auto` does where a pod's environment is found.
     #[arg(long, env = "WARREN_IN_CLUSTER", value_enum, default_value_t = InCluster::Auto, conflicts_with = "kubeconfig")]
     pub in_cluster: InCluster,
+
+    /// Directory for the relay's identity key, which nodes recognise it by; made at the first start, readable by this user alone.
+    /// Without it, or without a cluster, the relay answers STUN and carries nothing.
+    #[arg(long, env = "WARREN_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// First UDP port that carries packets; the others follow it. Nodes must reach all of them.
+    #[arg(long, env = "WARREN_RELAY_PORT", value_name = "PORT", default_value_t = 51900, value_parser = value_parser!(u16).range(1..))]
+    pub relay_port: u16,
+
+    /// How many UDP ports carry packets. A node has one pair on each at most.
+    #[arg(long, env = "WARREN_RELAY_PORTS", value_name = "COUNT", default_value_t = 64, value_parser = value_parser!(u16).range(1..=i64::from(MAX_PORTS)))]
+    pub relay_ports: u16,
+
+    /// UDP port on which nodes talk to this relay by QUIC.
+    #[arg(long, env = "WARREN_QUIC_PORT", value_name = "PORT", default_value_t = 51899, value_parser = value_parser!(u16).range(1..))]
+    pub quic_port: u16,
+
+    /// TCP port on which nodes talk to this relay by TLS, where UDP does not pass.
+    #[arg(long, env = "WARREN_TLS_PORT", value_name = "PORT", default_value_t = 8443, value_parser = value_parser!(u16).range(1..))]
+    pub tls_port: u16,
+
+    /// Seconds to go on after SIGTERM while nodes move to another relay; none if no node is connected.
+    #[arg(long, env = "WARREN_DRAIN_SECONDS", value_name = "SECONDS", default_value_t = 3)]
+    pub drain_seconds: u16,
 
     /// TCP address for Prometheus metrics (/metrics) and health (/healthz, /readyz).
     #[arg(long, env = "WARREN_METRICS_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:21813")]

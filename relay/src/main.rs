@@ -4,13 +4,16 @@ use std::convert::Infallible;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use relay::args::{Args, InCluster, LogFormat};
+use relay::control::Board;
 use relay::monitor::{self, Metrics};
 use relay::publish::{self, Identity};
-use relay::{addresses, hardening, serve};
+use relay::server::plane::Config;
+use relay::{addresses, carry, control, hardening, serve};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -30,19 +33,33 @@ async fn run(args: Args) -> anyhow::Result<()> {
     // Before anything that can take time: SIGTERM to process 1 of a container is ignored until there is a handler.
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let board = Arc::new(Board::default());
+    let drain_seconds = args.drain_seconds;
+    let mut work = std::pin::pin!(work(args, Arc::clone(&board)));
     tokio::select! {
-        failed = work(args) => failed.map(|never| match never {}),
-        _ = terminate.recv() => stopped("SIGTERM"),
-        _ = interrupt.recv() => stopped("SIGINT"),
+        failed = &mut work => return failed.map(|never| match never {}),
+        _ = terminate.recv() => tracing::info!(signal = "SIGTERM", "stopping"),
+        _ = interrupt.recv() => tracing::info!(signal = "SIGINT", "stopping"),
+    }
+    tokio::select! {
+        failed = work => failed.map(|never| match never {}),
+        () = drain(&board, drain_seconds) => Ok(()),
+        // Who asks twice does not want to wait.
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
     }
 }
 
-fn stopped(signal: &str) -> anyhow::Result<()> {
-    tracing::info!(signal, "stopping");
-    Ok(())
+/// Tells nodes to go elsewhere and gives them time to. Ends at once when there is none.
+async fn drain(board: &Board, seconds: u16) {
+    board.drain.send_replace(Some(seconds));
+    let mut stats = board.stats.subscribe();
+    let nobody = stats.wait_for(|stats| stats.sessions == 0);
+    // Time is up, or everybody is gone: both are an end.
+    let _ = tokio::time::timeout(Duration::from_secs(seconds.into()), nobody).await;
 }
 
-async fn work(args: Args) -> anyhow::Result<Infallible> {
+async fn work(args: Args, board: Arc<Board>) -> anyhow::Result<Infallible> {
     let Args {
         listen,
         advertise,
@@ -50,6 +67,12 @@ async fn work(args: Args) -> anyhow::Result<Infallible> {
         node_name,
         kubeconfig,
         in_cluster,
+        state_dir,
+        relay_port,
+        relay_ports,
+        quic_port,
+        tls_port,
+        drain_seconds: _,
         metrics_listen,
         health_listen,
         log_format: _,
@@ -82,8 +105,18 @@ async fn work(args: Args) -> anyhow::Result<Infallible> {
             "publishing needs the name of a MeshRelay: give --name or --node-name, or --in-cluster=never to serve STUN alone",
         )?;
         let client = publish::client(kubeconfig.as_deref()).await?;
+        let carrying = state_dir.map(|directory| {
+            let ports = Config { first_port: relay_port, ports: relay_ports, ..Config::default() };
+            carry::Settings { directory, ports, quic: control::anywhere(quic_port), tls: control::anywhere(tls_port) }
+        });
+        let service = carrying.and_then(|settings| {
+            let started = carry::start(settings, client.clone(), board, &metrics);
+            // STUN needs none of it, and a mesh without STUN is worse off than one without this relay.
+            started.inspect_err(|error| tracing::error!(error = format!("{error:#}"), "answering STUN alone")).ok()
+        });
         let reachable_at = move || addresses::to_publish(&advertise, &addresses_of_host(), &listening);
-        tokio::spawn(publish::run(client, Identity { name, node_name }, reachable_at, Arc::clone(&metrics)));
+        let identity = Identity { name, node_name };
+        tokio::spawn(publish::run(client, identity, reachable_at, service, Arc::clone(&metrics)));
     } else {
         tracing::info!("no cluster: serving without publishing");
     }

@@ -11,7 +11,12 @@ use axum::routing::get;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
+use crate::control::{Board, Supervisor};
 use crate::server::Verdict;
+use crate::udp::Forwarder;
+use carrying::Carrying;
+
+mod carrying;
 
 /// All counters of the relay. Labels come from closed lists; no address and no name ever is one.
 #[derive(Debug)]
@@ -29,6 +34,7 @@ pub struct Metrics {
     pub status_writes: IntCounterVec,
     /// Addresses that are published, or would be.
     pub addresses: IntGauge,
+    carrying: Carrying,
 }
 
 impl Metrics {
@@ -61,6 +67,7 @@ impl Metrics {
                 &["result"],
             )?,
             addresses: IntGauge::new("warren_relay_addresses", "Addresses at which this relay can be asked.")?,
+            carrying: Carrying::new()?,
         };
         metrics.register()?;
         Ok(metrics)
@@ -80,6 +87,7 @@ impl Metrics {
         self.registry.register(Box::new(self.receive_errors.clone()))?;
         self.registry.register(Box::new(self.status_writes.clone()))?;
         self.registry.register(Box::new(self.addresses.clone()))?;
+        self.carrying.register(&self.registry)?;
         for verdict in Verdict::ALL {
             self.requests.with_label_values(&[verdict.label()]);
         }
@@ -101,7 +109,13 @@ impl Metrics {
         self.requests.with_label_values(&[verdict.label()]).get()
     }
 
+    /// Shows from now on what these do, and keeps them.
+    pub fn observe(&self, forwarder: Forwarder, front_end: Supervisor, board: Arc<Board>) {
+        self.carrying.observe(forwarder, front_end, board);
+    }
+
     fn text(&self) -> prometheus::Result<String> {
+        self.carrying.look();
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }

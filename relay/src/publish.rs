@@ -14,17 +14,17 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt, watcher};
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::addresses::with_given;
+use crate::backoff::Backoff;
+use crate::control::{Board, Doors};
 use crate::monitor::Metrics;
 use crate::server::Budget;
-use status::Plan;
+use status::{Offer, Plan};
 
-mod backoff;
 mod status;
-
-use backoff::Backoff;
 
 /// How often the host's addresses are looked at: reading three small files, cheap enough to notice a new address soon.
 const ADDRESS_PERIOD: Duration = Duration::from_secs(10);
@@ -43,6 +43,21 @@ pub struct Identity {
     pub name: String,
     /// Name of the Node, if the relay runs on one.
     pub node_name: Option<String>,
+}
+
+/// That this relay carries packets, and by which key nodes recognise it.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// The public half of its identity.
+    pub identity: [u8; channel::IDENTITY_LEN],
+    /// Says which doors are open.
+    pub board: Arc<Board>,
+}
+
+impl Service {
+    fn offer(&self) -> Offer {
+        Offer { identity: self.identity, doors: *self.board.doors.borrow() }
+    }
 }
 
 /// Makes a client from a kubeconfig, or from the pod's service account.
@@ -71,6 +86,7 @@ pub async fn run(
     client: kube::Client,
     identity: Identity,
     addresses: impl Fn() -> Vec<std::net::SocketAddr>,
+    service: Option<Service>,
     metrics: Arc<Metrics>,
 ) {
     let api: Api<MeshRelay> = Api::all(client);
@@ -78,13 +94,15 @@ pub async fn run(
     let mut period = tokio::time::interval(ADDRESS_PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
-    let mut publisher = Publisher::new(api, identity, metrics);
+    let mut doors = service.as_ref().map(|service| service.board.doors.subscribe());
+    let mut publisher = Publisher::new(api, identity, service, metrics);
     loop {
         tokio::select! {
             event = events.next() => match event {
                 Some(event) => publisher.observe(event),
                 None => return,
             },
+            () = changed(&mut doors) => {}
             _ = period.tick() => {}
             () = publisher.retry_due() => {}
         }
@@ -92,9 +110,21 @@ pub async fn run(
     }
 }
 
+/// Ready when the doors of the control channel have changed.
+async fn changed(doors: &mut Option<watch::Receiver<Doors>>) {
+    let has_changed = match doors {
+        Some(doors) => doors.changed().await.is_ok(),
+        None => false,
+    };
+    if !has_changed {
+        std::future::pending::<()>().await;
+    }
+}
+
 struct Publisher {
     api: Api<MeshRelay>,
     identity: Identity,
+    service: Option<Service>,
     metrics: Arc<Metrics>,
     seen: Option<MeshRelay>,
     budget: Budget,
@@ -106,9 +136,19 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn new(api: Api<MeshRelay>, identity: Identity, metrics: Arc<Metrics>) -> Self {
+    fn new(api: Api<MeshRelay>, identity: Identity, service: Option<Service>, metrics: Arc<Metrics>) -> Self {
         let budget = Budget::new(WRITE_PERIOD, WRITE_BURST, Instant::now().into_std());
-        Self { api, identity, metrics, seen: None, budget, backoff: Backoff::default(), away: false, foreign: false }
+        Self {
+            api,
+            identity,
+            service,
+            metrics,
+            seen: None,
+            budget,
+            backoff: Backoff::default(),
+            away: false,
+            foreign: false,
+        }
     }
 
     /// Takes in what the watch says: the object, or that there is none.
@@ -139,7 +179,8 @@ impl Publisher {
             // Nothing is postponed for an object that is gone.
             return self.backoff.reset();
         };
-        let plan = status::plan(relay, &self.identity, &addresses, Time(Timestamp::now()));
+        let offer = self.service.as_ref().map(Service::offer);
+        let plan = status::plan(relay, &self.identity, &addresses, offer.as_ref(), Time(Timestamp::now()));
         let foreign = matches!(plan, Plan::Foreign { .. });
         match plan {
             Plan::Nothing => self.backoff.reset(),

@@ -34,7 +34,7 @@ impl Publisher {
             looking.send_modify(|looks| *looks += 1);
             of_host.lock().unwrap().clone()
         };
-        tokio::spawn(publish::run(api.client(), identity, look, metrics));
+        tokio::spawn(publish::run(api.client(), identity, look, None, metrics));
         Self { api, addresses, looks }
     }
 

@@ -46,6 +46,8 @@ pub struct Incoming {
 /// Open doors. Dropping it closes them, and leaves the channels alone that came in.
 #[derive(Debug)]
 pub struct Listener {
+    config: rustls::ServerConfig,
+    hall: Hall,
     incoming: mpsc::Receiver<Incoming>,
     local: Vec<(Transport, SocketAddr)>,
     /// Aborted with this.
@@ -71,33 +73,57 @@ pub enum ListenError {
 }
 
 impl Listener {
-    /// Opens doors for QUIC and for TLS. `[::]` means both families, or IPv4 where the host has no IPv6. Must be called within a
-    /// tokio runtime.
+    /// No door yet.
     ///
     /// # Errors
-    /// When an address cannot be bound.
-    pub fn bind(identity: &Identity, quic: &[SocketAddr], tls: &[SocketAddr]) -> Result<Self, ListenError> {
+    /// When the key cannot be used.
+    pub fn new(identity: &Identity) -> Result<Self, ListenError> {
         let config = tls::server_config(identity)?;
         let (opened, incoming) = mpsc::channel(WAITING);
         let hall = Hall { gate: Arc::default(), opened };
-        let (mut doors, mut local) = (JoinSet::new(), Vec::new());
-        for &address in quic {
-            let bound = bind_quic(&config, address);
-            let (endpoint, at) = bound.map_err(|error| ListenError::Bind { address, protocol: "UDP", error })?;
-            local.push((Transport::Quic, at));
-            doors.spawn(quic_door(endpoint, hall.clone()));
-        }
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        for &address in tls {
-            let bound = bind_tls(address);
-            let (listener, at) = bound.map_err(|error| ListenError::Bind { address, protocol: "TCP", error })?;
-            local.push((Transport::Tls, at));
-            doors.spawn(tls_door(listener, acceptor.clone(), hall.clone()));
-        }
-        Ok(Self { incoming, local, doors })
+        Ok(Self { config, hall, incoming, local: Vec::new(), doors: JoinSet::new() })
     }
 
-    /// The next who came in; `None` when all doors have closed.
+    /// Opens doors for QUIC and for TLS.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`] and [`Self::open`].
+    pub fn bind(identity: &Identity, quic: &[SocketAddr], tls: &[SocketAddr]) -> Result<Self, ListenError> {
+        let mut listener = Self::new(identity)?;
+        for &address in quic {
+            listener.open(Transport::Quic, address)?;
+        }
+        for &address in tls {
+            listener.open(Transport::Tls, address)?;
+        }
+        Ok(listener)
+    }
+
+    /// Opens one more door, within a tokio runtime, and says where it is. `[::]` means both families, or IPv4 where the host has no
+    /// IPv6.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn open(&mut self, transport: Transport, address: SocketAddr) -> Result<SocketAddr, ListenError> {
+        let refused = |protocol| move |error| ListenError::Bind { address, protocol, error };
+        let at = match transport {
+            Transport::Quic => {
+                let (endpoint, at) = bind_quic(&self.config, address).map_err(refused("UDP"))?;
+                self.doors.spawn(quic_door(endpoint, self.hall.clone()));
+                at
+            }
+            Transport::Tls => {
+                let (listener, at) = bind_tls(address).map_err(refused("TCP"))?;
+                let acceptor = TlsAcceptor::from(Arc::new(self.config.clone()));
+                self.doors.spawn(tls_door(listener, acceptor, self.hall.clone()));
+                at
+            }
+        };
+        self.local.push((transport, at));
+        Ok(at)
+    }
+
+    /// The next who came in. Pending while nobody does.
     pub async fn accept(&mut self) -> Option<Incoming> {
         self.incoming.recv().await
     }
@@ -106,11 +132,6 @@ impl Listener {
     #[must_use]
     pub fn local_addresses(&self) -> &[(Transport, SocketAddr)] {
         &self.local
-    }
-
-    /// Closes the doors: nobody else comes in.
-    pub fn close(&mut self) {
-        self.doors.abort_all();
     }
 }
 

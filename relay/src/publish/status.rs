@@ -8,6 +8,8 @@ use kube::Resource;
 
 use super::Identity;
 use crate::addresses::{is_public, usable};
+use crate::control::Doors;
+use crate::identity;
 
 /// What to do about an object.
 #[derive(Debug, PartialEq)]
@@ -23,14 +25,29 @@ pub(super) enum Plan {
     Write(MeshRelayStatus),
 }
 
-pub(super) fn plan(relay: &MeshRelay, identity: &Identity, addresses: &[SocketAddr], now: Time) -> Plan {
+/// How nodes find and recognise the control channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Offer {
+    /// The public half of the relay's identity.
+    pub(super) identity: [u8; channel::IDENTITY_LEN],
+    /// Which doors are open.
+    pub(super) doors: Doors,
+}
+
+pub(super) fn plan(
+    relay: &MeshRelay,
+    identity: &Identity,
+    addresses: &[SocketAddr],
+    offer: Option<&Offer>,
+    now: Time,
+) -> Plan {
     if let (Some(theirs), Some(ours)) = (&relay.spec.node_name, &identity.node_name)
         && theirs != ours
     {
         return Plan::Foreign { node_name: theirs.clone() };
     }
     let current = relay.status.clone().unwrap_or_default();
-    let desired = desired(relay, &current, addresses, now);
+    let desired = desired(relay, &current, addresses, offer, now);
     if says_the_same(&current, &desired) { Plan::Nothing } else { Plan::Write(desired) }
 }
 
@@ -52,9 +69,19 @@ pub(super) fn patch(name: &str, status: &MeshRelayStatus) -> serde_json::Value {
     })
 }
 
-fn desired(relay: &MeshRelay, current: &MeshRelayStatus, addresses: &[SocketAddr], now: Time) -> MeshRelayStatus {
+fn desired(
+    relay: &MeshRelay,
+    current: &MeshRelayStatus,
+    addresses: &[SocketAddr],
+    offer: Option<&Offer>,
+    now: Time,
+) -> MeshRelayStatus {
     let generation = relay.metadata.generation;
+    let ips = ips(addresses);
+    // A key without an open door, or a door without an address, would only send nodes to where nobody answers.
+    let open = offer.filter(|offer| offer.doors != Doors::default() && !ips.is_empty());
     let observations = [ready(&relay.spec.addresses, addresses), public_address(addresses)];
+    let observations = observations.into_iter().chain(offer.map(|_| relaying(open)));
     let conditions = observations.map(|(type_, status, reason, message)| {
         let before = current.conditions.iter().find(|before| before.type_ == type_ && before.status == status);
         Condition {
@@ -70,9 +97,24 @@ fn desired(relay: &MeshRelay, current: &MeshRelayStatus, addresses: &[SocketAddr
         observed_generation: generation,
         stun: addresses.iter().map(ToString::to_string).collect(),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        conditions: conditions.to_vec(),
-        ..MeshRelayStatus::default()
+        identity_key: open.map(|offer| identity::to_text(&offer.identity)),
+        addresses: if open.is_some() { ips } else { Vec::new() },
+        quic_port: open.and_then(|offer| offer.doors.quic),
+        tls_port: open.and_then(|offer| offer.doors.tls),
+        conditions: conditions.collect(),
     }
+}
+
+/// The addresses without their STUN ports, each once, in the same order: a NAT that forwards the one port is taken to forward the
+/// others too.
+fn ips(addresses: &[SocketAddr]) -> Vec<String> {
+    let mut ips = Vec::with_capacity(addresses.len());
+    for text in addresses.iter().map(|address| address.ip().to_string()) {
+        if !ips.contains(&text) {
+            ips.push(text);
+        }
+    }
+    ips
 }
 
 type Observation = (&'static str, ConditionStatus, &'static str, String);
@@ -96,6 +138,30 @@ fn ready(given: &[String], addresses: &[SocketAddr]) -> Observation {
     }
 }
 
+fn relaying(open: Option<&Offer>) -> Observation {
+    match open.map(|offer| offer.doors) {
+        Some(Doors { quic: Some(_), tls: Some(_) }) => (
+            "Relaying",
+            ConditionStatus::True,
+            "Serving",
+            "Nodes may ask for relayed pairs by QUIC and by TLS.".to_owned(),
+        ),
+        Some(Doors { quic, .. }) => {
+            let (open, closed) = if quic.is_some() { ("QUIC", "TLS") } else { ("TLS", "QUIC") };
+            let message = format!(
+                "Nodes may ask for relayed pairs by {open}. Expected to listen for {closed} too, found its port taken on this host; \
+                free it, or give the relay another."
+            );
+            ("Relaying", ConditionStatus::True, "OneTransport", message)
+        }
+        None => {
+            let message = "Expected a port for QUIC or TLS that is free on this host and an address that others can send to, found \
+                none; see the log of the relay.";
+            ("Relaying", ConditionStatus::False, "NoDoor", message.to_owned())
+        }
+    }
+}
+
 fn public_address(addresses: &[SocketAddr]) -> Observation {
     if addresses.iter().any(|address| is_public(address.ip())) {
         let message = "At least one address is not from a private range.";
@@ -109,9 +175,21 @@ fn public_address(addresses: &[SocketAddr]) -> Observation {
 
 /// Whether a write would tell a reader anything new.
 fn says_the_same(current: &MeshRelayStatus, desired: &MeshRelayStatus) -> bool {
-    let MeshRelayStatus { observed_generation, stun, version, conditions, .. } = desired;
+    let MeshRelayStatus {
+        observed_generation,
+        stun,
+        identity_key,
+        addresses,
+        quic_port,
+        tls_port,
+        version,
+        conditions,
+    } = desired;
     current.observed_generation == *observed_generation
         && current.stun == *stun
+        && current.identity_key == *identity_key
+        && current.addresses == *addresses
+        && (current.quic_port, current.tls_port) == (*quic_port, *tls_port)
         && current.version == *version
         // Conditions of others in the map list are theirs.
         && conditions.iter().all(|want| current.conditions.iter().any(|have| have.same_as(want)))
@@ -144,7 +222,7 @@ mod tests {
     }
 
     fn written(relay: &MeshRelay, texts: &[&str], second: i64) -> MeshRelayStatus {
-        match plan(relay, &identity(), &addresses(texts), at(second)) {
+        match plan(relay, &identity(), &addresses(texts), None, at(second)) {
             Plan::Write(status) => status,
             other => panic!("expected a write, found {other:?}"),
         }
@@ -155,7 +233,7 @@ mod tests {
         let status = written(&relay(1, None), &["203.0.113.7:3478"], 10);
         assert_eq!(status.stun, ["203.0.113.7:3478"]);
         assert_eq!(
-            plan(&relay(1, Some(status)), &identity(), &addresses(&["203.0.113.7:3478"]), at(99)),
+            plan(&relay(1, Some(status)), &identity(), &addresses(&["203.0.113.7:3478"]), None, at(99)),
             Plan::Nothing
         );
     }
@@ -198,7 +276,7 @@ mod tests {
     fn the_object_of_another_node_is_left_alone() {
         let mut theirs = relay(1, None);
         theirs.spec.node_name = Some("other".into());
-        let plan = plan(&theirs, &identity(), &addresses(&["203.0.113.7:1"]), at(1));
+        let plan = plan(&theirs, &identity(), &addresses(&["203.0.113.7:1"]), None, at(1));
         assert_eq!(plan, Plan::Foreign { node_name: "other".into() });
     }
 
@@ -223,7 +301,51 @@ mod tests {
         let mut foreign = status.conditions[0].clone();
         foreign.type_ = "Reachable".into();
         status.conditions.push(foreign);
-        let again = plan(&relay(1, Some(status)), &identity(), &addresses(&["203.0.113.7:3478"]), at(99));
+        let again = plan(&relay(1, Some(status)), &identity(), &addresses(&["203.0.113.7:3478"]), None, at(99));
         assert_eq!(again, Plan::Nothing);
+    }
+
+    fn offered(doors: Doors, texts: &[&str]) -> MeshRelayStatus {
+        let offer = Offer { identity: [7; 32], doors };
+        match plan(&relay(1, None), &identity(), &addresses(texts), Some(&offer), at(1)) {
+            Plan::Write(status) => {
+                let again = relay(1, Some(status.clone()));
+                let again = plan(&again, &identity(), &addresses(texts), Some(&offer), at(2));
+                assert_eq!(again, Plan::Nothing);
+                status
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn nodes_are_told_the_key_the_addresses_and_the_doors_that_are_open() {
+        let both = Doors { quic: Some(51899), tls: Some(8443) };
+        let texts = ["198.51.100.7:443", "198.51.100.7:3478", "[2001:db8::7]:3478"];
+        let status = offered(both, &texts);
+        assert_eq!(status.identity_key, Some(identity::to_text(&[7; 32])));
+        assert_eq!(status.addresses, ["198.51.100.7", "2001:db8::7"]);
+        assert_eq!((status.quic_port, status.tls_port), (Some(51899), Some(8443)));
+        let of = |status: &MeshRelayStatus| (status.conditions[2].status, status.conditions[2].reason.clone());
+        assert_eq!(of(&status), (ConditionStatus::True, "Serving".into()));
+
+        let status = offered(Doors { tls: None, ..both }, &texts);
+        assert_eq!((status.quic_port, status.tls_port), (Some(51899), None));
+        assert_eq!(of(&status), (ConditionStatus::True, "OneTransport".into()));
+        assert!(status.conditions[2].message.contains("for TLS too"), "{}", status.conditions[2].message);
+
+        for (doors, texts) in [(Doors::default(), &texts[..]), (both, &[])] {
+            let status = offered(doors, texts);
+            assert_eq!((status.identity_key.as_ref(), status.addresses.len(), status.quic_port), (None, 0, None));
+            assert_eq!(of(&status), (ConditionStatus::False, "NoDoor".into()));
+        }
+    }
+
+    #[test]
+    fn a_door_that_opens_later_is_a_reason_to_write() {
+        let before = offered(Doors { quic: Some(1), tls: None }, &["198.51.100.7:1"]);
+        let offer = Offer { identity: [7; 32], doors: Doors { quic: Some(1), tls: Some(2) } };
+        let plan = plan(&relay(1, Some(before)), &identity(), &addresses(&["198.51.100.7:1"]), Some(&offer), at(2));
+        assert!(matches!(plan, Plan::Write(status) if status.tls_port == Some(2)));
     }
 }

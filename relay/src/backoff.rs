@@ -12,34 +12,34 @@ const LONGEST: Duration = Duration::from_secs(60);
 
 /// Doubles the wait with every failure.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     last: Option<Duration>,
     due: Option<Instant>,
 }
 
 impl Backoff {
     /// Forgets failures.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         *self = Self::default();
     }
 
     /// Notes a failure.
-    pub(super) fn failed(&mut self, now: Instant) {
+    pub(crate) fn failed(&mut self, now: Instant) {
         let wait = self.last.map_or(FIRST, |last| (last * 2).min(LONGEST));
         self.last = Some(wait);
         self.due = Some(now + wait);
     }
 
     /// Waits without having failed.
-    pub(super) fn wait(&mut self, now: Instant, wait: Duration) {
+    pub(crate) fn wait(&mut self, now: Instant, wait: Duration) {
         self.due = Some(now + wait);
     }
 
-    pub(super) fn is_due(&self, now: Instant) -> bool {
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.due.is_none_or(|due| due <= now)
     }
 
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         self.due
     }
 }

@@ -1,0 +1,251 @@
+//! One life of the front end: channels in, the logic in the middle, orders out.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use channel::{Incoming, Listener, Place, Receiver, RecvError, Sender, Transport};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, sleep_until};
+use wire::control::{ToNode, ToRelay};
+
+use super::{Board, Doors, Front, Update, stray};
+use crate::addresses;
+use crate::server::control::{Config, Input, Output, SessionId, Sessions};
+use crate::server::plane::Event;
+use crate::udp;
+
+/// Messages of all nodes that wait for their turn. Beyond that each node waits with its next one.
+const HEARD: usize = 1024;
+
+/// How often the host's addresses are looked at.
+const ADDRESS_PERIOD: Duration = Duration::from_secs(10);
+
+/// Runs until something fails.
+pub(super) async fn run(front: Front) -> anyhow::Result<Infallible> {
+    let Front { identity, quic, tls, boot, directory, plane, board } = front;
+    let mut listener = open(&identity, quic, tls, &board)?;
+    let mut events = plane.subscribe().await.context("cannot hear of the data plane")?;
+    let mut drain = board.drain.subscribe();
+    drain.mark_changed();
+    let mut period = tokio::time::interval(ADDRESS_PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let config = Config { boot, ..Config::default() };
+    let mut owner = Owner::new(Sessions::new(config, Instant::now()), plane, board);
+    // Before the first node comes in: it would be refused for want of a list.
+    if let Some(update) = directory.begin() {
+        owner.update(update).await?;
+    }
+    loop {
+        let wake = owner.sessions.poll_timeout().map(|(at, _)| at);
+        tokio::select! {
+            Some(incoming) = listener.accept() => owner.opened(incoming).await?,
+            Some((session, heard)) = owner.heard.recv() => owner.take(session, heard).await?,
+            Some(event) = events.recv() => owner.news(event).await?,
+            Some(ended) = owner.readers.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    std::panic::resume_unwind(error.into_panic());
+                }
+            }
+            update = directory.next() => owner.update(update).await?,
+            Ok(()) = drain.changed() => owner.drain(&mut drain).await?,
+            _ = period.tick() => owner.look_at_addresses().await?,
+            () = passed(wake) => {
+                owner.sessions.handle_timeout(Instant::now());
+                owner.follow().await?;
+            }
+        }
+    }
+}
+
+async fn passed(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Opens what can be opened: a host where something else has one of the ports still has the other.
+fn open(identity: &channel::Identity, quic: SocketAddr, tls: SocketAddr, board: &Board) -> anyhow::Result<Listener> {
+    let mut listener = Listener::new(identity)?;
+    let mut door = |transport, address, flag| match listener.open(transport, address) {
+        Ok(at) => Some(at.port()),
+        Err(error) => {
+            tracing::warn!(%error, flag, "going on without this door; free the port on this host, or choose another");
+            None
+        }
+    };
+    let doors =
+        Doors { quic: door(Transport::Quic, quic, "--quic-port"), tls: door(Transport::Tls, tls, "--tls-port") };
+    board.doors.send_replace(doors);
+    anyhow::ensure!(doors != Doors::default(), "neither port of the control channel can be opened");
+    tracing::info!(quic = doors.quic, tls = doors.tls, "listening for nodes");
+    Ok(listener)
+}
+
+/// What a reader hands over.
+#[derive(Debug)]
+enum Heard {
+    Said(ToRelay),
+    Nonsense,
+    Gone,
+}
+
+struct Open {
+    sender: Sender<ToNode>,
+    /// Kept until it is clear that this one belongs here.
+    _place: Option<Place>,
+}
+
+struct Owner {
+    sessions: Sessions,
+    open: BTreeMap<SessionId, Open>,
+    readers: JoinSet<()>,
+    heard: mpsc::Receiver<(SessionId, Heard)>,
+    hears: mpsc::Sender<(SessionId, Heard)>,
+    last_session: u64,
+    own: Vec<std::net::IpAddr>,
+    plane: udp::Control,
+    board: std::sync::Arc<Board>,
+}
+
+impl Owner {
+    fn new(sessions: Sessions, plane: udp::Control, board: std::sync::Arc<Board>) -> Self {
+        let (hears, heard) = mpsc::channel(HEARD);
+        Self {
+            sessions,
+            open: BTreeMap::new(),
+            readers: JoinSet::new(),
+            heard,
+            hears,
+            last_session: 0,
+            own: Vec::new(),
+            plane,
+            board,
+        }
+    }
+
+    async fn opened(&mut self, incoming: Incoming) -> anyhow::Result<()> {
+        let Incoming { identity, channel, place } = incoming;
+        self.last_session += 1;
+        let session = SessionId(self.last_session);
+        let (sender, receiver) = channel.split();
+        self.open.insert(session, Open { sender, _place: Some(place) });
+        self.readers.spawn(read(session, receiver, self.hears.clone()));
+        self.input(Input::Opened { session, identity }).await
+    }
+
+    async fn take(&mut self, session: SessionId, heard: Heard) -> anyhow::Result<()> {
+        // What was still on its way from a channel that is closed by now.
+        let Some(open) = self.open.get(&session) else { return Ok(()) };
+        let input = match heard {
+            Heard::Said(message) => Input::Heard { session, message, remote: open.sender.remote() },
+            Heard::Nonsense => Input::Nonsense(session),
+            Heard::Gone => {
+                self.open.remove(&session);
+                Input::Gone(session)
+            }
+        };
+        self.input(input).await
+    }
+
+    async fn news(&mut self, event: Event) -> anyhow::Result<()> {
+        self.input(Input::Plane(event)).await
+    }
+
+    async fn update(&mut self, update: Update) -> anyhow::Result<()> {
+        match update {
+            Update::All(members) => self.input(Input::Members(members)).await,
+            Update::Changes(changes) => {
+                for (name, member) in changes {
+                    self.input(Input::Member { name, member }).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn drain(&mut self, drain: &mut watch::Receiver<Option<u16>>) -> anyhow::Result<()> {
+        let seconds = *drain.borrow_and_update();
+        match seconds {
+            Some(seconds) => self.input(Input::Drain { seconds }).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn look_at_addresses(&mut self) -> anyhow::Result<()> {
+        let own = match addresses::all_of_host() {
+            Ok(own) if own != self.own => own,
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                tracing::debug!(error = format!("{error:#}"), "cannot list this host's addresses");
+                return Ok(());
+            }
+        };
+        self.own.clone_from(&own);
+        self.input(Input::Own(own)).await
+    }
+
+    async fn input(&mut self, input: Input) -> anyhow::Result<()> {
+        self.sessions.handle_input(input, Instant::now());
+        self.follow().await
+    }
+
+    /// Does what the logic says, and tells it what came of it, until there is nothing left to do.
+    async fn follow(&mut self) -> anyhow::Result<()> {
+        let mut came_of_it = VecDeque::new();
+        loop {
+            while let Some(output) = self.sessions.poll_output() {
+                came_of_it.extend(self.perform(output).await?);
+            }
+            let Some(input) = came_of_it.pop_front() else { break };
+            self.sessions.handle_input(input, Instant::now());
+        }
+        self.board.stats.send_replace(self.sessions.stats());
+        Ok(())
+    }
+
+    async fn perform(&mut self, output: Output) -> anyhow::Result<Option<Input>> {
+        match output {
+            Output::Say { session, message } => {
+                let Some(open) = self.open.get_mut(&session) else { return Ok(None) };
+                if matches!(message, ToNode::Welcome { .. }) {
+                    open._place = None;
+                }
+                if let Err(error) = open.sender.try_send(&message) {
+                    tracing::debug!(session = session.0, %error, "closing a channel");
+                    self.open.remove(&session);
+                    return Ok(Some(Input::Gone(session)));
+                }
+            }
+            Output::Close(session) => drop(self.open.remove(&session)),
+            Output::Plane(input) => self.plane.send(input).await.context("cannot speak to the data plane")?,
+            Output::Stray { session, to, tx } => match stray::send(to, tx) {
+                Ok(from) => return Ok(Some(Input::StraySent { session, tx, from })),
+                Err(error) => tracing::debug!(%error, "a stray packet was not sent"),
+            },
+        }
+        Ok(None)
+    }
+}
+
+async fn read(session: SessionId, mut receiver: Receiver<ToRelay>, hears: mpsc::Sender<(SessionId, Heard)>) {
+    loop {
+        let heard = match receiver.recv().await {
+            Ok(Some(message)) => Heard::Said(message),
+            Ok(None) => Heard::Gone,
+            Err(RecvError::Malformed | RecvError::TooLong { .. }) => Heard::Nonsense,
+            Err(error) => {
+                tracing::debug!(session = session.0, %error, "a channel has ended");
+                Heard::Gone
+            }
+        };
+        let is_last = !matches!(heard, Heard::Said(_));
+        if hears.send((session, heard)).await.is_err() || is_last {
+            return;
+        }
+    }
+}
