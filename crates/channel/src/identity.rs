@@ -58,6 +58,12 @@ impl Identity {
         self.public
     }
 
+    /// A secret for another purpose, from which the seed cannot be told.
+    pub(crate) fn derived_key(&self, purpose: &[u8]) -> ring::hmac::Key {
+        let seed = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, self.seed.as_slice());
+        ring::hmac::Key::new(ring::hmac::HMAC_SHA256, ring::hmac::sign(&seed, purpose).as_ref())
+    }
+
     /// As rustls wants it: the private key, and the public one where a certificate would be (RFC 7250).
     pub(crate) fn certified(&self) -> Result<Arc<CertifiedKey>, rustls::Error> {
         let mut der = Zeroizing::new(Vec::with_capacity(PKCS8_PREFIX.len() + IDENTITY_LEN));

@@ -23,6 +23,10 @@ use crate::{quic, tls};
 /// Time from the first packet until the handshake is done and, over QUIC, something was said: far above a lossy satellite path.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What the key is for with which a relay resets connections that it does not know (RFC 9000, section 10.3). It follows from the
+/// identity, so a relay that has started anew resets those of its life before, and nodes need not wait until they have timed out.
+const RESET_KEY: &[u8] = b"warren relay stateless reset";
+
 /// Open channels that wait to be taken.
 const WAITING: usize = 64;
 
@@ -47,6 +51,7 @@ pub struct Incoming {
 #[derive(Debug)]
 pub struct Listener {
     config: rustls::ServerConfig,
+    reset_key: ring::hmac::Key,
     hall: Hall,
     incoming: mpsc::Receiver<Incoming>,
     local: Vec<(Transport, SocketAddr)>,
@@ -81,7 +86,8 @@ impl Listener {
         let config = tls::server_config(identity)?;
         let (opened, incoming) = mpsc::channel(WAITING);
         let hall = Hall { gate: Arc::default(), opened };
-        Ok(Self { config, hall, incoming, local: Vec::new(), doors: JoinSet::new() })
+        let reset_key = identity.derived_key(RESET_KEY);
+        Ok(Self { config, reset_key, hall, incoming, local: Vec::new(), doors: JoinSet::new() })
     }
 
     /// Opens doors for QUIC and for TLS.
@@ -108,7 +114,7 @@ impl Listener {
         let refused = |protocol| move |error| ListenError::Bind { address, protocol, error };
         let at = match transport {
             Transport::Quic => {
-                let (endpoint, at) = bind_quic(&self.config, address).map_err(refused("UDP"))?;
+                let (endpoint, at) = bind_quic(&self.config, &self.reset_key, address).map_err(refused("UDP"))?;
                 self.doors.spawn(quic_door(endpoint, self.hall.clone()));
                 at
             }
@@ -142,7 +148,11 @@ struct Hall {
     opened: mpsc::Sender<Incoming>,
 }
 
-fn bind_quic(config: &rustls::ServerConfig, address: SocketAddr) -> io::Result<(quinn::Endpoint, SocketAddr)> {
+fn bind_quic(
+    config: &rustls::ServerConfig,
+    reset_key: &ring::hmac::Key,
+    address: SocketAddr,
+) -> io::Result<(quinn::Endpoint, SocketAddr)> {
     let crypto = QuicServerConfig::try_from(config.clone()).map_err(io::Error::other)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(Arc::new(quic::transport(None)));
@@ -150,7 +160,8 @@ fn bind_quic(config: &rustls::ServerConfig, address: SocketAddr) -> io::Result<(
     config.max_incoming(crate::gate::MAX_NEWCOMERS).incoming_buffer_size(16 * 1024).incoming_buffer_size_total(4 << 20);
     let socket = bind(address, Type::DGRAM)?;
     let runtime = Arc::new(quinn::TokioRuntime);
-    let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket.into(), runtime)?;
+    let endpoint = quic::resetting(reset_key.clone());
+    let endpoint = quinn::Endpoint::new(endpoint, Some(config), socket.into(), runtime)?;
     let at = endpoint.local_addr()?;
     Ok((endpoint, at))
 }

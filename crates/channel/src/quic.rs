@@ -1,8 +1,9 @@
 //! What both ends ask of QUIC.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{IdleTimeout, TransportConfig, VarInt};
+use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 
 use crate::ends::IDLE;
 
@@ -23,4 +24,36 @@ pub(crate) fn transport(keepalive: Option<Duration>) -> TransportConfig {
         .keep_alive_interval(keepalive)
         .max_idle_timeout(Some(idle));
     config
+}
+
+/// Time between two resets: a mesh of thousands of nodes hears within seconds that its relay has started anew.
+const RESET_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Bytes of a connection's id.
+const ID_LEN: usize = 8;
+
+/// For a relay that resets what it does not know, with a key that outlives it. A reset is smaller than what it answers.
+pub(crate) fn resetting(key: ring::hmac::Key) -> EndpointConfig {
+    let mut config = EndpointConfig::new(Arc::new(key));
+    // The usual ids carry a mark of the process that made them, and what carries that of another is dropped without a word.
+    config.cid_generator(|| Box::new(RandomIds)).min_reset_interval(RESET_INTERVAL);
+    config
+}
+
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; ID_LEN];
+        getrandom::fill(&mut id).expect("a system that ran TLS until now has random numbers");
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        ID_LEN
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
 }
