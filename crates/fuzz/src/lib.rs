@@ -4,10 +4,12 @@
 //! committed corpus, and mutations of it from a fixed seed, with every `cargo test`. The same functions can be given to a fuzzer that is
 //! guided by coverage, and what it finds is worth committing.
 
+mod control_message;
 mod plane;
 mod relay_message;
 mod stun_message;
 
+pub use control_message::control_message;
 pub use plane::plane;
 pub use relay_message::relay_message;
 pub use stun_message::stun_message;
@@ -16,4 +18,9 @@ pub use stun_message::stun_message;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 3] = [("relay_message", relay_message), ("stun_message", stun_message), ("plane", plane)];
+pub const TARGETS: [Target; 4] = [
+    ("control_message", control_message),
+    ("relay_message", relay_message),
+    ("stun_message", stun_message),
+    ("plane", plane),
+];

@@ -1,4 +1,4 @@
-"""A second, independent implementation of pair keys, probes, signals, relay messages and key proofs. It wrote the tables beside it.
+"""A second, independent implementation of pair keys, probes, signals, relay and control messages and key proofs. It wrote the tables beside it.
 
 Not part of the build: python3 with the package `cryptography`. Run it in this folder to write the tables again.
 """
@@ -105,6 +105,16 @@ def relay_message(key, kind, side, allocation, counter, token, observed):
         body = bytes(a ^ b for a, b in zip(raw + struct.pack(">H", observed[1]), pad))
     message += body + bytes(10)
     return message + hashlib.blake2s(message, key=key, person=b"wrn relM", digest_size=16).digest()
+
+
+def address(ip, port):
+    ip = ipaddress.ip_address(ip)
+    return (ip.packed if ip.version == 6 else bytes(10) + b"\xff\xff" + ip.packed) + struct.pack(">H", port)
+
+
+def control_message(kind, *fields):
+    message = bytes([kind]) + b"".join(fields)
+    return struct.pack(">H", len(message)) + message
 
 
 def write(path, title, rows):
@@ -219,6 +229,41 @@ for name, kind, side, allocation, counter, token, observed in [
         "datagram": relay_message(key, kind, side, allocation, counter, token, observed).hex(),
     })
 
+NODE, TX, LEG = seeded("control node"), seeded("control tx")[:12], seeded("control leg")
+u16, u64 = (lambda n: struct.pack(">H", n)), (lambda n: struct.pack(">Q", n))
+show = lambda addr: f"[{addr[0]}]:{addr[1]}" if ":" in addr[0] else "%s:%d" % addr
+key, tx = {"key": NODE.hex()}, {"tx": TX.hex()}
+controls = [
+    ("hello", {"version": 1, **key}, (0x01, b"\x01", NODE)),
+    ("meet", key, (0x02, NODE)),
+    ("part", key, (0x03, NODE)),
+    ("allocate", {"hint": "none", **key}, (0x04, NODE, u16(0))),
+    ("allocate", {"hint": 51963, **key}, (0x04, NODE, u16(51963))),
+    ("release", key, (0x05, NODE)),
+    ("signal", {"bytes": "0102", **key}, (0x06, NODE, b"\x01\x02")),
+    ("stray", {"address": show(V4), **tx}, (0x07, TX, address(*V4))),
+    ("ping", {}, (0x08,)),
+    ("data", {"allocation": "%016x" % 5, "bytes": "04000000"}, (0x09, u64(5), b"\x04\0\0\0")),
+    ("welcome", {"boot": 2**64 - 1, "address": show(V4)}, (0x81, u64(2**64 - 1), address(*V4))),
+    ("welcome", {"boot": 0, "address": show(V6)}, (0x81, u64(0), address(*V6))),
+    *[("denied", {"reason": n}, (0x82, bytes([n]))) for n in range(5)],
+    ("present", {"met": "false", **key}, (0x83, NODE, b"\0")),
+    ("present", {"met": "true", **key}, (0x83, NODE, b"\x01")),
+    ("allocated", {"allocation": "%016x" % 2**63, "side": "high", "port": 51900, "leg_key": LEG.hex(), "counter": 2**40, **key},
+        (0x84, NODE, u64(2**63), b"\x01", u16(51900), LEG, u64(2**40))),
+    *[("refused", {"reason": n, **key}, (0x85, NODE, bytes([n]))) for n in range(4)],
+    ("ready", key, (0x86, NODE)),
+    ("unbound", key, (0x87, NODE)),
+    *[("released", {"reason": n, **key}, (0x88, NODE, bytes([n]))) for n in range(5)],
+    ("signal-from", {"bytes": "none", **key}, (0x89, NODE)),
+    ("stray-sent", {"address": show(V6), **tx}, (0x8A, TX, address(*V6))),
+    ("drain", {"seconds": 3}, (0x8B, u16(3))),
+    ("pong", {}, (0x8C,)),
+    ("data-from", {"allocation": "%016x" % 5, "bytes": "04000000"}, (0x8D, u64(5), b"\x04\0\0\0")),
+]
+controls = [{"kind": kind, **fields, "message": control_message(*parts).hex()} for kind, fields, parts in controls]
+
+write("control.txt", "Control messages with their length; reasons by number.", controls)
 write("pair.txt", "Pair keys: X25519, HKDF-BLAKE2s, directional ids.", pairs)
 write("probe.txt", "Probes as `own` of the named pair sends them.", probes)
 write("relay.txt", "Relay messages: keyed BLAKE2s.", relays)
