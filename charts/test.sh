@@ -52,6 +52,14 @@ has 2 'host: "127.0.0.1"'
 has 2 "port: 21813"
 has 1 "tolerationSeconds: 300"
 has 1 "tolerationSeconds: 60"
+has 1 "- --state-dir=/var/lib/warren-relay"
+has 1 "- --relay-port=51900"
+has 1 "- --relay-ports=64"
+has 1 "- --quic-port=51899"
+has 1 "- --tls-port=8443"
+has 1 "- --drain-seconds=3"
+has 1 "resources: [meshrelays, meshnodes]"
+has 1 "{name: state, mountPath: /var/lib/warren-relay}"
 steady_pods
 
 rendered "beside another CNI" --set cni.mode=none
@@ -63,6 +71,13 @@ has 0 "/etc/cni/net.d\""
 rendered "without relays" --set relay.enabled=false
 has 0 "name: relay"
 has 0 "resources: [meshrelays/status]"
+
+rendered "relay ports elsewhere" --set relay.relayPort=20000 --set relay.relayPorts=8 --set relay.quicPort=443 --set relay.tlsPort=443 --set relay.drainSeconds=30
+has 1 "- --relay-port=20000"
+has 1 "- --relay-ports=8"
+has 1 "- --quic-port=443"
+has 1 "- --tls-port=443"
+has 1 "terminationGracePeriodSeconds: 32"
 
 rendered "without CRDs" --set crds.install=false
 has 0 "kind: CustomResourceDefinition"
@@ -110,6 +125,8 @@ refused k8sServicPort --set k8sServicPort=6443
 refused agent --set agent.metricsListen=none
 refused operator --set operator.metricsListen=off
 refused relay --set relay.metricsListen=off
+refused relayPorts --set relay.relayPorts=257
+refused quicPort --set relay.quicPort=0
 refused mode --set cni.mode=flannel
 refused confDir --set cni.confDir=etc/cni/net.d
 refused replicas --set operator.replicas=0
