@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, sleep_until};
 use wire::control::{ToNode, ToRelay};
 
-use super::{Board, Doors, Front, Update, stray};
+use super::stray::Strays;
+use super::{Board, Doors, Front, Update};
 use crate::addresses;
 use crate::server::control::{Config, Input, Output, SessionId, Sessions};
 use crate::server::plane::Event;
@@ -109,6 +110,7 @@ struct Owner {
     last_session: u64,
     own: Vec<std::net::IpAddr>,
     plane: udp::Control,
+    strays: Strays,
     board: std::sync::Arc<Board>,
 }
 
@@ -124,6 +126,7 @@ impl Owner {
             last_session: 0,
             own: Vec::new(),
             plane,
+            strays: Strays::default(),
             board,
         }
     }
@@ -223,7 +226,7 @@ impl Owner {
             }
             Output::Close(session) => drop(self.open.remove(&session)),
             Output::Plane(input) => self.plane.send(input).await.context("cannot speak to the data plane")?,
-            Output::Stray { session, to, tx } => match stray::send(to, tx) {
+            Output::Stray { session, to, tx } => match self.strays.send(to, tx).await {
                 Ok(from) => return Ok(Some(Input::StraySent { session, tx, from })),
                 Err(error) => tracing::debug!(%error, "a stray packet was not sent"),
             },

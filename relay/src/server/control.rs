@@ -20,7 +20,7 @@
 //!
 //! * To say anything to who is no member, but that he is none.
 //! * To send where a message says: a stray packet goes to the address that the session's own channel comes from or nowhere, one in
-//!   [`STRAY_PERIOD`].
+//!   [`STRAY_PERIOD`]; what is asked for at once waits its turn.
 //! * To queue. Outputs are taken after each input; who does not read is closed by the shell. What one input can cause is bounded by
 //!   [`MAX_SESSIONS`].
 //! * To let one node's wishes cost others: wishes are capped at [`MAX_MEETS`], signals have a budget for each sender.
@@ -69,6 +69,8 @@ pub struct Sessions {
     /// When newcomers must have said Hello.
     deadlines: BTreeSet<(Instant, SessionId)>,
     sessions: BTreeMap<SessionId, Session>,
+    /// When sessions may have their next stray packet, of those that wait for one.
+    strays_due: BTreeSet<(Instant, SessionId)>,
     by_node: BTreeMap<PublicKey, SessionId>,
     /// How long this relay goes on, if it ends.
     draining: Option<u16>,
@@ -87,6 +89,7 @@ impl Sessions {
             newcomers: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             sessions: BTreeMap::new(),
+            strays_due: BTreeSet::new(),
             by_node: BTreeMap::new(),
             draining: None,
             outputs: VecDeque::new(),
@@ -115,9 +118,14 @@ impl Sessions {
         }
     }
 
-    /// Ends what has not said Hello in time.
+    /// Ends what has not said Hello in time, and sends the stray packets that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = now;
+        while let Some(&(at, session)) = self.strays_due.first()
+            && at <= now
+        {
+            self.send_stray(session, now);
+        }
         while let Some(&(at, session)) = self.deadlines.first()
             && at <= now
         {
@@ -136,7 +144,9 @@ impl Sessions {
         if !self.outputs.is_empty() {
             return Some((self.now, "output waits"));
         }
-        self.deadlines.first().map(|&(at, _)| (at, "a newcomer may have been silent for too long"))
+        let newcomer = self.deadlines.first().map(|&(at, _)| (at, "a newcomer may have been silent for too long"));
+        let stray = self.strays_due.first().map(|&(at, _)| (at, "a stray packet is due"));
+        [newcomer, stray].into_iter().flatten().min()
     }
 
     /// What happened so far.
@@ -218,6 +228,7 @@ impl Sessions {
             self.deadlines.remove(&(newcomer.hello_by, session));
         }
         let Some(gone) = self.sessions.remove(&session) else { return };
+        self.strays_due.remove(&(gone.next_stray_at, session));
         if self.by_node.get(&gone.node) == Some(&session) {
             self.by_node.remove(&gone.node);
         }

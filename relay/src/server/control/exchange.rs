@@ -91,7 +91,8 @@ pub enum Output {
     Close(SessionId),
     /// Hand this to the data plane.
     Plane(plane::Input),
-    /// Send a STUN success response from a socket that was never used, and say where from.
+    /// Send a STUN success response from a socket that was never used, say where from, and answer what that host asks the socket for
+    /// some seconds.
     Stray {
         /// Who asked for it.
         session: SessionId,

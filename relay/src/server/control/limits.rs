@@ -22,5 +22,8 @@ pub const SIGNAL_BURST: u32 = 1024;
 /// One more signal of a node each: 200 a second, at most 1 KiB long.
 pub const SIGNAL_PERIOD: Duration = Duration::from_millis(5);
 
-/// One stray packet of a session each, none saved up: it answers a question that is asked once for a mapping.
+/// Between two stray packets of a session: no flood, to whomever.
 pub const STRAY_PERIOD: Duration = Duration::from_millis(100);
+
+/// Stray packets of a session that wait for their turn. A test of a mapping asks for three at once.
+pub const MAX_STRAYS: usize = 4;

@@ -1,12 +1,14 @@
 //! One open channel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use wire::PublicKey;
+use wire::stun::TransactionId;
 
 use super::Identity;
-use super::limits::{SIGNAL_BURST, SIGNAL_PERIOD, STRAY_PERIOD};
+use super::limits::{SIGNAL_BURST, SIGNAL_PERIOD};
 use crate::server::Budget;
 
 /// One that has not said Hello.
@@ -26,7 +28,9 @@ pub(super) struct Session {
     /// With whom it wants a leg. The data plane answers each wish and refuses those beyond its ports, so this stays as small as those.
     pub(super) wants: BTreeSet<PublicKey>,
     pub(super) signals: Budget,
-    pub(super) strays: Budget,
+    /// Stray packets that wait, and when the next may leave.
+    pub(super) strays: VecDeque<(SocketAddr, TransactionId)>,
+    pub(super) next_stray_at: Instant,
 }
 
 impl Session {
@@ -37,7 +41,8 @@ impl Session {
             meets: BTreeSet::new(),
             wants: BTreeSet::new(),
             signals: Budget::new(SIGNAL_PERIOD, SIGNAL_BURST, now),
-            strays: Budget::new(STRAY_PERIOD, 1, now),
+            strays: VecDeque::new(),
+            next_stray_at: now,
         }
     }
 }

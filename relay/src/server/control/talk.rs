@@ -7,6 +7,7 @@ use wire::PublicKey;
 use wire::control::{DeniedReason, MAX_SIGNAL_LEN, ToNode, ToRelay};
 use wire::stun::TransactionId;
 
+use super::limits::{MAX_STRAYS, STRAY_PERIOD};
 use super::members::node_id;
 use super::{MAX_MEETS, Output, Refusal, SessionId, Sessions};
 use crate::server::plane::{self, is_admissible};
@@ -99,10 +100,27 @@ impl Sessions {
         if to.ip() != remote.ip().to_canonical() || !is_admissible(to, &self.config.own, &self.config.denied) {
             return self.stats.refused(Refusal::StrayAddress);
         }
-        if !self.sessions.get_mut(&id).is_some_and(|session| session.strays.take(now)) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.strays.len() >= MAX_STRAYS {
             return self.stats.refused(Refusal::StrayRate);
         }
-        self.stats.strays += 1;
-        self.outputs.push_back(Output::Stray { session: id, to, tx });
+        session.strays.push_back((to, tx));
+        self.send_stray(id, now);
+    }
+
+    /// Sends the session's next stray packet if it is time to, and comes back when the one after it may leave.
+    pub(super) fn send_stray(&mut self, id: SessionId, now: Instant) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        self.strays_due.remove(&(session.next_stray_at, id));
+        if session.next_stray_at <= now
+            && let Some((to, tx)) = session.strays.pop_front()
+        {
+            session.next_stray_at = now + STRAY_PERIOD;
+            self.stats.strays += 1;
+            self.outputs.push_back(Output::Stray { session: id, to, tx });
+        }
+        if !session.strays.is_empty() {
+            self.strays_due.insert((session.next_stray_at, id));
+        }
     }
 }
