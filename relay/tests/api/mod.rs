@@ -1,4 +1,6 @@
-//! As much of a Kubernetes API as one MeshRelay needs: list, watch, and server-side apply of its status.
+//! As much of a Kubernetes API as one MeshRelay needs: list, watch, and server-side apply of its status; and one MeshNode to look at.
+
+#![allow(dead_code)]
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -41,6 +43,8 @@ pub struct FakeApi {
 struct Shared {
     /// The one object with its resourceVersion, told to all watches.
     object: watch::Sender<(u64, Option<Value>)>,
+    /// The one MeshNode, likewise.
+    node: watch::Sender<(u64, Option<Value>)>,
     writes: mpsc::UnboundedSender<Write>,
     /// Answers to the next writes; success when empty.
     refusals: Mutex<Vec<StatusCode>>,
@@ -55,6 +59,7 @@ impl FakeApi {
         let (turned_away_in, turned_away) = mpsc::unbounded_channel();
         let state = Arc::new(Shared {
             object: watch::Sender::new((1, None)),
+            node: watch::Sender::new((1, None)),
             writes: writes_in,
             refusals: Mutex::default(),
             away: Mutex::new(false),
@@ -63,6 +68,7 @@ impl FakeApi {
         let path = "/apis/warren.dev/v1alpha1/meshrelays";
         let router = Router::new()
             .route(path, get(list_or_watch))
+            .route("/apis/warren.dev/v1alpha1/meshnodes", get(list_or_watch_nodes))
             .route(&format!("{path}/{{name}}/status"), patch(apply_status))
             .with_state(Arc::clone(&state));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -75,6 +81,19 @@ impl FakeApi {
     pub fn client(&self) -> kube::Client {
         let uri: Uri = format!("http://{}", self.address).parse().unwrap();
         kube::Client::try_from(kube::Config::new(uri)).unwrap()
+    }
+
+    /// Where it is served.
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.address
+    }
+
+    /// Replaces the MeshNode.
+    pub fn set_node(&self, object: Option<Value>) {
+        self.state.node.send_modify(|(version, current)| {
+            *version += 1;
+            *current = object;
+        });
     }
 
     /// Replaces the object, as another writer would.
@@ -113,12 +132,31 @@ pub fn mesh_relay(name: &str, node_name: &str) -> Value {
     })
 }
 
+/// A MeshNode that the operator has admitted.
+pub fn mesh_node(name: &str, key: &str, identity_key: &str) -> Value {
+    json!({
+        "apiVersion": "warren.dev/v1alpha1",
+        "kind": "MeshNode",
+        "metadata": { "name": name, "uid": "n", "generation": 1 },
+        "spec": { "nodeUID": "n", "admission": { "state": "Accepted", "publicKey": key } },
+        "status": { "identityKey": identity_key },
+    })
+}
+
 async fn list_or_watch(State(state): State<Arc<Shared>>, uri: Uri) -> Response {
+    serve(&state, &state.object, "MeshRelayList", &uri)
+}
+
+async fn list_or_watch_nodes(State(state): State<Arc<Shared>>, uri: Uri) -> Response {
+    serve(&state, &state.node, "MeshNodeList", &uri)
+}
+
+fn serve(state: &Shared, object: &watch::Sender<(u64, Option<Value>)>, kind: &str, uri: &Uri) -> Response {
     if *state.away.lock().unwrap() {
         let _ = state.turned_away.send(());
         return failure(StatusCode::SERVICE_UNAVAILABLE);
     }
-    let changes = state.object.subscribe();
+    let changes = object.subscribe();
     if uri.query().is_some_and(|query| query.contains("watch=true")) {
         return Body::from_stream(events(changes)).into_response();
     }
@@ -126,7 +164,7 @@ async fn list_or_watch(State(state): State<Arc<Shared>>, uri: Uri) -> Response {
     let items: Vec<Value> = object.map(|object| with_version(object, version)).into_iter().collect();
     Json(json!({
         "apiVersion": "warren.dev/v1alpha1",
-        "kind": "MeshRelayList",
+        "kind": kind,
         "metadata": { "resourceVersion": version.to_string() },
         "items": items,
     }))
