@@ -181,8 +181,10 @@ async fn a_relay_without_addresses_is_named_as_such() {
     assert!(matches!(connect(&node(), &target, Options::default()).await, Err(ConnectError::NoAddress)));
 }
 
+type Expected = fn(&RecvError) -> bool;
+
 /// What a node says, and what the relay makes of it.
-const NONSENSE: [(&[u8], fn(&RecvError) -> bool); 6] = [
+const NONSENSE: [(&[u8], Expected); 6] = [
     (&[0, 0], |error| matches!(error, RecvError::Malformed)),
     (&[0, 1, 0x7f], |error| matches!(error, RecvError::Malformed)),
     (&[0, 2, 9, 9, 9], |error| matches!(error, RecvError::Malformed)),
