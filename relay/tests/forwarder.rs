@@ -10,6 +10,8 @@ mod node;
 #[path = "plane/support.rs"]
 mod support;
 
+#[path = "forwarder/channels.rs"]
+mod channels;
 #[path = "forwarder/devices.rs"]
 mod devices;
 #[path = "forwarder/sockets.rs"]

@@ -160,6 +160,10 @@ impl Relayed {
         for (number, outside) in [1, 2].into_iter().zip(outside) {
             assert_eq!(relay.expect_bound(node(number)).ip(), outside, "what the relay sees is the NAT");
         }
+        for number in [1, 2] {
+            let event = relay.event();
+            assert!(event.to == node(number) && matches!(event.news, News::Ready), "{event:?}");
+        }
         // The follower first: two initiations at once would stall WireGuard for seconds.
         b.set_endpoint(relay_port(&legs[1]));
         a.set_endpoint(relay_port(&legs[0]));
