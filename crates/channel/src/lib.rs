@@ -4,7 +4,7 @@
 //!
 //! A channel carries the messages of [`wire::control`] in both directions, in order, encrypted, between two ends of which each has
 //! proven an Ed25519 *identity key*: by TLS 1.3 with raw public keys (RFC 7250), so there is no certificate, no name, no authority
-//! and no clock in it. A node [`connect`]s and accepts the one relay whose key it was given. A relay [`Listener`] takes in everybody who
+//! and no clock in it. A node [`connect()`]s and accepts the one relay whose key it was given. A relay [`Listener`] takes in everybody who
 //! has a key, and says which: whether its holder is a member is for others to look up.
 //!
 //! Two transports carry it: QUIC over UDP, and TLS over TCP for sites that drop UDP. A node starts with the first, begins the
