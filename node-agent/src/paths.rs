@@ -207,7 +207,7 @@ impl Row {
 fn place(state: &PathState) -> usize {
     match state {
         PathState::Direct { .. } => 0,
-        PathState::Connecting => 1,
+        PathState::Relayed { .. } | PathState::Connecting => 1,
         PathState::Down { .. } => 2,
     }
 }
@@ -221,6 +221,7 @@ pub fn is_direct(state: &PathState) -> bool {
 pub fn state_name(state: &PathState) -> &'static str {
     match state {
         PathState::Direct { .. } => "direct",
+        PathState::Relayed { .. } => "relayed",
         PathState::Connecting => "connecting",
         PathState::Down { .. } => "down",
     }
@@ -236,7 +237,7 @@ pub fn reason_name(state: &PathState) -> &'static str {
 
 fn reason(state: &PathState) -> Reason {
     match state {
-        PathState::Down { reason } => *reason,
+        PathState::Down { reason } | PathState::Relayed { reason, .. } => *reason,
         PathState::Connecting | PathState::Direct { .. } => Reason::NotTriedYet,
     }
 }

@@ -6,11 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use wire::pair::{KeyId, PairKeys};
-use wire::probe::signal;
 use wire::{PublicKey, probe, stun};
 
 use crate::candidate::canonical;
-use crate::control::{Control, ControlChannel};
+use crate::control::Control;
 use crate::event::{Event, Transmit};
 use crate::gather::Gather;
 use crate::input::{Config, Input, PeerConfig};
@@ -22,6 +21,7 @@ use crate::stats::Stats;
 use crate::stray::StrayTest;
 use crate::timer::earliest;
 
+mod relays;
 mod roster;
 
 use roster::Roster;
@@ -43,8 +43,6 @@ pub struct Engine {
     stray_test: StrayTest,
     peers: Roster,
     by_key_id: BTreeMap<KeyId, PublicKey>,
-    /// Whom signals reach, known as a peer or not yet.
-    signalling: BTreeSet<PublicKey>,
     /// The last `now` seen.
     now: Instant,
     /// When something is due, so that a datagram that changes nothing costs no search.
@@ -65,7 +63,6 @@ impl Engine {
             config,
             peers: Roster::default(),
             by_key_id: BTreeMap::new(),
-            signalling: BTreeSet::new(),
             now,
             due: None,
             nat: NatReport::default(),
@@ -132,10 +129,7 @@ impl Engine {
                     peer.on_echo_reply(token, &mut self.shared, now);
                 }
             }
-            Input::ControlChannel(channel) => self.set_channel(channel),
-            Input::Signalling { peer, live } => self.set_signalling(peer, live),
-            Input::Signal(bytes) => self.handle_signal(&bytes),
-            Input::StraySent { tx, from } => self.stray_test.on_sent(tx, from, &mut self.shared, now),
+            Input::Relay { relay, news } => self.handle_relay(relay, news),
             Input::NetworkChanged => {
                 self.shared.candidates.clear();
                 self.gather.restart(now);
@@ -158,10 +152,11 @@ impl Engine {
         self.shared.transmits.pop_front()
     }
 
-    /// The next message for the control channel. It goes out after what [`Self::poll_transmit`] has: a peer that is told
+    /// The next message for a relay. It goes out after what [`Self::poll_transmit`] has: a peer that is told
     /// of packets must not answer before they have opened the way.
     pub fn poll_control(&mut self) -> Option<Control> {
-        self.shared.controls.pop_front()
+        let waiting = self.shared.controls.pop_front();
+        waiting.or_else(|| self.shared.relays.next_unsaid().map(|(relay, message)| Control { relay, message }))
     }
 
     /// The next thing for the shell to do.
@@ -172,8 +167,8 @@ impl Engine {
     /// When [`Self::handle_timeout`] wants to be called, and what for. While output is queued that is at once.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let Shared { transmits, events, controls, .. } = &self.shared;
-        if !transmits.is_empty() || !events.is_empty() || !controls.is_empty() {
+        let Shared { transmits, events, controls, relays, .. } = &self.shared;
+        if !transmits.is_empty() || !events.is_empty() || !controls.is_empty() || relays.has_unsaid() {
             return Some((self.now, "output is queued"));
         }
         self.due.map(|due| (due, "a timer of the path engine"))
@@ -244,42 +239,6 @@ impl Engine {
         });
     }
 
-    fn set_channel(&mut self, channel: ControlChannel) {
-        if self.shared.channel == channel {
-            return;
-        }
-        self.shared.channel = channel;
-        if channel != ControlChannel::Open {
-            self.signalling.clear();
-        }
-        let (shared, now) = (&mut self.shared, self.now);
-        self.peers.for_each(|peer| {
-            peer.channel_change(shared, now);
-            true
-        });
-    }
-
-    fn set_signalling(&mut self, key: PublicKey, live: bool) {
-        if !live {
-            self.signalling.remove(&key);
-        } else if self.signalling.len() < MAX_PEERS {
-            self.signalling.insert(key);
-        }
-        if let Some(peer) = self.peers.get_mut(&key) {
-            peer.set_signalling(live, &mut self.shared, self.now);
-        }
-    }
-
-    fn handle_signal(&mut self, bytes: &[u8]) {
-        let key = signal::key_id(bytes).and_then(|id| self.by_key_id.get(&id));
-        match key.and_then(|key| self.peers.get_mut(key)) {
-            Some(peer) => {
-                peer.handle_signal(bytes, &mut self.shared, self.now);
-            }
-            None => self.shared.stats.dropped_signals += 1,
-        }
-    }
-
     fn upsert(&mut self, config: &PeerConfig) {
         let key = config.public_key;
         if !self.peers.contains(&key) {
@@ -290,9 +249,9 @@ impl Engine {
             };
             self.by_key_id.insert(keys.receive_id(), key);
             let nominates = self.public_key < key;
-            let live = self.signalling.contains(&key);
-            let peer = Peer::new(key, keys, nominates, live, &mut self.shared, self.now);
+            let peer = Peer::new(key, keys, nominates, &mut self.shared, self.now);
             self.peers.insert(peer);
+            self.shared.relays.meet(key, true);
         }
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.configure(config, &mut self.shared, self.now);
@@ -302,6 +261,7 @@ impl Engine {
     fn remove(&mut self, key: &PublicKey) {
         if let Some(peer) = self.peers.remove(key) {
             self.by_key_id.remove(&peer.receive_id());
+            self.shared.relays.meet(*key, false);
         }
     }
 

@@ -7,6 +7,7 @@ use wire::PublicKey;
 
 use crate::candidate::{Candidate, CandidateKind, Tier};
 use crate::nat::NatReport;
+use crate::relay::RelayId;
 
 /// A datagram to be sent from the WireGuard port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +77,19 @@ pub enum PathState {
         /// Since when the pair is direct, over whichever path.
         since: Instant,
     },
+    /// Packets go by a relay, end to end encrypted as ever, proven through WireGuard. Attempts at a direct path go on.
+    Relayed {
+        /// Which relay.
+        relay: RelayId,
+        /// The relay's address and the pair's port on it: WireGuard's endpoint.
+        endpoint: SocketAddr,
+        /// Smoothed round-trip time of echoes through the tunnel, once there was one.
+        rtt: Option<Duration>,
+        /// Since when the pair is relayed, over whichever relay.
+        since: Instant,
+        /// Why the pair is not direct, or not yet.
+        reason: Reason,
+    },
     /// No path yet; the first attempts are under way.
     Connecting,
     /// No path; attempts go on at longer intervals.
@@ -91,6 +105,10 @@ impl PathState {
     pub fn same_news(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Direct { pair: a, .. }, Self::Direct { pair: b, .. }) => a == b,
+            (
+                Self::Relayed { relay: a, endpoint: at, reason: why, .. },
+                Self::Relayed { relay: b, endpoint, reason, .. },
+            ) => (a, at, why) == (b, endpoint, reason),
             (a, b) => a == b,
         }
     }
@@ -110,7 +128,7 @@ pub struct Selected {
 /// Why a pair is not direct. The name is shown in status and is a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// Nothing was sent yet.
+    /// Nothing was sent yet, or the first attempts are under way.
     NotTriedYet,
     /// The peer offers no address that may be dialled.
     NoCandidates,

@@ -4,12 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use wire::stun::TransactionId;
 use wire::{PrivateKey, PublicKey};
 
 use crate::candidate::Candidate;
-use crate::control::ControlChannel;
 use crate::filter::Forbidden;
+use crate::relay::{RelayId, RelayNews};
 
 /// What an engine is made of. There is one engine per WireGuard device.
 #[derive(Debug)]
@@ -72,24 +71,12 @@ pub enum Input {
         /// The token of [`Event::SendEcho`](crate::Event::SendEcho).
         token: u64,
     },
-    /// The state of the control channel to a relay. Without one peers are probed without a word.
-    ControlChannel(ControlChannel),
-    /// Signals to this peer get through from now on, because its control channel is open too, or no longer. Also for peers
-    /// that are not known yet.
-    Signalling {
-        /// Whose.
-        peer: PublicKey,
-        /// Whether they do.
-        live: bool,
-    },
-    /// A signal arrived by the control channel. Who sent it shows when it is opened.
-    Signal(Vec<u8>),
-    /// The relay has sent a [`Control::Stray`](crate::Control::Stray).
-    StraySent {
-        /// Its transaction id.
-        tx: TransactionId,
-        /// The socket that it left from.
-        from: SocketAddr,
+    /// Something about a relay: its control channel, or what it said over it.
+    Relay {
+        /// Which.
+        relay: RelayId,
+        /// What.
+        news: RelayNews,
     },
     /// Links, addresses or routes changed: whatever is known of NATs and paths may be stale.
     NetworkChanged,

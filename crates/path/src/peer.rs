@@ -1,6 +1,6 @@
 //! Everything about one peer: its pairs, the ladder that probes them, the path in use and its health.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use crate::filter::{Filter, Refusal};
 use crate::gather::MAX_CANDIDATES;
 use crate::input::PeerConfig;
 use crate::pair::Pair;
+use crate::relay::RelayId;
 use crate::shared::Shared;
 
 mod check;
@@ -65,6 +66,8 @@ pub(crate) struct Peer {
     signalled: Vec<Candidate>,
     pairs: BTreeMap<SocketAddr, Pair>,
     requests: Requests,
+    /// The relays where this node and the peer have met, so that they pass signals.
+    met: BTreeSet<RelayId>,
     ladder: Ladder,
     punch: Punch,
     nomination: Nomination,
@@ -92,14 +95,7 @@ struct Lost {
 }
 
 impl Peer {
-    pub(crate) fn new(
-        key: PublicKey,
-        keys: PairKeys,
-        nominates: bool,
-        live: bool,
-        shared: &mut Shared,
-        now: Instant,
-    ) -> Self {
+    pub(crate) fn new(key: PublicKey, keys: PairKeys, nominates: bool, shared: &mut Shared, now: Instant) -> Self {
         Self {
             key,
             keys,
@@ -110,8 +106,9 @@ impl Peer {
             signalled: Vec::new(),
             pairs: BTreeMap::new(),
             requests: Requests::default(),
+            met: BTreeSet::new(),
             ladder: Ladder::idle(now),
-            punch: Punch::new(live, now),
+            punch: Punch::new(now),
             nomination: Nomination::default(),
             trial: None,
             check: None,

@@ -5,14 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use ipnet::IpNet;
+use wire::control::ToRelay;
 
 use crate::budget::Budget;
 use crate::candidate::Candidate;
-use crate::control::{Control, ControlChannel};
+use crate::control::Control;
 use crate::event::{Event, Transmit};
 use crate::filter::Filter;
 use crate::nat::{NatClass, NatReport};
 use crate::nonces::Nonces;
+use crate::relay::{ControlChannel, RelayId, Relays};
 use crate::stats::Stats;
 
 /// Datagrams waiting for the shell: two rungs of the ladder for a thousand peers. What is beyond would be stale when sent.
@@ -26,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) nat: NatReport,
     /// What this node published last.
     pub(crate) candidates: Vec<Candidate>,
+    pub(crate) relays: Relays,
+    /// The best that any relay offers.
     pub(crate) channel: ControlChannel,
     /// Whether a stranger's packet moves this node's port, as far as it is known.
     pub(crate) poisonable: Option<bool>,
@@ -48,6 +52,7 @@ impl Shared {
             hosts: Vec::new(),
             nat: NatReport::default(),
             candidates: Vec::new(),
+            relays: Relays::default(),
             channel: ControlChannel::default(),
             poisonable: None,
             stray_test_failed: false,
@@ -83,10 +88,10 @@ impl Shared {
         self.transmits.push_back(Transmit { remote, local, ttl, payload });
     }
 
-    /// Queues a message for the control channel.
-    pub(crate) fn send_control(&mut self, control: Control) {
+    /// Queues a message for a relay.
+    pub(crate) fn send_control(&mut self, relay: RelayId, message: ToRelay) {
         if self.controls.len() < MAX_CONTROLS {
-            self.controls.push_back(control);
+            self.controls.push_back(Control { relay, message });
         } else {
             self.stats.dropped_queue += 1;
         }

@@ -51,6 +51,8 @@ pub struct Stats {
     pub dropped_queue: u64,
     /// Peers refused because their key yields no pair key, or because there are too many.
     pub refused_peers: u64,
+    /// Relays refused because there are too many.
+    pub refused_relays: u64,
     /// Candidates and packet addresses refused, by reason.
     pub refused: BTreeMap<Refusal, u64>,
     /// Paths confirmed through WireGuard.

@@ -8,11 +8,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use wire::control::ToRelay;
 use wire::stun::{self, Class, TransactionId};
 
 use crate::candidate::{CandidateKind, canonical};
-use crate::control::{Control, ControlChannel};
 use crate::nat::NatClass;
+use crate::relay::ControlChannel;
 use crate::shared::Shared;
 use crate::timer::earliest;
 
@@ -131,7 +132,10 @@ fn subject(shared: &Shared) -> Option<SocketAddr> {
 impl Stray {
     fn ask(to: SocketAddr, shared: &mut Shared, now: Instant) -> Self {
         let tx = shared.nonces.transaction_id();
-        shared.send_control(Control::Stray { to, tx });
+        let relay = shared.relays.open().next();
+        if let Some(relay) = relay {
+            shared.send_control(relay, ToRelay::Stray { to, tx });
+        }
         Self { tx, state: State::Asked { give_up: now + RELAY } }
     }
 

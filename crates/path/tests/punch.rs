@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use path::{Candidate, ControlChannel, Input, Transmit};
+use path::{Candidate, Input, RelayNews, Transmit};
 use support::{Bench, addr, config, host, reflexive};
 use wire::probe::Probe;
 use wire::probe::signal::{Signal, Step};
@@ -23,9 +23,8 @@ fn candidates() -> [Candidate; 2] {
 /// A bench whose peer has a control channel too. What the engine says first is thrown away.
 fn bench(nominates: bool, poisonable: bool) -> Bench {
     let mut bench = Bench::behind_nat(nominates, poisonable);
-    let peer = bench.peer;
-    bench.input(Input::Signalling { peer, live: true });
     bench.add_peer_with(candidates().to_vec());
+    bench.meet();
     bench
 }
 
@@ -153,12 +152,12 @@ fn a_signal_that_is_forged_replayed_or_misdirected_is_dropped() {
     let mut foreign = call.clone();
     foreign[0] ^= 1;
     for bytes in [forged, foreign, call[..100].to_vec(), Vec::new()] {
-        bench.input(Input::Signal(bytes));
+        bench.hear_signal(bytes);
     }
     assert_eq!(steps(&bench.signals()), []);
-    bench.input(Input::Signal(call.clone()));
+    bench.hear_signal(call.clone());
     assert_eq!(bench.signals().len(), 1);
-    bench.input(Input::Signal(call));
+    bench.hear_signal(call);
     assert_eq!(steps(&bench.signals()), [], "the relay has it twice");
     assert_eq!(bench.engine.stats().dropped_signals, 5);
 }
@@ -219,7 +218,7 @@ fn between_rounds_there_is_silence_until_poison_has_been_forgotten() {
 #[test]
 fn without_a_control_channel_nothing_waits_and_nothing_is_said() {
     let mut bench = Bench::behind_nat(true, false);
-    bench.input(Input::ControlChannel(ControlChannel::Absent));
+    bench.relay(RelayNews::Closed);
     bench.add_peer_with(candidates().to_vec());
     let sent = bench.run(MS(50));
     assert_eq!(pings(&bench, &sent, NAT), [None]);
@@ -230,7 +229,7 @@ fn without_a_control_channel_nothing_waits_and_nothing_is_said() {
 fn what_waits_for_a_channel_goes_when_it_is_lost_and_after_three_seconds_when_it_never_comes() {
     let mut lost = bench(true, false);
     lost.run(MS(50));
-    lost.input(Input::ControlChannel(ControlChannel::Absent));
+    lost.relay(RelayNews::Closed);
     let sent = lost.transmits();
     assert!(!pings(&lost, &sent, NAT).is_empty());
 
@@ -246,9 +245,9 @@ fn what_waits_for_a_channel_goes_when_it_is_lost_and_after_three_seconds_when_it
 fn a_peer_that_this_node_does_not_want_is_answered_and_not_called() {
     let mut bench = Bench::behind_nat(false, true);
     let peer = bench.peer;
-    bench.input(Input::Signalling { peer, live: true });
     let unwanted = path::PeerConfig { wanted: false, ..config(peer, candidates().to_vec()) };
     bench.input(Input::Peers { upsert: vec![unwanted], remove: Vec::new() });
+    bench.meet();
     bench.run(S(1));
     assert_eq!(steps(&bench.signals()), []);
     let (openers, said, call) = answer_to_call(&mut bench, true);

@@ -5,8 +5,9 @@ mod support;
 
 use std::time::Duration;
 
-use path::{Control, ControlChannel, Input};
+use path::RelayNews;
 use support::{Bench, MAPPED, MOVED, addr};
+use wire::control::ToRelay;
 use wire::stun;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -14,14 +15,15 @@ const S: fn(u64) -> Duration = Duration::from_secs;
 /// An engine that has just found out that it is behind an endpoint-independent NAT, and its requests for strays.
 fn asked() -> (Bench, Vec<wire::stun::TransactionId>) {
     let mut bench = Bench::behind_nat(true, true);
-    bench.input(Input::ControlChannel(ControlChannel::Absent));
-    bench.input(Input::ControlChannel(ControlChannel::Open));
+    bench.relay(RelayNews::Closed);
+    bench.open_relay();
     let requests = std::iter::from_fn(|| bench.engine.poll_control());
-    let tx = |control| match control {
-        Control::Stray { tx, to } if to == addr(MAPPED) => tx,
+    let tx = |control: path::Control| match control.message {
+        ToRelay::Stray { tx, to } if to == addr(MAPPED) => Some(tx),
+        ToRelay::Hello { .. } => None,
         other => panic!("{other:?}"),
     };
-    let requests = requests.map(tx).collect();
+    let requests = requests.filter_map(tx).collect();
     (bench, requests)
 }
 
@@ -36,7 +38,7 @@ fn a_port_that_moves_is_poisonable_and_one_that_stays_is_not() {
 fn one_stray_that_moves_the_port_is_proof_because_the_others_may_be_lost() {
     let (mut bench, requests) = asked();
     for (n, tx) in requests.iter().enumerate() {
-        bench.input(Input::StraySent { tx: *tx, from: addr(&format!("192.0.2.3:{}", n + 1)) });
+        bench.stray_sent(*tx, &format!("192.0.2.3:{}", n + 1));
     }
     bench.relay_for(S(2), |port| Some(if port == 1 { MOVED } else { MAPPED }));
     assert_eq!(bench.engine.snapshot().poisonable, Some(true));
@@ -55,7 +57,7 @@ fn strays_that_arrive_inside_harm_nobody() {
 fn the_own_packet_follows_the_stray_at_a_distance() {
     let (mut bench, requests) = asked();
     bench.transmits();
-    bench.input(Input::StraySent { tx: requests[0], from: addr("192.0.2.3:1") });
+    bench.stray_sent(requests[0], "192.0.2.3:1");
     let early = bench.run(Duration::from_millis(299));
     assert!(early.iter().all(|sent| sent.remote != addr("192.0.2.3:1")), "it must not open the way for the stray");
     let later = bench.run(Duration::from_millis(2));
@@ -65,8 +67,8 @@ fn the_own_packet_follows_the_stray_at_a_distance() {
 #[test]
 fn a_test_without_result_is_tried_again_after_a_minute() {
     let mut bench = Bench::behind_nat(true, false);
-    bench.input(Input::ControlChannel(ControlChannel::Absent));
-    bench.input(Input::ControlChannel(ControlChannel::Open));
+    bench.relay(RelayNews::Closed);
+    bench.open_relay();
     bench.relay_for(S(10), |_| None);
     assert_eq!(bench.engine.snapshot().poisonable, None);
     bench.relay_for(S(62), |_| Some(MAPPED));
@@ -77,7 +79,7 @@ fn a_test_without_result_is_tried_again_after_a_minute() {
 fn the_relay_cannot_make_this_node_send_to_a_forbidden_address() {
     let (mut bench, requests) = asked();
     for tx in requests {
-        bench.input(Input::StraySent { tx, from: addr("10.42.0.9:53") });
+        bench.stray_sent(tx, "10.42.0.9:53");
     }
     let sent = bench.run(S(5));
     assert!(sent.iter().all(|sent| sent.remote != addr("10.42.0.9:53")));

@@ -34,8 +34,6 @@ pub struct Node {
     pub device: Device,
     pub(crate) forbidden: Forbidden,
     pub(crate) starts: u32,
-    /// Whether its control channel to the relay is open.
-    pub(crate) connected: bool,
     pub(crate) counted: Duration,
     pub(crate) published: Option<(Vec<Candidate>, NatReport)>,
     /// How many times it published.

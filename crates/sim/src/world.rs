@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use path::{Config, ControlChannel, Engine, Input, PeerConfig};
-use wire::stun::TransactionId;
+use path::{Config, Engine, Input, PeerConfig};
+use wire::control::{ToNode, ToRelay};
 use wire::{PublicKey, stun};
 
 use crate::device::Device;
@@ -37,10 +37,9 @@ enum Action {
     Learn { node: usize, peer: usize, config: PeerConfig },
     Ping { from: usize, to: usize },
     Start { node: usize },
-    Connect { node: usize, start: u32 },
-    Signal { to: PublicKey, bytes: Vec<u8> },
-    Stray { node: usize, to: SocketAddr, tx: TransactionId },
-    StraySent { node: usize, tx: TransactionId, from: SocketAddr },
+    Connect { relay: usize, node: usize, start: u32 },
+    ToRelay { relay: usize, channel: u64, message: ToRelay },
+    ToNode { relay: usize, channel: u64, message: ToNode },
 }
 
 /// A simulated mesh.
@@ -64,8 +63,10 @@ pub struct World {
     pub ping_gap: Duration,
     /// How signals travel; without it there is no relay.
     pub signalling: Option<Signalling>,
-    /// When the last signal of a pair arrives, where order is kept.
-    signalled: BTreeMap<(PublicKey, PublicKey), Duration>,
+    /// The relays, of which there is one.
+    relays: Vec<relay::Relay>,
+    /// Control channels that there were.
+    channels: u64,
     strays: u16,
     interpreter: Option<explain::Interpreter>,
     epoch: Instant,
@@ -88,7 +89,8 @@ impl World {
             directory_delay: (Duration::from_millis(20), Duration::from_millis(20)),
             ping_gap: Duration::from_millis(100),
             signalling: None,
-            signalled: BTreeMap::new(),
+            relays: Vec::new(),
+            channels: 0,
             strays: 0,
             interpreter: None,
             epoch: epoch(),
@@ -97,7 +99,7 @@ impl World {
             sequence: 0,
         };
         world.add_stun();
-        world.add_relay();
+        world.add_relays();
         world
     }
 
@@ -213,10 +215,9 @@ impl World {
             Action::Start { node } => self.start(node),
             Action::Learn { node, peer, config } => self.learn(node, peer, config),
             Action::Ping { from, to } => self.ping(from, to),
-            Action::Connect { node, start } => self.connect(node, start),
-            Action::Signal { to, bytes } => self.signal(to, bytes),
-            Action::Stray { node, to, tx } => self.stray(node, to, tx),
-            Action::StraySent { node, tx, from } => self.input(node, Input::StraySent { tx, from }),
+            Action::Connect { relay, node, start } => self.connect(relay, node, start),
+            Action::ToRelay { relay, channel, message } => self.relay_hears(relay, channel, message),
+            Action::ToNode { relay, channel, message } => self.node_hears(relay, channel, message),
         }
     }
 
@@ -316,9 +317,7 @@ impl World {
         machine.counted = self.now;
         let mut engine = Engine::new(config, instant);
         let cached = machine.cache.values().cloned().collect();
-        let channel = if self.signalling.is_some() { ControlChannel::Connecting } else { ControlChannel::Absent };
         for input in [
-            Input::ControlChannel(channel),
             Input::Forbidden(machine.forbidden.clone()),
             Input::HostCandidates(machine.addresses.clone()),
             Input::StunServers(stun),
@@ -333,7 +332,7 @@ impl World {
         self.drive(node);
         for peer in 0..self.nodes.len() {
             if peer != node {
-                self.tell(node, peer);
+                self.tell_about(node, peer);
             }
         }
     }

@@ -70,6 +70,10 @@ impl Roster {
         self.touched.extend(self.members.keys());
     }
 
+    pub(super) fn keys(&self) -> impl Iterator<Item = PublicKey> {
+        self.members.keys().copied()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Peer> {
         self.members.values().map(|member| &member.peer)
     }

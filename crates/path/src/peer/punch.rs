@@ -24,8 +24,8 @@ use super::Peer;
 use super::ladder::MAX_PAIRS;
 use crate::budget::Bucket;
 use crate::candidate::{CandidateKind, Tier};
-use crate::control::ControlChannel;
 use crate::pair::Pair;
+use crate::relay::{ControlChannel, RelayId};
 use crate::shared::Shared;
 use crate::snapshot::PeerNat;
 
@@ -54,8 +54,6 @@ const MAX_IDS: usize = 16;
 #[derive(Debug)]
 pub(super) struct Punch {
     phase: Phase,
-    /// Whether signals reach the peer.
-    live: bool,
     /// What the peer last said about its NAT.
     pub(super) told: Option<PeerNat>,
     /// How many times this side opened, which decides how far its openers go.
@@ -103,8 +101,8 @@ impl Repeats {
 }
 
 impl Punch {
-    pub(super) fn new(live: bool, now: Instant) -> Self {
-        Self { phase: Phase::Rest, live, told: None, openings: 0, calls: Bucket::new(CALL_BURST, CALL_RATE, now) }
+    pub(super) fn new(now: Instant) -> Self {
+        Self { phase: Phase::Rest, told: None, openings: 0, calls: Bucket::new(CALL_BURST, CALL_RATE, now) }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -169,18 +167,18 @@ impl Peer {
         shared.doubts_mapping |= !self.punch.is_resting();
     }
 
-    /// Signals get through from now on, or no longer.
-    pub(crate) fn set_signalling(&mut self, live: bool, shared: &mut Shared, now: Instant) {
-        let news = live && !self.punch.live;
-        self.punch.live = live;
-        if news && self.direct.is_none() && matches!(self.punch.phase, Phase::Rest) {
+    /// The relay passes signals from now on, or no longer. Returns whether that is news.
+    pub(crate) fn set_met(&mut self, relay: RelayId, met: bool, shared: &mut Shared, now: Instant) -> bool {
+        let was_heard = !self.met.is_empty();
+        let changed = if met { self.met.insert(relay) } else { self.met.remove(&relay) };
+        if met && !was_heard && self.direct.is_none() && matches!(self.punch.phase, Phase::Rest) {
             self.begin(shared, now);
         }
+        changed
     }
 
     /// There is a control channel now, or none. Without one, what waited for its turn need not wait any longer.
     pub(crate) fn channel_change(&mut self, shared: &mut Shared, now: Instant) {
-        self.punch.live &= shared.channel == ControlChannel::Open;
         if shared.channel == ControlChannel::Absent {
             self.punch.rest();
         }
@@ -192,7 +190,7 @@ impl Peer {
     pub(super) fn drive_punch(&mut self, shared: &mut Shared, now: Instant) {
         let due = self.punch.poll_timeout().is_some_and(|due| due <= now);
         match &self.punch.phase {
-            Phase::Waiting { .. } if self.punch.live && (due || shared.knows_own_nat()) => {
+            Phase::Waiting { .. } if !self.met.is_empty() && (due || shared.knows_own_nat()) => {
                 self.punch.phase = Phase::Calling(Repeats::new(now));
                 self.drive_punch(shared, now);
             }

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
+use wire::control::ToRelay;
 use wire::probe::signal::{self, Signal, Step};
 use wire::stun::TransactionId;
 
 use super::Peer;
 use crate::candidate::{Candidate, CandidateKind};
-use crate::control::Control;
 use crate::nat::NatClass;
 use crate::shared::Shared;
 use crate::snapshot::PeerNat;
@@ -47,7 +47,10 @@ impl Peer {
         let signal = Signal { step, poisonable, class: shared.nat.v4.code(), candidates };
         let id = shared.nonces.transaction_id();
         shared.stats.signals_sent += 1;
-        shared.send_control(Control::Signal { to: self.key, bytes: signal::seal(&self.keys, id, &signal) });
+        if let Some(relay) = self.met.first() {
+            let bytes = signal::seal(&self.keys, id, &signal);
+            shared.send_control(*relay, ToRelay::Signal { to: self.key, bytes });
+        }
         id
     }
 }

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use path::{
-    Candidate, CandidateKind, Config, Control, ControlChannel, Engine, Event, Forbidden, Input, PeerConfig,
-    PeerCounters, Transmit,
+    Candidate, CandidateKind, Config, Control, Engine, Event, Forbidden, Input, PeerConfig, PeerCounters, RelayId,
+    RelayNews, Transmit,
 };
+use wire::control::{ToNode, ToRelay};
 use wire::pair::PairKeys;
 use wire::probe::signal::{self, Signal, Step};
 use wire::probe::{self, Probe};
@@ -22,6 +23,9 @@ pub const MAPPED: &str = "203.0.113.200:40000";
 pub const MOVED: &str = "203.0.113.200:50000";
 /// Where the relay sends its strays from, one port each.
 pub const STRANGER: &str = "192.0.2.3";
+
+/// The relay.
+pub const RELAY: RelayId = RelayId([0x4e; 32]);
 
 const OBSERVERS: [&str; 2] = ["192.0.2.1:3478", "192.0.2.2:3478"];
 
@@ -154,10 +158,33 @@ impl Bench {
         let mut bench = Self::new(nominates);
         bench.input(Input::HostCandidates(vec!["192.168.1.10/24".parse().unwrap()]));
         bench.input(Input::StunServers(OBSERVERS.map(addr).to_vec()));
-        bench.input(Input::ControlChannel(ControlChannel::Open));
+        bench.open_relay();
         bench.relay_for(Duration::from_secs(2), |_| Some(if poisonable { MOVED } else { MAPPED }));
         assert_eq!(bench.engine.snapshot().poisonable, Some(poisonable));
         bench
+    }
+
+    /// News of the relay.
+    pub fn relay(&mut self, news: RelayNews) {
+        self.input(Input::Relay { relay: RELAY, news });
+    }
+
+    /// The control channel is there.
+    pub fn open_relay(&mut self) {
+        let addresses = vec!["192.0.2.9".parse().unwrap()];
+        self.relay(RelayNews::Open { addresses });
+        self.hear(ToNode::Welcome { boot: 1, observed: addr(MAPPED) });
+    }
+
+    /// The relay says something.
+    pub fn hear(&mut self, message: ToNode) {
+        self.relay(RelayNews::Said(message));
+    }
+
+    /// The peer is at the relay too.
+    pub fn meet(&mut self) {
+        let node = self.peer;
+        self.hear(ToNode::Present { node, met: true });
     }
 
     /// Lets time pass beside a relay. `seen` says what the socket of the n-th stray sees, if it answers at all.
@@ -175,10 +202,10 @@ impl Bench {
                 }
             }
             while let Some(control) = self.engine.poll_control() {
-                if let Control::Stray { to, tx } = control {
+                if let ToRelay::Stray { to, tx } = control.message {
                     assert_eq!(to, addr(MAPPED));
                     strays += 1;
-                    self.input(Input::StraySent { tx, from: addr(&format!("{STRANGER}:{strays}")) });
+                    self.stray_sent(tx, &format!("{STRANGER}:{strays}"));
                 }
             }
             match self.engine.poll_timeout() {
@@ -190,11 +217,22 @@ impl Bench {
         self.now = end;
     }
 
+    /// The relay has sent a stray from there.
+    pub fn stray_sent(&mut self, tx: TransactionId, from: &str) {
+        self.hear(ToNode::StraySent { tx, from: addr(from) });
+    }
+
+    /// Sealed bytes arrive from the peer by way of the relay.
+    pub fn hear_signal(&mut self, bytes: Vec<u8>) {
+        let from = self.peer;
+        self.hear(ToNode::Signal { from, bytes });
+    }
+
     /// The peer says something by way of the relay. Returns its id.
     pub fn signal(&mut self, step: Step, poisonable: bool, candidates: &[Candidate]) -> TransactionId {
         let id = self.next_tx();
         let bytes = self.seal_signal(id, step, poisonable, candidates);
-        self.input(Input::Signal(bytes));
+        self.hear_signal(bytes);
         id
     }
 
@@ -207,9 +245,9 @@ impl Bench {
     /// What the engine has said to the peer by way of the relay.
     pub fn signals(&mut self) -> Vec<(TransactionId, Signal)> {
         self.controls();
-        let said = |control| match control {
-            Control::Signal { bytes, .. } => Some(signal::open(&self.keys, &bytes).unwrap()),
-            Control::Stray { .. } => None,
+        let said = |control: Control| match control.message {
+            ToRelay::Signal { bytes, .. } => Some(signal::open(&self.keys, &bytes).unwrap()),
+            _ => None,
         };
         std::mem::take(&mut self.controls).into_iter().filter_map(said).collect()
     }

@@ -102,7 +102,6 @@ impl World {
             device: Device::new(key, forces_handshakes),
             forbidden: forbidden(address.addr()),
             starts: 0,
-            connected: false,
             counted: Duration::ZERO,
             published: None,
             publications: 0,

@@ -10,13 +10,13 @@ impl World {
     pub(super) fn distribute(&mut self, from: usize) {
         for to in 0..self.nodes.len() {
             if to != from && self.nodes[to].engine.is_some() {
-                self.tell(to, from);
+                self.tell_about(to, from);
             }
         }
     }
 
     /// The directory tells a node about a peer, after a while.
-    pub(super) fn tell(&mut self, node: usize, peer: usize) {
+    pub(super) fn tell_about(&mut self, node: usize, peer: usize) {
         let machine = &self.nodes[peer];
         let Some((candidates, _)) = &machine.published else {
             return;

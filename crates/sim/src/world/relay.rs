@@ -1,119 +1,241 @@
-//! The relay, as far as engines need one: it hands signals on, and sends the strays of the filtering test.
+//! The relays, as far as engines need them: each hands signals on, and sends the strays of the filtering test.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use path::{Control, ControlChannel, Input};
+use path::{Control, Input, RelayId, RelayNews};
 use wire::PublicKey;
-use wire::stun::{self, TransactionId};
+use wire::control::{RefusedReason, ToNode, ToRelay};
+use wire::stun;
 
 use super::{Action, World};
 use crate::packet::{Packet, Payload};
 
 /// Where strays come from. Nobody ever sends there first.
-const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 3));
+const STRAYS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 3));
 /// The first of its ports; each stray has its own.
 const FIRST_PORT: u16 = 20_000;
 
-/// How the relay's control channels treat messages.
+/// How the relays' control channels treat messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signalling {
     /// One way from node to node: at least, and at most.
     pub delay: (Duration, Duration),
-    /// Lost, of 100.
+    /// Signals that are lost, of 100.
     pub loss: u8,
     /// Whether signals from one node to another arrive in the order in which they were sent.
     pub ordered: bool,
 }
 
+/// One relay.
+#[derive(Debug)]
+pub(super) struct Relay {
+    id: RelayId,
+    address: IpAddr,
+    boot: u64,
+    channels: BTreeMap<u64, Channel>,
+}
+
+/// An open control channel.
+#[derive(Debug)]
+struct Channel {
+    node: usize,
+    key: PublicKey,
+    /// Whether it has said who it is.
+    greeted: bool,
+    /// Whom it wants to meet.
+    meets: BTreeSet<PublicKey>,
+    /// When the last message to the relay, and to the node, arrives: what is said later arrives later.
+    arrivals: [Duration; 2],
+}
+
 impl World {
-    pub(super) fn add_relay(&mut self) {
-        self.internet.attach_stun(ADDRESS);
+    pub(super) fn add_relays(&mut self) {
+        self.internet.attach_stun(STRAYS);
+        let address = IpAddr::from([192, 0, 2, 11]);
+        let id = RelayId([1; 32]);
+        self.relays.push(Relay { id, address, boot: 1, channels: BTreeMap::new() });
     }
 
-    /// A node's agent started: its control channel will be there in a while.
+    /// A node's agent started: its control channels will be there in a while.
     pub(super) fn connect_soon(&mut self, node: usize) {
-        if self.signalling.is_some() {
-            let delay = self.signal_delay() + self.signal_delay();
+        if self.signalling.is_none() {
+            return;
+        }
+        for relay in 0..self.relays.len() {
+            self.relay_news(relay, node, RelayNews::Connecting);
+            let delay = self.signal_delay();
             let start = self.nodes[node].starts;
-            self.after(delay, Action::Connect { node, start });
+            self.after(delay, Action::Connect { relay, node, start });
         }
     }
 
-    /// A node's control channel is there: the relay tells both sides of every pair that can talk now.
-    pub(super) fn connect(&mut self, node: usize, start: u32) {
+    /// A node's control channel is there.
+    pub(super) fn connect(&mut self, relay: usize, node: usize, start: u32) {
         if self.nodes[node].engine.is_none() || self.nodes[node].starts != start {
             return;
         }
-        self.nodes[node].connected = true;
-        self.input(node, Input::ControlChannel(ControlChannel::Open));
-        for other in 0..self.nodes.len() {
-            if other != node && self.nodes[other].connected {
-                self.announce(node, other, true);
-                self.announce(other, node, true);
-            }
-        }
+        self.channels += 1;
+        let key = self.nodes[node].key;
+        let arrivals = [self.now; 2];
+        let channel = Channel { node, key, greeted: false, meets: BTreeSet::new(), arrivals };
+        self.relays[relay].channels.insert(self.channels, channel);
+        let addresses = vec![self.relays[relay].address];
+        self.relay_news(relay, node, RelayNews::Open { addresses });
     }
 
-    /// A node's control channel is gone.
+    /// A node's agent ends, and its control channels with it.
     pub(super) fn disconnect(&mut self, node: usize) {
-        if !std::mem::take(&mut self.nodes[node].connected) {
-            return;
-        }
-        for other in 0..self.nodes.len() {
-            if other != node && self.nodes[other].connected {
-                self.announce(other, node, false);
+        for relay in 0..self.relays.len() {
+            let its: Vec<u64> = self.relays[relay].channels_of(node).collect();
+            for channel in its {
+                let Some(gone) = self.relays[relay].channels.remove(&channel) else { continue };
+                let met = gone.meets.iter().filter(|peer| self.relays[relay].wants(peer, &gone.key));
+                for peer in met.collect::<Vec<_>>() {
+                    let partner = self.relays[relay].channel_of(peer);
+                    self.tell(relay, partner, ToNode::Present { node: gone.key, met: false });
+                }
             }
         }
     }
 
-    fn announce(&mut self, to: usize, peer: usize, live: bool) {
-        let peer = self.nodes[peer].key;
-        self.input(to, Input::Signalling { peer, live });
+    fn relay_news(&mut self, relay: usize, node: usize, news: RelayNews) {
+        let relay = self.relays[relay].id;
+        self.input(node, Input::Relay { relay, news });
     }
 
-    /// A node's agent says something to the relay.
+    /// A node's agent says something to a relay.
     pub(super) fn control(&mut self, node: usize, control: Control) {
+        let Control { relay, message } = control;
+        let Some(relay) = self.relays.iter().position(|known| known.id == relay) else {
+            return;
+        };
+        let Some(channel) = self.relays[relay].channels_of(node).next() else {
+            return;
+        };
         let Some(Signalling { loss, ordered, .. }) = self.signalling else {
             return;
         };
-        let delay = self.signal_delay();
-        match control {
-            Control::Signal { to, bytes } => {
-                let text = self.describe_signal(&bytes);
-                self.note(&format!("n{node} signals {} {text}", self.name(&to)));
-                if loss > 0 && self.random.percent(loss) {
-                    return;
-                }
-                let pair = (self.nodes[node].key, to);
-                let mut at = self.now + delay;
-                if ordered {
-                    at = at.max(self.signalled.get(&pair).copied().unwrap_or_default());
-                    self.signalled.insert(pair, at);
-                }
-                self.after(at - self.now, Action::Signal { to, bytes });
+        let mut delay = self.signal_delay() / 2;
+        if let ToRelay::Signal { to, bytes } = &message {
+            let text = self.describe_signal(bytes);
+            self.note(&format!("n{node} signals {} {text}", self.name(to)));
+            if loss > 0 && self.random.percent(loss) {
+                return;
             }
-            Control::Stray { to, tx } => self.after(delay / 2, Action::Stray { node, to, tx }),
+            if !ordered {
+                // The whole way at once, past everything else.
+                delay = self.signal_delay();
+                return self.after(delay, Action::ToRelay { relay, channel, message });
+            }
+        }
+        let at = self.arrives(relay, channel, 0, delay);
+        self.after(at, Action::ToRelay { relay, channel, message });
+    }
+
+    /// How long a message of a channel takes that would take `delay` by itself.
+    fn arrives(&mut self, relay: usize, channel: u64, direction: usize, delay: Duration) -> Duration {
+        let Some(channel) = self.relays[relay].channels.get_mut(&channel) else {
+            return delay;
+        };
+        let at = &mut channel.arrivals[direction];
+        *at = (self.now + delay).max(*at);
+        *at - self.now
+    }
+
+    /// A relay takes a message.
+    pub(super) fn relay_hears(&mut self, relay: usize, channel: u64, message: ToRelay) {
+        let host = &mut self.relays[relay];
+        let Some(from) = host.channels.get_mut(&channel) else {
+            return;
+        };
+        let (node, key) = (from.node, from.key);
+        match message {
+            ToRelay::Hello { node, .. } => {
+                from.greeted = node == key;
+                let observed = SocketAddr::new(self.nodes[from.node].outside, 1);
+                let boot = host.boot;
+                self.tell(relay, Some(channel), ToNode::Welcome { boot, observed });
+            }
+            _ if !from.greeted => self.violations.push(format!("n{node} spoke before it said who it is")),
+            ToRelay::Meet(peer) => {
+                let news = from.meets.insert(peer);
+                if let (true, Some(partner)) = (host.wants(&peer, &key), host.channel_of(&peer)) {
+                    self.tell(relay, Some(channel), ToNode::Present { node: peer, met: true });
+                    if news {
+                        self.tell(relay, Some(partner), ToNode::Present { node: key, met: true });
+                    }
+                }
+            }
+            ToRelay::Part(peer) => {
+                from.meets.remove(&peer);
+                if host.wants(&peer, &key) {
+                    let partner = host.channel_of(&peer);
+                    self.tell(relay, partner, ToNode::Present { node: key, met: false });
+                }
+            }
+            ToRelay::Allocate { partner, .. } => {
+                let reason = RefusedReason::PortsExhausted;
+                self.tell(relay, Some(channel), ToNode::Refused { partner, reason });
+            }
+            ToRelay::Signal { to, bytes } => {
+                let met = from.meets.contains(&to) && host.wants(&to, &key);
+                let partner = host.channel_of(&to).filter(|_| met);
+                let message = ToNode::Signal { from: key, bytes };
+                let in_order = self.signalling.is_some_and(|signalling| signalling.ordered);
+                match partner {
+                    Some(partner) if !in_order => {
+                        self.after(Duration::ZERO, Action::ToNode { relay, channel: partner, message });
+                    }
+                    partner => self.tell(relay, partner, message),
+                }
+            }
+            ToRelay::Stray { to, tx } => {
+                self.strays += 1;
+                let from = SocketAddr::new(STRAYS, FIRST_PORT + self.strays);
+                self.inject(Packet::new(from, to, Payload::Plain(stun::encode_success(tx, to))));
+                self.tell(relay, Some(channel), ToNode::StraySent { tx, from });
+            }
+            ToRelay::Release(_) | ToRelay::Ping | ToRelay::Data { .. } => {}
         }
     }
 
-    pub(super) fn signal(&mut self, to: PublicKey, bytes: Vec<u8>) {
-        if let Some(node) = self.nodes.iter().position(|node| node.key == to && node.connected) {
-            self.input(node, Input::Signal(bytes));
+    /// A relay says something to a node that has a channel.
+    fn tell(&mut self, relay: usize, channel: Option<u64>, message: ToNode) {
+        if let Some(channel) = channel {
+            let delay = self.signal_delay() / 2;
+            let at = self.arrives(relay, channel, 1, delay);
+            self.after(at, Action::ToNode { relay, channel, message });
         }
     }
 
-    pub(super) fn stray(&mut self, node: usize, to: SocketAddr, tx: TransactionId) {
-        self.strays += 1;
-        let src = SocketAddr::new(ADDRESS, FIRST_PORT + self.strays);
-        self.inject(Packet::new(src, to, Payload::Plain(stun::encode_success(tx, to))));
-        let delay = self.signal_delay() / 2;
-        self.after(delay, Action::StraySent { node, tx, from: src });
+    /// A node takes a relay's message, if its channel is still the one that it was sent over.
+    pub(super) fn node_hears(&mut self, relay: usize, channel: u64, message: ToNode) {
+        if let Some(channel) = self.relays[relay].channels.get(&channel) {
+            let node = channel.node;
+            self.relay_news(relay, node, RelayNews::Said(message));
+        }
     }
 
     fn signal_delay(&mut self) -> Duration {
         let (least, most) = self.signalling.map(|signalling| signalling.delay).unwrap_or_default();
         let spread = u64::try_from((most - least).as_micros()).unwrap_or(0) + 1;
         least + Duration::from_micros(self.random.below(spread))
+    }
+}
+
+impl Relay {
+    fn channels_of(&self, node: usize) -> impl Iterator<Item = u64> {
+        self.channels.iter().filter(move |(_, channel)| channel.node == node).map(|(serial, _)| *serial)
+    }
+
+    fn channel_of(&self, key: &PublicKey) -> Option<u64> {
+        self.channels.iter().find(|(_, channel)| channel.key == *key).map(|(serial, _)| *serial)
+    }
+
+    /// Whether `who` is here and wants to meet `whom`.
+    fn wants(&self, who: &PublicKey, whom: &PublicKey) -> bool {
+        self.channels.values().any(|channel| channel.key == *who && channel.meets.contains(whom))
     }
 }

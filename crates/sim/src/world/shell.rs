@@ -154,6 +154,9 @@ impl World {
 fn shown(state: &PathState) -> String {
     match state {
         PathState::Direct { pair, .. } => format!("direct {} {}", pair.remote, pair.kind.as_str()),
+        PathState::Relayed { relay, endpoint, reason, .. } => {
+            format!("relayed by {relay} at {endpoint}: {}", reason.as_str())
+        }
         PathState::Connecting => "connecting".to_owned(),
         PathState::Down { reason } => format!("down {}", reason.as_str()),
     }

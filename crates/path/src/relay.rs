@@ -1,0 +1,150 @@
+//! The relays that this node knows, and the channels to them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use wire::PublicKey;
+use wire::control::{ToNode, ToRelay};
+
+/// Relays known at a time: three in use by a mesh, their successors during an upgrade, and external ones.
+pub(crate) const MAX_RELAYS: usize = 8;
+/// Addresses kept of one relay: two families, each with a private and a public one, twice.
+const MAX_ADDRESSES: usize = 8;
+
+/// A relay, by the Ed25519 key with which it proves itself.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelayId(pub [u8; 32]);
+
+impl fmt::Display for RelayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for RelayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What the shell tells of the control channel to a relay.
+#[derive(Debug, Clone)]
+pub enum RelayNews {
+    /// The channel is being made. What would be said over it waits, for a short while.
+    Connecting,
+    /// It carries messages. The engine speaks first, with Hello.
+    Open {
+        /// Where the relay's UDP ports are, best first.
+        addresses: Vec<IpAddr>,
+    },
+    /// It is gone, and not being made. What was not said over it yet is void.
+    Closed,
+    /// The relay has said this.
+    Said(ToNode),
+}
+
+/// The state of a control channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) enum ControlChannel {
+    /// There is nobody to talk to. Peers are probed without a word.
+    #[default]
+    Absent,
+    /// It is being made.
+    Connecting,
+    /// It carries messages.
+    Open,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Relay {
+    pub(crate) channel: ControlChannel,
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Names the relay's process.
+    pub(crate) boot: Option<u64>,
+    /// It is about to end.
+    pub(crate) drains: bool,
+    /// Whom to meet, or to meet no longer, as soon as the queue has room: after a start that is everybody.
+    unsaid: BTreeMap<PublicKey, bool>,
+}
+
+impl Relay {
+    fn is_open(&self) -> bool {
+        self.channel == ControlChannel::Open
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Relays {
+    known: BTreeMap<RelayId, Relay>,
+}
+
+impl Relays {
+    pub(crate) fn get(&self, id: &RelayId) -> Option<&Relay> {
+        self.known.get(id)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&RelayId, &Relay)> {
+        self.known.iter()
+    }
+
+    /// A relay to change, made known if there is room: one without a channel gives its place up.
+    pub(crate) fn entry(&mut self, id: RelayId) -> Option<&mut Relay> {
+        if !self.known.contains_key(&id) && self.known.len() >= MAX_RELAYS {
+            let idle = self.known.iter().find(|(_, relay)| relay.channel == ControlChannel::Absent);
+            let idle = idle.map(|(id, _)| *id)?;
+            self.known.remove(&idle);
+        }
+        Some(self.known.entry(id).or_default())
+    }
+
+    /// The best that any of them offers.
+    pub(crate) fn channel(&self) -> ControlChannel {
+        self.known.values().map(|relay| relay.channel).max().unwrap_or_default()
+    }
+
+    pub(crate) fn is_open(&self, id: &RelayId) -> bool {
+        self.known.get(id).is_some_and(Relay::is_open)
+    }
+
+    /// Those that can be talked to.
+    pub(crate) fn open(&self) -> impl Iterator<Item = RelayId> {
+        self.known.iter().filter(|(_, relay)| relay.is_open()).map(|(id, _)| *id)
+    }
+
+    /// Tells every relay that this node wants to meet the peer, or does no longer.
+    pub(crate) fn meet(&mut self, peer: PublicKey, wanted: bool) {
+        for relay in self.known.values_mut().filter(|relay| relay.is_open()) {
+            relay.unsaid.insert(peer, wanted);
+        }
+    }
+
+    pub(crate) fn has_unsaid(&self) -> bool {
+        self.known.values().any(|relay| !relay.unsaid.is_empty())
+    }
+
+    /// The next of what waits for room.
+    pub(crate) fn next_unsaid(&mut self) -> Option<(RelayId, ToRelay)> {
+        self.known.iter_mut().find_map(|(id, relay)| {
+            let (peer, wanted) = relay.unsaid.pop_first()?;
+            Some((*id, if wanted { ToRelay::Meet(peer) } else { ToRelay::Part(peer) }))
+        })
+    }
+}
+
+impl Relay {
+    /// Its channel is there: everybody is to be met over it.
+    pub(crate) fn opened(&mut self, mut addresses: Vec<IpAddr>, peers: impl Iterator<Item = PublicKey>) {
+        addresses.truncate(MAX_ADDRESSES);
+        self.channel = ControlChannel::Open;
+        self.addresses = addresses.into_iter().map(|ip| ip.to_canonical()).collect();
+        self.drains = false;
+        self.unsaid = peers.map(|peer| (peer, true)).collect();
+    }
+
+    /// Its channel is not there.
+    pub(crate) fn lost(&mut self, channel: ControlChannel) {
+        self.channel = channel;
+        self.unsaid.clear();
+    }
+}
