@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use wire::pair::{KeyId, PairKeys};
-use wire::{PublicKey, probe, stun};
+use wire::{PublicKey, probe, relay, stun};
 
 use crate::candidate::canonical;
 use crate::control::Control;
@@ -248,8 +248,7 @@ impl Engine {
                 return;
             };
             self.by_key_id.insert(keys.receive_id(), key);
-            let nominates = self.public_key < key;
-            let peer = Peer::new(key, keys, nominates, &mut self.shared, self.now);
+            let peer = Peer::new(key, self.public_key, keys, &mut self.shared, self.now);
             self.peers.insert(peer);
             self.shared.relays.meet(key, true);
         }
@@ -259,8 +258,9 @@ impl Engine {
     }
 
     fn remove(&mut self, key: &PublicKey) {
-        if let Some(peer) = self.peers.remove(key) {
+        if let Some(mut peer) = self.peers.remove(key) {
             self.by_key_id.remove(&peer.receive_id());
+            peer.release_legs(&mut self.shared);
             self.shared.relays.meet(*key, false);
         }
     }
@@ -283,6 +283,9 @@ impl Engine {
                 self.turn();
             }
             return;
+        }
+        if relay::is_relay(payload) {
+            return self.handle_relay_message(from, payload);
         }
         let answered = stun::decode(payload).is_ok_and(|message| {
             self.gather.handle_response(from, &message, &mut self.shared, now)

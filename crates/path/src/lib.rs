@@ -87,5 +87,5 @@ pub use filter::{Forbidden, Refusal};
 pub use input::{Config, Input, PeerConfig, PeerCounters, Session};
 pub use nat::{NatClass, NatReport};
 pub use relay::{RelayId, RelayNews};
-pub use snapshot::{PairOutcome, PairReport, PeerNat, PeerReport, Snapshot};
+pub use snapshot::{LegPhase, LegReport, PairOutcome, PairReport, PeerNat, PeerReport, Snapshot};
 pub use stats::Stats;

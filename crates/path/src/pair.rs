@@ -14,6 +14,9 @@ pub(crate) const PROOF_LIFETIME: Duration = Duration::from_secs(30);
 /// How long a pair that carries probes and not WireGuard comes last: filters of that kind do not change by the minute.
 pub(crate) const PENALTY: Duration = Duration::from_secs(300);
 
+/// How often that time is doubled for a pair that was tried again in vain: each trial costs what is sent meanwhile.
+const MAX_DOUBLINGS: u32 = 4;
+
 /// Round-trip times below this difference are the same.
 const RTT_MARGIN: Duration = Duration::from_millis(5);
 
@@ -38,6 +41,7 @@ pub(crate) struct Pair {
     pub(crate) last_pong: Option<Instant>,
     pub(crate) replies: Bucket,
     penalised_until: Option<Instant>,
+    penalties: u32,
     pub(crate) born: Instant,
 }
 
@@ -55,6 +59,7 @@ impl Pair {
             last_pong: None,
             replies: Bucket::new(REPLIES, REPLIES, now),
             penalised_until: None,
+            penalties: 0,
             born: now,
         }
     }
@@ -72,11 +77,13 @@ impl Pair {
     }
 
     pub(crate) fn penalise(&mut self, now: Instant) {
-        self.penalised_until = Some(now + PENALTY);
+        self.penalised_until = Some(now + PENALTY * (1 << self.penalties.min(MAX_DOUBLINGS)));
+        self.penalties = self.penalties.saturating_add(1);
     }
 
     pub(crate) fn forgive(&mut self) {
         self.penalised_until = None;
+        self.penalties = 0;
     }
 
     pub(crate) fn is_penalised(&self, now: Instant) -> bool {

@@ -20,9 +20,12 @@ mod check;
 mod counters;
 mod hold;
 mod ladder;
+mod leg;
 mod nominate;
 mod probing;
 mod punch;
+mod relay_path;
+mod relayed;
 mod report;
 mod signals;
 mod trial;
@@ -34,6 +37,7 @@ use ladder::Ladder;
 use nominate::Nomination;
 use probing::Requests;
 use punch::Punch;
+use relayed::Relayed;
 use trial::Trial;
 
 /// Sources of authentic PINGs kept beyond the published candidates: a NAT that rebinds twice and a second uplink.
@@ -55,6 +59,7 @@ pub(crate) struct Direct {
 
 pub(crate) struct Peer {
     pub(crate) key: PublicKey,
+    own_key: PublicKey,
     keys: PairKeys,
     /// Whether this node chooses the path: the side with the smaller public key.
     nominates: bool,
@@ -74,6 +79,7 @@ pub(crate) struct Peer {
     trial: Option<Trial>,
     check: Option<Check>,
     direct: Option<Direct>,
+    relayed: Relayed,
     /// The path that died last, worth trying before all others.
     lost: Option<Lost>,
     /// What WireGuard was told.
@@ -95,11 +101,12 @@ struct Lost {
 }
 
 impl Peer {
-    pub(crate) fn new(key: PublicKey, keys: PairKeys, nominates: bool, shared: &mut Shared, now: Instant) -> Self {
+    pub(crate) fn new(key: PublicKey, own_key: PublicKey, keys: PairKeys, shared: &mut Shared, now: Instant) -> Self {
         Self {
             key,
+            own_key,
             keys,
-            nominates,
+            nominates: own_key < key,
             wanted: false,
             round: 0,
             offered: Vec::new(),
@@ -113,6 +120,7 @@ impl Peer {
             trial: None,
             check: None,
             direct: None,
+            relayed: Relayed::default(),
             lost: None,
             endpoint: None,
             traffic: Traffic::new(shared.nonces.token(), now),
@@ -156,6 +164,7 @@ impl Peer {
         // What was said before is no longer so.
         self.punch.rest();
         self.rebuild_pairs(shared, now);
+        self.rebind_legs(now);
         self.start_over(shared, now);
         self.start_check(shared, now);
         self.refresh_keepalive(shared, now);
@@ -220,6 +229,7 @@ impl Peer {
 
     /// Gives up whatever is in use and has become forbidden.
     fn leave_forbidden(&mut self, shared: &mut Shared) {
+        self.leave_forbidden_relays(shared);
         let gone = |remote: SocketAddr| !self.pairs.contains_key(&remote);
         self.direct = self.direct.filter(|direct| !gone(direct.remote));
         self.lost = self.lost.filter(|lost| !gone(lost.remote));
@@ -294,7 +304,8 @@ impl Peer {
 
     /// Whether this node's NAT mapping is held open by traffic to the peer.
     pub(crate) fn holds_mapping(&self) -> bool {
-        self.wanted && self.direct.is_some_and(|direct| direct.remote.is_ipv4() && !direct.remote.ip().is_loopback())
+        let used = self.direct.map(|direct| direct.remote).or(self.relayed.confirmed_endpoint());
+        self.wanted && used.is_some_and(|remote| remote.is_ipv4() && !remote.ip().is_loopback())
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use blake2::{Blake2s256, Digest};
 use wire::PublicKey;
 use wire::control::{ToNode, ToRelay};
 
@@ -11,6 +12,8 @@ use wire::control::{ToNode, ToRelay};
 pub(crate) const MAX_RELAYS: usize = 8;
 /// Addresses kept of one relay: two families, each with a private and a public one, twice.
 const MAX_ADDRESSES: usize = 8;
+/// Separates this use of the hash from every other.
+const PREFERENCE_LABEL: &[u8] = b"warren relay preference v1";
 
 /// A relay, by the Ed25519 key with which it proves itself.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,10 +87,6 @@ impl Relays {
         self.known.get(id)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&RelayId, &Relay)> {
-        self.known.iter()
-    }
-
     /// A relay to change, made known if there is room: one without a channel gives its place up.
     pub(crate) fn entry(&mut self, id: RelayId) -> Option<&mut Relay> {
         if !self.known.contains_key(&id) && self.known.len() >= MAX_RELAYS {
@@ -130,6 +129,16 @@ impl Relays {
             Some((*id, if wanted { ToRelay::Meet(peer) } else { ToRelay::Part(peer) }))
         })
     }
+}
+
+/// The order in which a pair of nodes prefers relays, higher first: both nodes agree on it, and pairs spread over relays.
+pub(crate) fn preference(relay: &RelayId, one: &PublicKey, other: &PublicKey) -> [u8; 32] {
+    let mut hash = Blake2s256::new();
+    hash.update(PREFERENCE_LABEL);
+    hash.update(relay.0);
+    hash.update(one.min(other).as_bytes());
+    hash.update(one.max(other).as_bytes());
+    hash.finalize().into()
 }
 
 impl Relay {

@@ -1,11 +1,13 @@
 //! What all peers of one engine share: the filter, the budget, the outgoing queues.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use ipnet::IpNet;
+use wire::PublicKey;
 use wire::control::ToRelay;
+use wire::relay::AllocationId;
 
 use crate::budget::Budget;
 use crate::candidate::Candidate;
@@ -29,6 +31,8 @@ pub(crate) struct Shared {
     /// What this node published last.
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) relays: Relays,
+    /// Whose legs relay messages belong to: two a peer.
+    pub(crate) legs: BTreeMap<(SocketAddr, AllocationId), PublicKey>,
     /// The best that any relay offers.
     pub(crate) channel: ControlChannel,
     /// Whether a stranger's packet moves this node's port, as far as it is known.
@@ -53,6 +57,7 @@ impl Shared {
             nat: NatReport::default(),
             candidates: Vec::new(),
             relays: Relays::default(),
+            legs: BTreeMap::new(),
             channel: ControlChannel::default(),
             poisonable: None,
             stray_test_failed: false,
@@ -95,6 +100,16 @@ impl Shared {
         } else {
             self.stats.dropped_queue += 1;
         }
+    }
+
+    /// The n-th of a relay's sockets at this port that this node may and can send to, counted round.
+    pub(crate) fn relay_socket(&self, relay: &RelayId, port: u16, nth: usize) -> Option<SocketAddr> {
+        let has_family =
+            |ip: &IpAddr| self.hosts.is_empty() || self.hosts.iter().any(|host| host.addr().is_ipv4() == ip.is_ipv4());
+        let addresses = &self.relays.get(relay)?.addresses;
+        let sockets = addresses.iter().filter(|ip| has_family(ip)).map(|ip| SocketAddr::new(*ip, port));
+        let usable: Vec<SocketAddr> = sockets.filter(|socket| self.filter.check_remote(*socket).is_ok()).collect();
+        usable.get(nth.checked_rem(usable.len())?).copied()
     }
 
     /// Whether there is something to tell peers about this node's NAT, and nothing more to be found out soon.

@@ -9,6 +9,7 @@ use wire::PublicKey;
 use crate::candidate::{CandidateKind, Tier};
 use crate::event::PathState;
 use crate::nat::{NatClass, NatReport};
+use crate::relay::RelayId;
 
 /// Everything there is to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +41,47 @@ pub struct PeerReport {
     pub nat: Option<PeerNat>,
     /// The pairs, by address.
     pub pairs: Vec<PairReport>,
+    /// The relays where this node and the peer have met.
+    pub met: Vec<RelayId>,
+    /// The legs on relays, the older first.
+    pub legs: Vec<LegReport>,
+}
+
+/// This node's end of the pair on one relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LegReport {
+    /// Which relay.
+    pub relay: RelayId,
+    /// The relay's address and the pair's port on it, once it was told.
+    pub endpoint: Option<SocketAddr>,
+    /// How far it is.
+    pub phase: LegPhase,
+}
+
+/// How far a leg is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LegPhase {
+    /// The relay was asked, or will be.
+    Wanted,
+    /// The relay named a port, which is not bound.
+    Binding,
+    /// This node's leg is bound, the peer's not yet.
+    Bound,
+    /// Packets pass.
+    Ready,
+}
+
+impl LegPhase {
+    /// The name that users see.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Wanted => "wanted",
+            Self::Binding => "binding",
+            Self::Bound => "bound",
+            Self::Ready => "ready",
+        }
+    }
 }
 
 /// A peer's NAT in its own words.

@@ -31,6 +31,14 @@ pub struct Stats {
     pub signals_received: u64,
     /// Signals that were forged, seen before, or from nobody known.
     pub dropped_signals: u64,
+    /// BINDs sent, repeats included.
+    pub binds_sent: u64,
+    /// Relay messages that belong to no leg, answer nothing, or do not authenticate.
+    pub dropped_relay: u64,
+    /// Relayed paths confirmed through WireGuard.
+    pub relayed: u64,
+    /// Confirmed relayed paths that died.
+    pub relay_died: u64,
     /// Datagrams that are neither probes nor STUN answers.
     pub dropped_junk: u64,
     /// Probes under a key id of no peer.

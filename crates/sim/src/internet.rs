@@ -43,6 +43,7 @@ enum Owner {
     Node(usize),
     Box(BoxId),
     Stun,
+    Relay(usize),
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +67,8 @@ pub enum Arrival {
     Node(usize, Packet),
     /// At a STUN server.
     Stun(Packet),
+    /// At a relay.
+    Relay(usize, Packet),
 }
 
 /// A packet on its way.
@@ -154,6 +157,14 @@ impl Internet {
         self.realms[CORE.0].owners.insert(address, Owner::Stun);
     }
 
+    /// Puts a relay into the core, or takes it away.
+    pub fn attach_relay(&mut self, address: IpAddr, relay: Option<usize>) {
+        match relay {
+            Some(relay) => self.realms[CORE.0].owners.insert(address, Owner::Relay(relay)),
+            None => self.realms[CORE.0].owners.remove(&address),
+        };
+    }
+
     /// A box's state, to disturb it.
     pub fn middlebox(&mut self, id: BoxId) -> &mut Middlebox {
         &mut self.boxes[id.0].state
@@ -202,6 +213,7 @@ impl Internet {
             match owner {
                 Owner::Node(node) => return Some(Step::Arrived(Arrival::Node(node, hop.packet))),
                 Owner::Stun => return Some(Step::Arrived(Arrival::Stun(hop.packet))),
+                Owner::Relay(relay) => return Some(Step::Arrived(Arrival::Relay(relay, hop.packet))),
                 Owner::Box(id) => {
                     let gateway = &mut self.boxes[id.0];
                     if hop.left == Some(id) && !gateway.hairpin {

@@ -35,6 +35,7 @@ pub mod node;
 pub mod oracle;
 pub mod packet;
 pub mod random;
+pub mod relay;
 pub mod site;
 pub mod trace;
 pub mod world;

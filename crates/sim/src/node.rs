@@ -55,10 +55,16 @@ pub struct Ledger {
     pub known: Option<Duration>,
     /// When the user's ping was first answered.
     pub first_pong: Option<Duration>,
+    /// Pings of the user since the first one that was answered, that one left out.
+    pub pings: u32,
+    /// Answers to those.
+    pub pongs: u32,
     /// When it was last answered.
     pub last_pong: Option<Duration>,
     /// When the state was first direct.
     pub first_direct: Option<Duration>,
+    /// When it was first relayed.
+    pub first_relayed: Option<Duration>,
     /// The state now, and since when.
     pub state: Option<(Duration, PathState)>,
     /// When the user began to ping.
@@ -94,6 +100,12 @@ impl Node {
     #[must_use]
     pub fn is_direct(&self, peer: &PublicKey) -> bool {
         matches!(self.state(peer), Some(PathState::Direct { .. }))
+    }
+
+    /// Whether this node shows a relayed path.
+    #[must_use]
+    pub fn is_relayed(&self, peer: &PublicKey) -> bool {
+        matches!(self.state(peer), Some(PathState::Relayed { .. }))
     }
 
     /// The state that this node shows.

@@ -40,6 +40,7 @@ enum Action {
     Connect { relay: usize, node: usize, start: u32 },
     ToRelay { relay: usize, channel: u64, message: ToRelay },
     ToNode { relay: usize, channel: u64, message: ToNode },
+    Expire { relay: usize },
 }
 
 /// A simulated mesh.
@@ -63,7 +64,11 @@ pub struct World {
     pub ping_gap: Duration,
     /// How signals travel; without it there is no relay.
     pub signalling: Option<Signalling>,
-    /// The relays, of which there is one.
+    /// Whether relays carry data as well.
+    pub forwarding: bool,
+    /// What relays say, and are asked for, about legs: lost, of 100. Their channels are reliable, their memory need not be.
+    pub forgetful: u8,
+    /// The relays, of which there is one unless more are added.
     relays: Vec<relay::Relay>,
     /// Control channels that there were.
     channels: u64,
@@ -89,6 +94,8 @@ impl World {
             directory_delay: (Duration::from_millis(20), Duration::from_millis(20)),
             ping_gap: Duration::from_millis(100),
             signalling: None,
+            forwarding: false,
+            forgetful: 0,
             relays: Vec::new(),
             channels: 0,
             strays: 0,
@@ -218,6 +225,7 @@ impl World {
             Action::Connect { relay, node, start } => self.connect(relay, node, start),
             Action::ToRelay { relay, channel, message } => self.relay_hears(relay, channel, message),
             Action::ToNode { relay, channel, message } => self.node_hears(relay, channel, message),
+            Action::Expire { relay } => self.expire_allocations(relay),
         }
     }
 
@@ -226,6 +234,7 @@ impl World {
             Some(Step::Later(delay, hop)) => self.after(delay, Action::Travel(hop)),
             Some(Step::Arrived(Arrival::Node(node, packet))) => self.deliver(node, packet),
             Some(Step::Arrived(Arrival::Stun(packet))) => self.observe(&packet),
+            Some(Step::Arrived(Arrival::Relay(relay, packet))) => self.relay_arrival(relay, &packet),
             None => {}
         }
     }
@@ -280,6 +289,9 @@ impl World {
         let machine = &mut self.nodes[from];
         if machine.powered && machine.pinged.contains(&peer) {
             let token = self.random.word();
+            if let Some(ledger) = machine.ledger.get_mut(&peer).filter(|ledger| ledger.first_pong.is_some()) {
+                ledger.pings += 1;
+            }
             machine.device.send(&peer, Inner::Ping(token), &mut self.random, now);
             self.drive(from);
         }

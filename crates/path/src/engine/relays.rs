@@ -1,8 +1,11 @@
 //! What relays say, and to which peer it matters.
 
+use std::net::SocketAddr;
+
 use wire::PublicKey;
 use wire::control::{ToNode, ToRelay, VERSION};
 use wire::probe::signal;
+use wire::relay::Frame;
 
 use super::Engine;
 use crate::relay::{ControlChannel, RelayId, RelayNews};
@@ -33,8 +36,10 @@ impl Engine {
         let now = self.now;
         match message {
             ToNode::Welcome { boot, .. } => {
-                if let Some(relay) = self.shared.relays.entry(id) {
-                    relay.boot = Some(boot);
+                let before = self.shared.relays.entry(id).and_then(|relay| relay.boot.replace(boot));
+                if before.is_some_and(|before| before != boot) {
+                    let shared = &mut self.shared;
+                    self.peers.for_each(|peer| peer.on_relay_boot(id, shared, now));
                 }
             }
             ToNode::Denied(_) => self.channel_lost(id, ControlChannel::Absent),
@@ -50,13 +55,32 @@ impl Engine {
                     relay.drains = true;
                 }
             }
-            ToNode::Allocated { .. }
-            | ToNode::Refused { .. }
-            | ToNode::Ready(_)
-            | ToNode::Unbound(_)
-            | ToNode::Released { .. }
-            | ToNode::Pong
-            | ToNode::Data { .. } => {}
+            ToNode::Allocated { partner, leg } => {
+                if let Some(peer) = self.peers.get_mut(&partner) {
+                    peer.on_allocated(id, leg, &mut self.shared, now);
+                }
+            }
+            ToNode::Refused { partner, reason } => {
+                if let Some(peer) = self.peers.get_mut(&partner) {
+                    peer.on_refused(id, reason, &mut self.shared, now);
+                }
+            }
+            ToNode::Ready(partner) => {
+                if let Some(peer) = self.peers.get_mut(&partner) {
+                    peer.on_ready_leg(id, &mut self.shared, now);
+                }
+            }
+            ToNode::Unbound(partner) => {
+                if let Some(peer) = self.peers.get_mut(&partner) {
+                    peer.on_unbound(id, now);
+                }
+            }
+            ToNode::Released { partner, reason } => {
+                if let Some(peer) = self.peers.get_mut(&partner) {
+                    peer.on_released(id, reason, &mut self.shared, now);
+                }
+            }
+            ToNode::Pong | ToNode::Data { .. } => {}
         }
     }
 
@@ -86,6 +110,20 @@ impl Engine {
             peer.channel_change(shared, now);
             true
         });
+    }
+
+    /// Finds the leg of a relay message by where it came from and what it claims, before any cryptography.
+    pub(super) fn handle_relay_message(&mut self, from: SocketAddr, payload: &[u8]) {
+        let taken = Frame::parse(payload).is_some_and(|frame| {
+            let owner = self.shared.legs.get(&(from, frame.header().allocation)).copied();
+            let peer = owner.and_then(|key| self.peers.get_mut(&key));
+            peer.is_some_and(|peer| peer.on_relay_message(from, &frame, &mut self.shared, self.now))
+        });
+        if taken {
+            self.turn();
+        } else {
+            self.shared.stats.dropped_relay += 1;
+        }
     }
 
     /// The relay's word about who sent a signal is proven by opening it.

@@ -51,8 +51,11 @@ impl Check {
 impl Peer {
     /// Checks the path in use, unless that is being done, was just done, or a trial will tell anyway.
     pub(super) fn start_check(&mut self, shared: &mut Shared, now: Instant) {
+        if self.direct.is_none() {
+            return self.start_relay_check(shared, now);
+        }
         let recent = self.traffic.checked.is_some_and(|at| now.saturating_duration_since(at) < MIN_GAP);
-        if self.direct.is_none() || self.check.is_some() || self.trial.is_some() || recent {
+        if self.check.is_some() || self.trial.is_some() || recent {
             return;
         }
         self.traffic.checked = Some(now);

@@ -136,6 +136,7 @@ impl Peer {
     pub(crate) fn on_counters(&mut self, counters: &PeerCounters, shared: &mut Shared, now: Instant) {
         if self.traffic.update(counters, now) {
             self.check_overtaken();
+            self.relay_overtaken(counters.endpoint.map(canonical));
             self.adoption_overtaken(counters.endpoint.map(canonical), shared, now);
         }
         if let Some(endpoint) = counters.endpoint.map(canonical) {
@@ -145,11 +146,14 @@ impl Peer {
 
     /// When silence or idleness becomes a reason to look.
     pub(super) fn suspicion_due(&self) -> Option<Instant> {
-        let direct = self.direct?;
-        if self.check.is_some() || self.trial.is_some() {
+        let rtt = match self.direct {
+            Some(direct) => self.pairs.get(&direct.remote).and_then(|pair| pair.rtt),
+            None if self.relayed.is_confirmed() => self.relayed.rtt,
+            None => return None,
+        };
+        if self.check.is_some() || self.trial.is_some() || self.relayed.echoes.is_some() {
             return None;
         }
-        let rtt = self.pairs.get(&direct.remote).and_then(|pair| pair.rtt);
         let idle = self.wanted.then_some(self.traffic.alive + self.traffic.idle_after);
         let due = earliest([self.traffic.silence_due(rtt), idle])?;
         // Not sooner than a new check is possible, or the timer would spin.
@@ -176,6 +180,9 @@ impl Peer {
         if self.hold_against(endpoint, now) {
             return;
         }
+        if self.relayed.is_relay_socket(endpoint) {
+            return self.led_to_relay(endpoint, shared, now);
+        }
         if !self.learn(endpoint, shared, now) {
             return;
         }
@@ -188,7 +195,7 @@ impl Peer {
         }
     }
 
-    fn put_back(&mut self, shared: &mut Shared, now: Instant) {
+    pub(super) fn put_back(&mut self, shared: &mut Shared, now: Instant) {
         let recent = self.traffic.put_back.is_some_and(|at| now.saturating_duration_since(at) < PUT_BACK_GAP);
         if recent {
             return;

@@ -89,7 +89,8 @@ impl Peer {
     }
 
     fn hold_round(&self, left: SocketAddr) -> Duration {
-        let rtt = self.pairs.get(&left).and_then(|pair| pair.rtt).unwrap_or_default();
+        let by_relay = self.relayed.rtt.filter(|_| self.relayed.is_relay_socket(left));
+        let rtt = self.pairs.get(&left).and_then(|pair| pair.rtt).or(by_relay).unwrap_or_default();
         (rtt * ROUND_TRIPS).clamp(SHORTEST, LONGEST)
     }
 }

@@ -82,7 +82,9 @@ impl Peer {
             return;
         }
         match (self.direct, self.best(now)) {
-            (None, Some(best)) => self.nominate(best, true, shared, now),
+            (None, Some(_)) if self.is_entering_relay(now) => {}
+            // What is relayed has something to lose, so the peer's word is waited for.
+            (None, Some(best)) => self.nominate(best, !self.relayed.is_confirmed(), shared, now),
             (None, None) => {}
             (Some(_), _) if self.resigned_until.is_some_and(|until| now < until) => {}
             (Some(Direct { remote, .. }), Some(best)) if best != remote => {
@@ -104,7 +106,11 @@ impl Peer {
         proven()
             .filter(|(_, pair)| !pair.is_penalised(now))
             .min_by_key(|(_, pair)| pair.rank())
-            .or_else(|| proven().filter(|_| retry && self.direct.is_none()).min_by_key(|(_, pair)| pair.rank()))
+            .or_else(|| {
+                proven()
+                    .filter(|_| retry && self.direct.is_none() && !self.relayed.is_confirmed())
+                    .min_by_key(|(_, pair)| pair.rank())
+            })
             .map(|(remote, _)| *remote)
     }
 
@@ -136,7 +142,7 @@ impl Peer {
         if self.nomination.retry_at.is_none_or(|at| now < at) {
             return;
         }
-        if self.direct.is_some() || self.trial.is_some() || !self.nominates {
+        if self.direct.is_some() || self.relayed.is_confirmed() || self.trial.is_some() || !self.nominates {
             self.nomination.retry_at = None;
             return;
         }

@@ -171,6 +171,9 @@ impl Peer {
     pub(crate) fn set_met(&mut self, relay: RelayId, met: bool, shared: &mut Shared, now: Instant) -> bool {
         let was_heard = !self.met.is_empty();
         let changed = if met { self.met.insert(relay) } else { self.met.remove(&relay) };
+        if met && changed {
+            self.met_at(relay, now);
+        }
         if met && !was_heard && self.direct.is_none() && matches!(self.punch.phase, Phase::Rest) {
             self.begin(shared, now);
         }

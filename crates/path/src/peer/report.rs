@@ -21,6 +21,8 @@ pub(super) struct Shown {
 impl Peer {
     /// Everything that is due.
     pub(crate) fn handle_timeout(&mut self, shared: &mut Shared, now: Instant) {
+        self.drive_legs(shared, now);
+        self.drive_relay(shared, now);
         self.drive_punch(shared, now);
         self.climb(shared, now);
         self.drive_hold(shared, now);
@@ -42,7 +44,8 @@ impl Peer {
         // The end of a penalty changes what is shown.
         let forgiven = self.pairs.values().filter_map(|pair| pair.penalised_until(now)).min();
         let retry = self.nomination.poll_timeout();
-        earliest([ladder, punch, trial, check, lost, hold, news, forgiven, retry, self.suspicion_due()])
+        let relay = earliest([self.legs_timeout(), self.relay_timeout(now)]);
+        earliest([ladder, punch, trial, check, lost, hold, news, forgiven, retry, relay, self.suspicion_due()])
     }
 
     /// Tells the shell if the state is news.
@@ -66,8 +69,18 @@ impl Peer {
                 since: direct.since,
             };
         }
-        let trying = self.trial.as_ref().is_some_and(|trial| !trial.quiet);
         let probing = self.wanted && self.ladder.is_fresh() && !self.pairs.is_empty();
+        if let Some(path) = self.relayed.path.filter(|path| path.confirmed) {
+            return PathState::Relayed {
+                relay: path.relay,
+                endpoint: path.endpoint,
+                rtt: self.relayed.rtt,
+                since: path.since,
+                reason: if probing { Reason::NotTriedYet } else { self.reason(shared, now) },
+            };
+        }
+        let entering = self.relayed.path.is_some() && self.relayed.failures == 0;
+        let trying = entering || self.trial.as_ref().is_some_and(|trial| !trial.quiet);
         let rebuilding = self.lost.is_some_and(|lost| now.saturating_duration_since(lost.at) < RECONNECTING);
         let blocked = self.pairs.values().any(|pair| pair.is_penalised(now));
         if trying || ((probing || rebuilding) && !blocked) {
@@ -137,6 +150,8 @@ impl Peer {
             last_switch: self.last_switch,
             nat: self.punch.told,
             pairs,
+            met: self.met.iter().copied().collect(),
+            legs: self.relayed.report(),
         }
     }
 }

@@ -36,7 +36,7 @@ const LOST_PATIENT_GAP: Duration = Duration::from_secs(5);
 const LOST_LIFETIME: Duration = Duration::from_secs(600);
 /// After this the session is void (WireGuard's `REJECT_AFTER_TIME`), and the side that does not nominate would only
 /// start handshakes that collide.
-const SESSION_LIFETIME: Duration = Duration::from_secs(180);
+pub(super) const SESSION_LIFETIME: Duration = Duration::from_secs(180);
 
 #[derive(Debug)]
 pub(super) struct Trial {
@@ -136,6 +136,10 @@ impl Peer {
         };
         trial.moved = Some(now);
         trial.fresh = fresh;
+        self.leave_relay();
+        let Some(trial) = &mut self.trial else {
+            return;
+        };
         let remote = trial.remote;
         let initiates = fresh && !trial.follows;
         trial.handshakes = u8::from(initiates);
@@ -158,7 +162,8 @@ impl Peer {
         trial.follows = true;
         trial.acked = true;
         self.trial = Some(trial);
-        let fresh = self.direct.is_none() && !self.traffic.has_session(now);
+        let has_path = self.direct.is_some() || self.relayed.is_confirmed();
+        let fresh = !has_path && !self.traffic.has_session(now);
         self.move_to_trial(fresh, shared, now);
         self.drive_trial(shared, now);
     }
@@ -221,6 +226,7 @@ impl Peer {
         self.traffic.alive(now);
         self.traffic.session_seen(now);
         let peer = self.key;
+        self.relay_heard(shared, now);
         // Those sent before may have met a session that the peer no longer had.
         if let Some(trial) = &mut self.trial
             && trial.has_moved()
@@ -238,6 +244,7 @@ impl Peer {
             self.trial_confirmed(shared, now);
         } else {
             self.check_echoed(token);
+            self.on_relay_echo(token, shared, now);
         }
     }
 
@@ -249,6 +256,8 @@ impl Peer {
         if self.direct.is_none_or(|direct| direct.remote != trial.remote) {
             self.last_switch = Some(now);
         }
+        self.relayed.path = None;
+        self.relayed.echoes = None;
         self.direct = Some(Direct { remote: trial.remote, since: self.direct.map_or(now, |direct| direct.since) });
         self.lost = None;
         self.check = None;
@@ -285,10 +294,11 @@ impl Peer {
             Some(_) => self.path_died(shared, now),
             None if trial.adopts => {
                 self.lost = Some(Lost { remote: trial.remote, at: now, probe_at: now + LOST_GAP });
+                self.use_relay(shared, now);
                 self.choose(shared, now);
             }
             None => {
-                if trial.follows {
+                if !self.use_relay(shared, now) && trial.follows {
                     self.clear_endpoint(shared);
                 }
                 self.schedule_retry(now);
@@ -309,7 +319,7 @@ impl Peer {
 
     /// Two sides that initiate at once stall each other, and users' packets make both initiate. So the side that does
     /// not nominate has an endpoint only while there is a session, or one is being made.
-    fn clear_endpoint(&mut self, shared: &mut Shared) {
+    pub(super) fn clear_endpoint(&mut self, shared: &mut Shared) {
         if self.endpoint.take().is_some() {
             let peer = self.key;
             shared.events.push_back(Event::ClearEndpoint { peer });
@@ -328,7 +338,7 @@ impl Peer {
         self.lost = Some(Lost { remote: direct.remote, at: now, probe_at: now + LOST_GAP });
         self.begin(shared, now);
         // Waiting for an acknowledgement made sense only while there was a path to lose.
-        if self.trial.as_ref().is_some_and(|trial| !trial.has_moved()) {
+        if !self.use_relay(shared, now) && self.trial.as_ref().is_some_and(|trial| !trial.has_moved()) {
             self.move_to_trial(true, shared, now);
             self.drive_trial(shared, now);
         }
@@ -348,7 +358,7 @@ impl Peer {
         lost.probe_at = now + if age < LOST_EAGER { LOST_GAP } else { LOST_PATIENT_GAP };
         let remote = lost.remote;
         let session_over = age >= SESSION_LIFETIME && !self.traffic.shook_hands_within(SESSION_LIFETIME, now);
-        if session_over && !self.nominates && self.trial.is_none() {
+        if session_over && !self.nominates && self.trial.is_none() && self.relayed.path.is_none() {
             self.clear_endpoint(shared);
         }
         if age >= LOST_LIFETIME || !self.wanted {

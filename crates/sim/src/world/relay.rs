@@ -11,11 +11,16 @@ use wire::stun;
 
 use super::{Action, World};
 use crate::packet::{Packet, Payload};
+use crate::relay::{News, Plane};
 
 /// Where strays come from. Nobody ever sends there first.
 const STRAYS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 3));
 /// The first of its ports; each stray has its own.
 const FIRST_PORT: u16 = 20_000;
+/// How often allocations are looked at.
+const EXPIRY: Duration = Duration::from_secs(10);
+/// How long a node waits before it makes a lost channel again.
+const RECONNECT: Duration = Duration::from_millis(500);
 
 /// How the relays' control channels treat messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +37,11 @@ pub struct Signalling {
 #[derive(Debug)]
 pub(super) struct Relay {
     id: RelayId,
-    address: IpAddr,
+    plane: Plane,
     boot: u64,
+    up: bool,
+    /// Whether its allocations will be looked at.
+    expires: bool,
     channels: BTreeMap<u64, Channel>,
 }
 
@@ -53,9 +61,83 @@ struct Channel {
 impl World {
     pub(super) fn add_relays(&mut self) {
         self.internet.attach_stun(STRAYS);
-        let address = IpAddr::from([192, 0, 2, 11]);
-        let id = RelayId([1; 32]);
-        self.relays.push(Relay { id, address, boot: 1, channels: BTreeMap::new() });
+        self.add_relay();
+    }
+
+    /// Adds a relay. Nodes that start afterwards know it.
+    pub fn add_relay(&mut self) -> usize {
+        let index = self.relays.len();
+        let number = u8::try_from(index + 1).unwrap_or(u8::MAX);
+        let address = IpAddr::from([192, 0, 2, 10 + number]);
+        let id = RelayId([number; 32]);
+        self.relays.push(Relay {
+            id,
+            plane: Plane::new(address),
+            boot: 1,
+            up: true,
+            expires: false,
+            channels: BTreeMap::new(),
+        });
+        self.internet.attach_relay(address, Some(index));
+        index
+    }
+
+    /// What a relay is called.
+    #[must_use]
+    pub fn relay_id(&self, relay: usize) -> RelayId {
+        self.relays[relay].id
+    }
+
+    /// How many pairs a relay has a place for.
+    #[must_use]
+    pub fn allocations(&self, relay: usize) -> usize {
+        self.relays[relay].plane.allocations()
+    }
+
+    /// Ends a relay, with all that it knows. Its nodes hear of it at once.
+    pub fn stop_relay(&mut self, relay: usize) {
+        self.note(&format!("relay {relay} stops"));
+        let host = &mut self.relays[relay];
+        host.up = false;
+        let address = host.plane.address();
+        host.plane = Plane::new(address);
+        let nodes: Vec<usize> = host.channels.values().map(|channel| channel.node).collect();
+        host.channels.clear();
+        self.internet.attach_relay(address, None);
+        for node in nodes {
+            self.lose_channel(relay, node);
+        }
+    }
+
+    /// Starts a relay that was ended: it is another process.
+    pub fn start_relay(&mut self, relay: usize) {
+        self.note(&format!("relay {relay} starts"));
+        let host = &mut self.relays[relay];
+        host.up = true;
+        host.boot += 1;
+        let address = host.plane.address();
+        self.internet.attach_relay(address, Some(relay));
+    }
+
+    /// Lets a relay say that it is about to end.
+    pub fn drain_relay(&mut self, relay: usize) {
+        let channels: Vec<u64> = self.relays[relay].channels.keys().copied().collect();
+        for channel in channels {
+            self.tell(relay, Some(channel), ToNode::Drain { seconds: 30 });
+        }
+    }
+
+    /// Breaks a node's channel to a relay, with all that is on its way. The node makes another one.
+    pub fn break_channel(&mut self, relay: usize, node: usize) {
+        if self.hang_up(relay, node) {
+            self.lose_channel(relay, node);
+        }
+    }
+
+    fn lose_channel(&mut self, relay: usize, node: usize) {
+        self.relay_news(relay, node, RelayNews::Closed);
+        let start = self.nodes[node].starts;
+        self.after(RECONNECT, Action::Connect { relay, node, start });
     }
 
     /// A node's agent started: its control channels will be there in a while.
@@ -76,28 +158,39 @@ impl World {
         if self.nodes[node].engine.is_none() || self.nodes[node].starts != start {
             return;
         }
+        if !self.relays[relay].up {
+            self.relay_news(relay, node, RelayNews::Closed);
+            return self.after(RECONNECT, Action::Connect { relay, node, start });
+        }
+        self.hang_up(relay, node);
         self.channels += 1;
         let key = self.nodes[node].key;
         let arrivals = [self.now; 2];
         let channel = Channel { node, key, greeted: false, meets: BTreeSet::new(), arrivals };
         self.relays[relay].channels.insert(self.channels, channel);
-        let addresses = vec![self.relays[relay].address];
+        let addresses = vec![self.relays[relay].plane.address()];
         self.relay_news(relay, node, RelayNews::Open { addresses });
     }
 
     /// A node's agent ends, and its control channels with it.
     pub(super) fn disconnect(&mut self, node: usize) {
         for relay in 0..self.relays.len() {
-            let its: Vec<u64> = self.relays[relay].channels_of(node).collect();
-            for channel in its {
-                let Some(gone) = self.relays[relay].channels.remove(&channel) else { continue };
-                let met = gone.meets.iter().filter(|peer| self.relays[relay].wants(peer, &gone.key));
-                for peer in met.collect::<Vec<_>>() {
-                    let partner = self.relays[relay].channel_of(peer);
-                    self.tell(relay, partner, ToNode::Present { node: gone.key, met: false });
-                }
+            self.hang_up(relay, node);
+        }
+    }
+
+    /// A channel ends, if there is one, and whoever the node had met hears of it.
+    fn hang_up(&mut self, relay: usize, node: usize) -> bool {
+        let its: Vec<u64> = self.relays[relay].channels_of(node).collect();
+        for channel in &its {
+            let Some(gone) = self.relays[relay].channels.remove(channel) else { continue };
+            let met = gone.meets.iter().filter(|peer| self.relays[relay].wants(peer, &gone.key));
+            for peer in met.collect::<Vec<_>>() {
+                let partner = self.relays[relay].channel_of(peer);
+                self.tell(relay, partner, ToNode::Present { node: gone.key, met: false });
             }
         }
+        !its.is_empty()
     }
 
     fn relay_news(&mut self, relay: usize, node: usize, news: RelayNews) {
@@ -175,9 +268,14 @@ impl World {
                     self.tell(relay, partner, ToNode::Present { node: key, met: false });
                 }
             }
-            ToRelay::Allocate { partner, .. } => {
+            ToRelay::Allocate { partner, .. } if !self.forwarding => {
                 let reason = RefusedReason::PortsExhausted;
                 self.tell(relay, Some(channel), ToNode::Refused { partner, reason });
+            }
+            ToRelay::Allocate { partner, hint } => {
+                let news = host.plane.allocate(key, partner, hint, &mut self.random, self.now);
+                self.tell_all(relay, news);
+                self.expire_soon(relay);
             }
             ToRelay::Signal { to, bytes } => {
                 let met = from.meets.contains(&to) && host.wants(&to, &key);
@@ -197,7 +295,47 @@ impl World {
                 self.inject(Packet::new(from, to, Payload::Plain(stun::encode_success(tx, to))));
                 self.tell(relay, Some(channel), ToNode::StraySent { tx, from });
             }
-            ToRelay::Release(_) | ToRelay::Ping | ToRelay::Data { .. } => {}
+            ToRelay::Release(partner) => {
+                let news = host.plane.release(key, partner);
+                self.tell_all(relay, news);
+            }
+            ToRelay::Ping | ToRelay::Data { .. } => {}
+        }
+    }
+
+    /// A packet reached a relay.
+    pub(super) fn relay_arrival(&mut self, relay: usize, packet: &Packet) {
+        let host = &mut self.relays[relay];
+        let mut out = Vec::new();
+        let news = host.plane.arrive(packet, host.boot, self.now, &mut out);
+        for packet in out {
+            self.inject(packet);
+        }
+        self.tell_all(relay, news);
+    }
+
+    pub(super) fn expire_allocations(&mut self, relay: usize) {
+        let host = &mut self.relays[relay];
+        host.expires = false;
+        let news = host.plane.expire(self.now);
+        self.tell_all(relay, news);
+        self.expire_soon(relay);
+    }
+
+    fn expire_soon(&mut self, relay: usize) {
+        let host = &mut self.relays[relay];
+        if host.plane.allocations() > 0 && !std::mem::replace(&mut host.expires, true) {
+            self.after(EXPIRY, Action::Expire { relay });
+        }
+    }
+
+    fn tell_all(&mut self, relay: usize, news: Vec<News>) {
+        for (to, message) in news {
+            if self.forgetful > 0 && self.random.percent(self.forgetful) {
+                continue;
+            }
+            let channel = self.relays[relay].channel_of(&to);
+            self.tell(relay, channel, message);
         }
     }
 

@@ -87,6 +87,9 @@ impl World {
                 if matches!(state, PathState::Direct { .. }) {
                     ledger.first_direct.get_or_insert(now);
                 }
+                if matches!(state, PathState::Relayed { .. }) {
+                    ledger.first_relayed.get_or_insert(now);
+                }
                 let text = shown(&state);
                 self.note(&format!("n{node} shows {} {text}", self.name(&peer)));
             }

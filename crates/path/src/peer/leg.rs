@@ -1,0 +1,280 @@
+//! A leg: this node's end of a pair's allocation on one relay.
+//!
+//! ```text
+//! wanted     Allocate is said to the relay, and said again ever more rarely until the leg is ready
+//! allocated  the relay named port and key
+//! binding    BIND, again after 100, 200, 400 .. ms with the next counter, until BOUND; each CHALLENGE is answered
+//! bound      packets from this node's port reach the relay's table; BIND again every minute while it matters
+//! ready      the partner's leg is bound as well: packets pass
+//! ```
+//!
+//! Binding and asking go on side by side, because either may have lost a message of the other.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use wire::PublicKey;
+use wire::control::{self, ToRelay};
+use wire::relay::{self, AllocationId, Body, Frame, Header, LegKey, Side};
+
+use crate::relay::RelayId;
+use crate::shared::Shared;
+use crate::snapshot::LegPhase;
+use crate::timer::earliest;
+
+/// After the first BIND without an answer, doubled each time: below one round trip of a far relay a second one is harmless.
+const BIND_GAP: Duration = Duration::from_millis(100);
+/// Between two BINDs without an answer at most.
+const MAX_BIND_GAP: Duration = Duration::from_secs(5);
+/// Unanswered BINDs after which another address of the relay is tried.
+const BINDS_PER_ADDRESS: u32 = 5;
+/// Between two BINDs of a leg in use: a NAT that moved this node's port is noticed within a minute also without traffic.
+const REFRESH: Duration = Duration::from_secs(60);
+/// Between the first two requests for an allocation, doubled each time. The channel is reliable; what may be lost is what the
+/// relay said over one before it.
+const ASK_GAP: Duration = Duration::from_secs(2);
+/// Between two requests at most.
+const MAX_ASK_GAP: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(super) struct Leg {
+    pub(super) relay: RelayId,
+    allocation: Option<Allocation>,
+    /// The port that the pair had, for a relay that forgot it.
+    hint: Option<u16>,
+    /// When to ask the relay next, and how often it was asked.
+    ask_at: Option<Instant>,
+    asks: u32,
+    /// The highest counter used.
+    counter: u64,
+    bind: Option<Bind>,
+    bound: Option<Instant>,
+    ready: bool,
+}
+
+#[derive(Debug)]
+struct Allocation {
+    id: AllocationId,
+    side: Side,
+    port: u16,
+    key: LegKey,
+    /// Which of the relay's addresses is used, and with the port what WireGuard is pointed at.
+    nth: usize,
+    remote: SocketAddr,
+}
+
+/// A BIND without its BOUND.
+#[derive(Debug)]
+struct Bind {
+    /// The counter of the first.
+    first: u64,
+    sent: u32,
+    due: Instant,
+}
+
+impl Leg {
+    /// A leg that is to be asked for at a time, and in answer to the peer if that is never.
+    pub(super) fn wanted(relay: RelayId, hint: Option<u16>, ask_at: Option<Instant>) -> Self {
+        Self { relay, allocation: None, hint, ask_at, asks: 0, counter: 0, bind: None, bound: None, ready: false }
+    }
+
+    pub(super) fn phase(&self) -> LegPhase {
+        match (&self.allocation, self.bound) {
+            (None, _) => LegPhase::Wanted,
+            (Some(_), _) if self.ready => LegPhase::Ready,
+            (Some(_), None) => LegPhase::Binding,
+            (Some(_), Some(_)) => LegPhase::Bound,
+        }
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.phase() == LegPhase::Ready
+    }
+
+    /// Whether this node's packets reach the relay's table.
+    pub(super) fn is_bound(&self) -> bool {
+        self.phase() >= LegPhase::Bound
+    }
+
+    pub(super) fn is_allocated(&self) -> bool {
+        self.allocation.is_some()
+    }
+
+    /// Where WireGuard is pointed to use it.
+    pub(super) fn remote(&self) -> Option<SocketAddr> {
+        self.allocation.as_ref().map(|allocation| allocation.remote)
+    }
+
+    /// Asks the relay at that time, as if for the first time.
+    pub(super) fn ask_at(&mut self, at: Instant) {
+        self.ask_at = Some(self.ask_at.map_or(at, |before| before.min(at)));
+        self.asks = 0;
+    }
+
+    /// Asks no sooner than that.
+    pub(super) fn ask_after(&mut self, at: Instant) {
+        self.ask_at = Some(at);
+    }
+
+    /// The relay named the leg's port and key, maybe once more. Returns whether it can be bound.
+    pub(super) fn on_allocated(
+        &mut self,
+        peer: PublicKey,
+        told: control::Leg,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> bool {
+        if let Some(known) =
+            self.allocation.as_ref().filter(|known| known.id == told.allocation && known.port == told.port)
+        {
+            self.counter = self.counter.max(told.counter);
+            return known.remote.port() == told.port;
+        }
+        self.forget(shared);
+        let control::Leg { allocation: id, side, port, key, counter } = told;
+        self.hint = Some(port);
+        let Some(remote) = shared.relay_socket(&self.relay, port, 0) else {
+            return false;
+        };
+        self.allocation = Some(Allocation { id, side, port, key, nth: 0, remote });
+        self.counter = counter;
+        shared.legs.insert((remote, id), peer);
+        self.bind_now(now);
+        true
+    }
+
+    /// The partner's leg is bound, and so is this one, whether or not BOUND arrived.
+    pub(super) fn on_ready(&mut self, now: Instant) {
+        if self.allocation.is_some() {
+            self.ready = true;
+            self.bound.get_or_insert(now);
+            self.ask_at = None;
+            self.asks = 0;
+        }
+    }
+
+    /// Another node has this leg's source now.
+    pub(super) fn on_unbound(&mut self, now: Instant) {
+        self.bound = None;
+        self.ready = false;
+        self.ask_at(now + ASK_GAP);
+        self.bind_now(now);
+    }
+
+    /// The allocation is no more, but its port may be had again.
+    pub(super) fn forget(&mut self, shared: &mut Shared) {
+        if let Some(gone) = self.allocation.take() {
+            shared.legs.remove(&(gone.remote, gone.id));
+        }
+        self.bind = None;
+        self.bound = None;
+        self.ready = false;
+    }
+
+    /// Packets do not pass, whatever the relay said: everything is to be shown anew.
+    pub(super) fn doubt(&mut self, ask_at: Instant, now: Instant) {
+        self.ready = false;
+        self.ask_after(ask_at);
+        self.bind_now(now);
+    }
+
+    /// Binds again from where this node's packets come from now.
+    pub(super) fn bind_now(&mut self, now: Instant) {
+        if self.allocation.is_some() {
+            let first = self.counter.saturating_add(1);
+            self.bind = Some(Bind { first, sent: 0, due: now });
+        }
+    }
+
+    /// Sends what is due. `asks` says whether the relay may be asked, `refreshes` whether a bound leg is kept.
+    pub(super) fn drive(&mut self, peer: PublicKey, asks: bool, refreshes: bool, shared: &mut Shared, now: Instant) {
+        if asks && self.ask_at.is_some_and(|at| at <= now) {
+            let gap = ASK_GAP.saturating_mul(1 << self.asks.min(5)).min(MAX_ASK_GAP);
+            self.asks = self.asks.saturating_add(1);
+            self.ask_at = Some(now + gap);
+            shared.send_control(self.relay, ToRelay::Allocate { partner: peer, hint: self.hint });
+        }
+        if refreshes && self.bind.is_none() && self.refresh_due().is_some_and(|at| at <= now) {
+            self.bind_now(now);
+        }
+        if self.bind.as_ref().is_some_and(|bind| bind.due <= now) {
+            self.send_bind(peer, shared, now);
+        }
+    }
+
+    fn refresh_due(&self) -> Option<Instant> {
+        self.bound.map(|at| at + REFRESH)
+    }
+
+    pub(super) fn poll_timeout(&self, asks: bool, refreshes: bool) -> Option<Instant> {
+        let bind = self.bind.as_ref().map(|bind| bind.due);
+        let refresh = self.refresh_due().filter(|_| refreshes && self.bind.is_none());
+        earliest([self.ask_at.filter(|_| asks), bind, refresh])
+    }
+
+    fn send_bind(&mut self, peer: PublicKey, shared: &mut Shared, now: Instant) {
+        let (Some(bind), Some(allocation)) = (&mut self.bind, &mut self.allocation) else {
+            return;
+        };
+        bind.due = now + BIND_GAP.saturating_mul(1 << bind.sent.min(6)).min(MAX_BIND_GAP);
+        bind.sent = bind.sent.saturating_add(1);
+        if bind.sent > 1
+            && bind.sent % BINDS_PER_ADDRESS == 1
+            && self.bound.is_none()
+            && let Some(remote) = shared.relay_socket(&self.relay, allocation.port, allocation.nth + 1)
+        {
+            shared.legs.remove(&(allocation.remote, allocation.id));
+            allocation.nth += 1;
+            allocation.remote = remote;
+            shared.legs.insert((remote, allocation.id), peer);
+        }
+        self.counter = self.counter.saturating_add(1);
+        shared.stats.binds_sent += 1;
+        allocation.send(self.counter, &Body::Bind, shared, now);
+    }
+
+    /// Takes a relay message. Returns whether it was authentic and of use.
+    pub(super) fn on_message(
+        &mut self,
+        from: SocketAddr,
+        frame: &Frame<'_>,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> bool {
+        let Some(allocation) = &self.allocation else {
+            return false;
+        };
+        let header = frame.header();
+        let is_ours = allocation.remote == from && allocation.id == header.allocation && allocation.side == header.side;
+        if !is_ours || frame.is_from_node() {
+            return false;
+        }
+        // What answers a BIND that is over, or one that was never sent, is old or made up.
+        let is_open = |bind: &Bind| (bind.first..=self.counter).contains(&header.counter);
+        if !self.bind.as_ref().is_some_and(is_open) {
+            return false;
+        }
+        match frame.open(&allocation.key) {
+            Ok(Body::Challenge(token)) => {
+                allocation.send(header.counter, &Body::Answer(token), shared, now);
+                true
+            }
+            Ok(Body::Bound { .. }) => {
+                self.bind = None;
+                self.bound = Some(now);
+                true
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+}
+
+impl Allocation {
+    fn send(&self, counter: u64, body: &Body, shared: &mut Shared, now: Instant) {
+        let header = Header { allocation: self.id, side: self.side, counter };
+        // The relay is authenticated and named the port: it has the allowance of a peer that answered.
+        if shared.permit(self.remote, true, now) {
+            shared.send(self.remote, None, None, relay::seal(&self.key, &header, body).to_vec());
+        }
+    }
+}

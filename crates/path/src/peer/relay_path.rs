@@ -1,0 +1,320 @@
+//! The relayed path in use: entered when both legs are bound, proven by an echo, watched like a direct one, left for a direct
+//! one that is proven.
+//!
+//! The order matters to WireGuard. Legs are bound before anything is pointed at them. Only the side that nominates starts the
+//! handshake; the other one, if it has no session, waits for that handshake and lets its device follow it.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::Peer;
+use super::leg::Leg;
+use super::trial::SESSION_LIFETIME;
+use crate::event::Event;
+use crate::relay::RelayId;
+use crate::shared::Shared;
+use crate::timer::earliest;
+
+/// Echoes through the tunnel, in milliseconds.
+const ECHO_AT: [u64; 5] = [0, 200, 500, 1000, 1500];
+/// Without an answer for so long, the relay carries nothing.
+const CONFIRM: Duration = Duration::from_secs(2);
+/// When the handshake is tried once more: longer than any round trip that is worth having.
+const SECOND_HANDSHAKE: Duration = Duration::from_millis(600);
+/// When a path that was fine gets a new handshake: the peer's device may have lost the session.
+const CHECK_HANDSHAKE: Duration = Duration::from_millis(500);
+/// For so long a handshake by relay is not disturbed by one over a direct pair: the device would answer the wrong one.
+const UNDISTURBED: Duration = Duration::from_secs(1);
+/// How long the side that follows waits for the other one's handshake before it starts its own.
+const SILENT_NOMINATOR: Duration = Duration::from_secs(3);
+/// Between two checks: one-way traffic looks like silence all the time.
+const MIN_GAP: Duration = Duration::from_secs(1);
+/// How long a leg is kept that the path has left: for what is on its way.
+const SETTLE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RelayPath {
+    pub(super) relay: RelayId,
+    pub(super) endpoint: SocketAddr,
+    /// Since when the pair is relayed, over whichever relay.
+    pub(super) since: Instant,
+    entered: Instant,
+    /// Whether WireGuard was pointed there.
+    moved: bool,
+    /// Whether an echo came back.
+    pub(super) confirmed: bool,
+    /// When legs on other relays may go.
+    settles: Option<Instant>,
+}
+
+/// Echoes that try a path, or ask whether it is still there.
+#[derive(Debug)]
+pub(super) struct Echoes {
+    started: Instant,
+    sent: Vec<(u64, Instant)>,
+    handshake_due: Option<Instant>,
+}
+
+impl Echoes {
+    fn new(handshake_due: Option<Instant>, now: Instant) -> Self {
+        Self { started: now, sent: Vec::new(), handshake_due }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        ECHO_AT.get(self.sent.len()).map(|millis| self.started + Duration::from_millis(*millis))
+    }
+
+    fn deadline(&self) -> Instant {
+        self.started + CONFIRM
+    }
+}
+
+impl Peer {
+    /// A leg is ready: use it if it is needed.
+    pub(super) fn consider_relay(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) {
+        if !self.wanted || self.direct.is_some() || self.trial.as_ref().is_some_and(super::Trial::has_moved) {
+            return;
+        }
+        let ready = self.relayed.legs.iter().find(|leg| leg.relay == relay && leg.is_ready());
+        let Some(endpoint) = ready.and_then(Leg::remote) else {
+            return;
+        };
+        match self.relayed.path {
+            Some(path) if (path.relay, path.endpoint) == (relay, endpoint) => {
+                // The peer came anew, maybe without the session.
+                self.start_relay_check(shared, now);
+            }
+            Some(path) if path.relay != relay && path.confirmed && !self.leaves(path.relay, shared) => {}
+            _ => self.enter_relay(relay, endpoint, shared, now),
+        }
+    }
+
+    /// Whether a relay in use is to be left for another one. The side that nominates decides, the device of the other follows.
+    fn leaves(&self, relay: RelayId, shared: &Shared) -> bool {
+        self.nominates && shared.relays.get(&relay).is_some_and(|known| known.drains)
+    }
+
+    fn enter_relay(&mut self, relay: RelayId, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
+        let before = self.relayed.path.filter(|path| path.confirmed);
+        let has_session = before.is_some() || self.traffic.shook_hands_within(SESSION_LIFETIME, now);
+        let since = before.map_or(now, |path| path.since);
+        let confirmed = before.is_some();
+        let moved = false;
+        self.relayed.path = Some(RelayPath { relay, endpoint, since, entered: now, moved, confirmed, settles: None });
+        self.relayed.echoes = None;
+        if self.nominates || has_session {
+            self.move_to_relay(self.nominates && before.is_none(), shared, now);
+        }
+    }
+
+    /// Points WireGuard at the relay, with or without a handshake.
+    fn move_to_relay(&mut self, initiates: bool, shared: &mut Shared, now: Instant) {
+        let Some(path) = &mut self.relayed.path else {
+            return;
+        };
+        path.moved = true;
+        let (endpoint, switches) = (path.endpoint, path.confirmed);
+        let left = self.endpoint.map(|(left, _)| left).filter(|left| *left != endpoint);
+        self.set_endpoint(endpoint, shared, now);
+        if let (Some(left), true) = (left, switches) {
+            self.hold(left, now);
+        }
+        if initiates {
+            let peer = self.key;
+            shared.events.push_back(Event::StartHandshake { peer });
+        }
+        self.relayed.echoes = Some(Echoes::new(initiates.then_some(now + SECOND_HANDSHAKE), now));
+        self.drive_relay(shared, now);
+    }
+
+    /// The device of this side was led to a relay by the peer's packets.
+    pub(super) fn led_to_relay(&mut self, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
+        if self.direct.is_some() {
+            // The peer has left the direct path, or thinks that it has to. Ask, and stay if there is an answer.
+            self.start_check(shared, now);
+            let pair = self.direct.and_then(|direct| self.pairs.get(&direct.remote));
+            if pair.and_then(|pair| pair.last_pong).is_some_and(|at| now.saturating_duration_since(at) < CONFIRM) {
+                self.put_back(shared, now);
+            }
+            return;
+        }
+        let leg = self.relayed.legs.iter().find(|leg| leg.remote() == Some(endpoint) && leg.is_bound());
+        let Some(relay) = leg.map(|leg| leg.relay).filter(|_| self.wanted) else {
+            return;
+        };
+        match &mut self.relayed.path {
+            Some(path) if path.endpoint == endpoint && path.moved => {}
+            // The side that nominates is not led.
+            Some(path) if path.confirmed && self.nominates => {
+                let chosen = path.endpoint;
+                self.endpoint = None;
+                self.set_endpoint(chosen, shared, now);
+            }
+            _ => {
+                self.enter_relay(relay, endpoint, shared, now);
+                if self.relayed.path.is_some_and(|path| !path.moved) {
+                    self.move_to_relay(false, shared, now);
+                }
+            }
+        }
+    }
+
+    /// The peer's echo came through the tunnel, which is open now: if this side waited for that at a relay, it follows.
+    pub(super) fn relay_heard(&mut self, shared: &mut Shared, now: Instant) {
+        if self.relayed.path.is_some_and(|path| !path.moved) && self.trial.is_none() {
+            self.move_to_relay(false, shared, now);
+        }
+    }
+
+    pub(super) fn on_relay_echo(&mut self, token: u64, shared: &mut Shared, now: Instant) {
+        let sent = self.relayed.echoes.as_ref().and_then(|echoes| echoes.sent.iter().find(|(own, _)| *own == token));
+        let (Some((_, at)), Some(path)) = (sent, &mut self.relayed.path) else {
+            return;
+        };
+        let rtt = now.saturating_duration_since(*at);
+        let relay = path.relay;
+        self.relayed.echoes = None;
+        path.settles = Some(now + SETTLE).filter(|_| self.relayed.legs.len() > 1);
+        self.relayed.forgive(&relay);
+        if self.relayed.is_confirmed() {
+            self.relayed.rtt = Some(self.relayed.rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
+            return;
+        }
+        if let Some(path) = &mut self.relayed.path {
+            path.confirmed = true;
+            path.since = now;
+        }
+        self.relayed.failures = 0;
+        shared.stats.relayed += 1;
+        // The first one had to wait for the session and tells nothing of the round trip.
+        self.relayed.echoes = Some(Echoes::new(None, now));
+        self.choose(shared, now);
+        self.drive_relay(shared, now);
+    }
+
+    /// Asks whether the relayed path in use is still there, unless that is being done, or was just done.
+    pub(super) fn start_relay_check(&mut self, shared: &mut Shared, now: Instant) {
+        let recent = self.traffic.checked.is_some_and(|at| now.saturating_duration_since(at) < MIN_GAP);
+        let tries = self.trial.as_ref().is_some_and(super::Trial::has_moved);
+        if !self.relayed.is_confirmed() || self.relayed.echoes.is_some() || tries || recent {
+            return;
+        }
+        self.traffic.checked = Some(now);
+        let patience = if self.nominates { CHECK_HANDSHAKE } else { CHECK_HANDSHAKE * 3 };
+        self.relayed.echoes = Some(Echoes::new(Some(now + patience), now));
+        self.drive_relay(shared, now);
+    }
+
+    /// Data arrived on its own. A silent agent does not make a dead path.
+    pub(super) fn relay_overtaken(&mut self, endpoint: Option<SocketAddr>) {
+        if self.relayed.path.is_some_and(|path| path.confirmed && Some(path.endpoint) == endpoint) {
+            self.relayed.echoes = None;
+        }
+    }
+
+    /// Sends what the relayed path has due, and ends it in time.
+    pub(super) fn drive_relay(&mut self, shared: &mut Shared, now: Instant) {
+        let Some(path) = self.relayed.path else {
+            return;
+        };
+        if path.settles.is_some_and(|at| at <= now) {
+            self.relayed.path = Some(RelayPath { settles: None, ..path });
+            self.drop_other_legs(path.relay, shared);
+        }
+        if !path.moved && path.entered + SILENT_NOMINATOR <= now && self.trial.is_none() {
+            return self.move_to_relay(true, shared, now);
+        }
+        if let Some(echoes) = &mut self.relayed.echoes {
+            let peer = self.key;
+            if echoes.deadline() <= now {
+                return self.relay_path_died(shared, now);
+            }
+            let due = echoes.due().is_some_and(|due| due <= now);
+            let handshake = echoes.handshake_due.take_if(|due| *due <= now).is_some();
+            if due {
+                let token = shared.nonces.token();
+                echoes.sent.push((token, now));
+                shared.events.push_back(Event::SendEcho { peer, token });
+            }
+            if due && echoes.sent.len() == 2 && path.confirmed {
+                self.suspect_relay(path, shared, now);
+            }
+            if handshake {
+                shared.events.push_back(Event::StartHandshake { peer });
+            }
+        }
+        if !path.confirmed && path.entered + UNDISTURBED <= now {
+            self.choose(shared, now);
+        }
+    }
+
+    /// The first echo of a check was not answered: perhaps this node's NAT moved its port, or the device its endpoint.
+    fn suspect_relay(&mut self, path: RelayPath, shared: &mut Shared, now: Instant) {
+        shared.doubts_mapping = true;
+        if let Some(leg) = self.relayed.leg(&path.relay) {
+            leg.bind_now(now);
+        }
+        self.endpoint = None;
+        self.set_endpoint(path.endpoint, shared, now);
+    }
+
+    /// Whether a handshake by relay is under way that nothing else should disturb.
+    pub(super) fn is_entering_relay(&self, now: Instant) -> bool {
+        self.relayed.path.is_some_and(|path| path.moved && !path.confirmed && now < path.entered + UNDISTURBED)
+    }
+
+    pub(super) fn relay_timeout(&self, now: Instant) -> Option<Instant> {
+        let path = self.relayed.path?;
+        let echoes = self.relayed.echoes.as_ref();
+        let echo = echoes.and_then(Echoes::due);
+        let handshake = echoes.and_then(|echoes| echoes.handshake_due);
+        let silent = (!path.moved && self.trial.is_none()).then_some(path.entered + SILENT_NOMINATOR);
+        let undisturbed = Some(path.entered + UNDISTURBED).filter(|at| !path.confirmed && now < *at);
+        earliest([echo, handshake, echoes.map(Echoes::deadline), silent, undisturbed, path.settles])
+    }
+
+    /// Nothing comes back by the relay. WireGuard keeps its endpoint until something better is there.
+    pub(super) fn relay_path_died(&mut self, shared: &mut Shared, now: Instant) {
+        let Some(path) = self.relayed.path.take() else {
+            return;
+        };
+        self.relayed.echoes = None;
+        self.relayed.rtt = None;
+        let wait = self.relayed.shun(path.relay, now);
+        if path.confirmed {
+            shared.stats.relay_died += 1;
+            shared.doubts_mapping = true;
+        } else {
+            self.relayed.failures = self.relayed.failures.saturating_add(1);
+        }
+        if let Some(leg) = self.relayed.leg(&path.relay) {
+            let ask_at = if path.confirmed { now } else { now + wait };
+            leg.doubt(ask_at, now);
+        }
+        if !self.use_relay(shared, now) {
+            if !self.nominates && !self.traffic.shook_hands_within(SESSION_LIFETIME, now) && self.trial.is_none() {
+                self.clear_endpoint(shared);
+            }
+            self.choose(shared, now);
+        }
+    }
+
+    /// Goes to a relay, or back to it, if there is one with a leg that is ready. Returns whether there is.
+    pub(super) fn use_relay(&mut self, shared: &mut Shared, now: Instant) -> bool {
+        if let Some(path) = self.relayed.path.filter(|path| path.confirmed) {
+            self.set_endpoint(path.endpoint, shared, now);
+            self.traffic.checked = None;
+            self.start_relay_check(shared, now);
+        } else if let Some(relay) = self.relayed.legs.iter().find(|leg| leg.is_ready()).map(|leg| leg.relay) {
+            self.relayed.path = None;
+            self.consider_relay(relay, shared, now);
+        }
+        self.relayed.path.is_some()
+    }
+
+    /// WireGuard goes elsewhere, to try it.
+    pub(super) fn leave_relay(&mut self) {
+        self.relayed.echoes = None;
+        self.relayed.path = self.relayed.path.filter(|path| path.confirmed);
+    }
+}

@@ -1,0 +1,381 @@
+//! Which relays a pair has legs on, and why.
+//!
+//! A wanted peer without a direct path gets a leg on the relay that both nodes prefer among those where they have met. The side
+//! that nominates asks for it; the other one binds what it is told of, and asks only if nobody does. A direct pair keeps its leg
+//! for half a minute. Whatever fails on one relay is tried on the next first.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use wire::control::{self, RefusedReason, ReleasedReason, ToRelay};
+use wire::relay::Frame;
+
+use super::Peer;
+use super::leg::Leg;
+use super::relay_path::{Echoes, RelayPath};
+use crate::relay::{MAX_RELAYS, RelayId, preference};
+use crate::shared::Shared;
+use crate::snapshot::LegReport;
+use crate::timer::earliest;
+
+/// Legs of one peer: the one in use, and the one that it moves to.
+const MAX_LEGS: usize = 2;
+/// Sockets of relays that packets of this peer may still come from after their leg has gone.
+const MAX_FORMER: usize = 4;
+/// How long the side that does not nominate waits to be told of a leg before it asks for one itself.
+const FOLLOWER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a direct pair keeps its leg: a path that dies young finds the relay ready.
+const RELEASE: Duration = Duration::from_secs(30);
+/// The same on the other side, which is told when the leg goes, unless that was lost.
+const FOLLOWER_RELEASE: Duration = Duration::from_secs(300);
+/// How long another relay is preferred to one that failed, doubled each time ..
+const SHUN: Duration = Duration::from_secs(5);
+/// .. at most.
+const MAX_SHUN: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Default)]
+pub(super) struct Relayed {
+    /// The older first.
+    pub(super) legs: Vec<Leg>,
+    /// The relayed path in use, or being tried.
+    pub(super) path: Option<RelayPath>,
+    /// Echoes that try or check it.
+    pub(super) echoes: Option<Echoes>,
+    /// Smoothed round-trip time of echoes over it.
+    pub(super) rtt: Option<Duration>,
+    /// Attempts in a row that no echo came of.
+    pub(super) failures: u32,
+    shunned: BTreeMap<RelayId, Shunned>,
+    former: Vec<SocketAddr>,
+    /// Since when there is nobody to be told of a leg by.
+    alone_since: Option<Instant>,
+    release_at: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Shunned {
+    until: Instant,
+    times: u32,
+}
+
+impl Relayed {
+    pub(super) fn leg(&mut self, relay: &RelayId) -> Option<&mut Leg> {
+        self.legs.iter_mut().find(|leg| leg.relay == *relay)
+    }
+
+    /// Whether packets go by a relay, proven by an echo.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.path.is_some_and(|path| path.confirmed)
+    }
+
+    /// Where packets go if they go by a relay.
+    pub(super) fn confirmed_endpoint(&self) -> Option<SocketAddr> {
+        self.path.filter(|path| path.confirmed).map(|path| path.endpoint)
+    }
+
+    /// Whether an address is a relay's socket for this pair, now or a while ago.
+    pub(super) fn is_relay_socket(&self, remote: SocketAddr) -> bool {
+        self.legs.iter().any(|leg| leg.remote() == Some(remote)) || self.former.contains(&remote)
+    }
+
+    /// Prefers other relays to this one for a while. Returns how long.
+    pub(super) fn shun(&mut self, relay: RelayId, now: Instant) -> Duration {
+        if !self.shunned.contains_key(&relay) && self.shunned.len() >= MAX_RELAYS {
+            self.shunned.pop_first();
+        }
+        let shunned = self.shunned.entry(relay).or_insert(Shunned { until: now, times: 0 });
+        let time = SHUN.saturating_mul(1 << shunned.times.min(6)).min(MAX_SHUN);
+        *shunned = Shunned { until: now + time, times: shunned.times.saturating_add(1) };
+        time
+    }
+
+    fn is_shunned(&self, relay: &RelayId, now: Instant) -> bool {
+        self.shunned.get(relay).is_some_and(|shunned| now < shunned.until)
+    }
+
+    pub(super) fn forgive(&mut self, relay: &RelayId) {
+        self.shunned.remove(relay);
+    }
+
+    fn retire(&mut self, mut leg: Leg, shared: &mut Shared) {
+        if let Some(remote) = leg.remote() {
+            if self.former.len() >= MAX_FORMER {
+                self.former.remove(0);
+            }
+            self.former.push(remote);
+        }
+        leg.forget(shared);
+    }
+
+    pub(super) fn report(&self) -> Vec<LegReport> {
+        let report = |leg: &Leg| LegReport { relay: leg.relay, endpoint: leg.remote(), phase: leg.phase() };
+        self.legs.iter().map(report).collect()
+    }
+}
+
+impl Peer {
+    /// The relay named a leg of this node.
+    pub(crate) fn on_allocated(&mut self, relay: RelayId, told: control::Leg, shared: &mut Shared, now: Instant) {
+        if !self.wanted {
+            // Said rather than left to time, so that the peer need not wait for it.
+            shared.send_control(relay, ToRelay::Release(self.key));
+            return;
+        }
+        if self.relayed.leg(&relay).is_none() {
+            self.make_room(shared);
+            self.relayed.legs.push(Leg::wanted(relay, None, None));
+        }
+        if self.direct.is_some() {
+            // The peer asks for a relay although this side thinks that there is no need.
+            self.relayed.release_at = None;
+            self.start_check(shared, now);
+        }
+        let peer = self.key;
+        let Some(leg) = self.relayed.leg(&relay) else {
+            return;
+        };
+        if !leg.on_allocated(peer, told, shared, now) {
+            // None of the relay's addresses may be sent to.
+            self.give_up_leg(relay, shared, now);
+        }
+    }
+
+    pub(crate) fn on_refused(&mut self, relay: RelayId, reason: RefusedReason, shared: &mut Shared, now: Instant) {
+        let time = self.relayed.shun(relay, now);
+        if let Some(leg) = self.relayed.leg(&relay) {
+            if reason != RefusedReason::TooMany {
+                leg.forget(shared);
+            }
+            leg.ask_after(now + time);
+        }
+    }
+
+    /// Both legs are bound.
+    pub(crate) fn on_ready_leg(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) {
+        let Some(leg) = self.relayed.leg(&relay) else {
+            return;
+        };
+        leg.on_ready(now);
+        self.consider_relay(relay, shared, now);
+    }
+
+    pub(crate) fn on_unbound(&mut self, relay: RelayId, now: Instant) {
+        if let Some(leg) = self.relayed.leg(&relay) {
+            leg.on_unbound(now);
+        }
+    }
+
+    pub(crate) fn on_released(&mut self, relay: RelayId, reason: ReleasedReason, shared: &mut Shared, now: Instant) {
+        let Some(leg) = self.relayed.leg(&relay) else {
+            return;
+        };
+        leg.forget(shared);
+        if self.direct.is_some() || !self.wanted {
+            return self.drop_leg(relay, shared);
+        }
+        // One that fell silent was fine; of the other reasons none will be gone at once.
+        let wait = match reason {
+            ReleasedReason::Idle => Duration::ZERO,
+            ReleasedReason::Asked if !self.nominates => FOLLOWER_PATIENCE,
+            _ => self.relayed.shun(relay, now),
+        };
+        if let Some(leg) = self.relayed.leg(&relay) {
+            leg.ask_after(now + wait);
+        }
+        if self.relayed.path.is_some_and(|path| path.relay == relay) {
+            self.relay_path_died(shared, now);
+        }
+    }
+
+    /// The relay is another process than before: nothing holds that was said to the old one.
+    pub(crate) fn on_relay_boot(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) -> bool {
+        let Some(leg) = self.relayed.leg(&relay) else {
+            return false;
+        };
+        leg.forget(shared);
+        leg.ask_at(now);
+        true
+    }
+
+    /// Takes a relay message for one of the legs. Returns whether it was authentic and of use.
+    pub(crate) fn on_relay_message(
+        &mut self,
+        from: SocketAddr,
+        frame: &Frame<'_>,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> bool {
+        self.relayed.legs.iter_mut().any(|leg| leg.on_message(from, frame, shared, now))
+    }
+
+    /// The peer is at the relay, from now on or no longer.
+    pub(super) fn met_at(&mut self, relay: RelayId, now: Instant) {
+        if let Some(leg) = self.relayed.leg(&relay) {
+            // What the relay said over a channel before this one may have been lost.
+            leg.ask_at(now);
+        }
+    }
+
+    /// This node's addresses or NATs are others.
+    pub(super) fn rebind_legs(&mut self, now: Instant) {
+        for leg in &mut self.relayed.legs {
+            leg.bind_now(now);
+        }
+    }
+
+    /// Gives up legs whose relay must not be sent to any more.
+    pub(super) fn leave_forbidden_relays(&mut self, shared: &mut Shared) {
+        let is_forbidden = |leg: &&Leg| leg.remote().is_some_and(|remote| shared.filter.check_remote(remote).is_err());
+        let gone: Vec<RelayId> = self.relayed.legs.iter().filter(is_forbidden).map(|leg| leg.relay).collect();
+        for relay in gone {
+            if self.relayed.path.is_some_and(|path| path.relay == relay) {
+                self.relayed.path = None;
+                self.relayed.echoes = None;
+            }
+            self.give_up(relay, shared);
+        }
+    }
+
+    /// Gives up all legs, saying so where that is possible.
+    pub(crate) fn release_legs(&mut self, shared: &mut Shared) {
+        for leg in std::mem::take(&mut self.relayed.legs) {
+            self.say_release(&leg, shared);
+            self.relayed.retire(leg, shared);
+        }
+        self.relayed.path = None;
+        self.relayed.echoes = None;
+        self.relayed.release_at = None;
+    }
+
+    /// Asks, binds, refreshes and releases what is due.
+    pub(super) fn drive_legs(&mut self, shared: &mut Shared, now: Instant) {
+        if !self.wanted {
+            return self.release_legs(shared);
+        }
+        if self.direct.is_some() {
+            self.relayed.alone_since = None;
+            self.drive_release(shared, now);
+        } else {
+            self.relayed.release_at = None;
+            self.want_leg(shared, now);
+        }
+        let peer = self.key;
+        let refreshes = self.refreshes_legs();
+        for leg in &mut self.relayed.legs {
+            let asks = self.direct.is_none() && self.met.contains(&leg.relay);
+            leg.drive(peer, asks, refreshes, shared, now);
+        }
+    }
+
+    pub(super) fn legs_timeout(&self) -> Option<Instant> {
+        let refreshes = self.refreshes_legs();
+        let legs = self.relayed.legs.iter().filter_map(|leg| {
+            let asks = self.direct.is_none() && self.met.contains(&leg.relay);
+            leg.poll_timeout(asks, refreshes)
+        });
+        let alone = self.relayed.alone_since;
+        earliest([legs.min(), alone.map(|at| at + FOLLOWER_PATIENCE), self.relayed.release_at])
+    }
+
+    /// A direct pair's leg may lapse.
+    fn refreshes_legs(&self) -> bool {
+        self.direct.is_none()
+    }
+
+    fn drive_release(&mut self, shared: &mut Shared, now: Instant) {
+        if self.relayed.legs.is_empty() {
+            self.relayed.release_at = None;
+            return;
+        }
+        self.relayed.legs.retain(Leg::is_allocated);
+        let time = if self.nominates { RELEASE } else { FOLLOWER_RELEASE };
+        let due = *self.relayed.release_at.get_or_insert(now + time);
+        if due <= now {
+            self.release_legs(shared);
+        }
+    }
+
+    /// Sees to it that there is a leg on the way.
+    fn want_leg(&mut self, shared: &mut Shared, now: Instant) {
+        let Some(target) = self.best_relay(shared, now) else {
+            self.relayed.alone_since = None;
+            return;
+        };
+        let holds = |leg: &Leg| {
+            let drains = shared.relays.get(&leg.relay).is_some_and(|relay| relay.drains);
+            !drains
+                && !self.relayed.is_shunned(&leg.relay, now)
+                && (leg.is_allocated() || self.met.contains(&leg.relay))
+        };
+        if self.relayed.legs.iter().any(|leg| leg.relay == target || holds(leg)) {
+            self.relayed.alone_since = None;
+            return;
+        }
+        if !self.nominates {
+            let since = *self.relayed.alone_since.get_or_insert(now);
+            if now < since + FOLLOWER_PATIENCE {
+                return;
+            }
+            self.relayed.alone_since = None;
+        }
+        self.make_room(shared);
+        self.relayed.legs.push(Leg::wanted(target, None, Some(now)));
+    }
+
+    /// The relay that both nodes prefer, of those that can be used at all.
+    fn best_relay(&self, shared: &Shared, now: Instant) -> Option<RelayId> {
+        let own = self.own_key;
+        let usable = self.met.iter().filter(|relay| {
+            let drains = shared.relays.get(relay).is_none_or(|known| known.drains);
+            !drains && shared.relay_socket(relay, 1, 0).is_some()
+        });
+        usable.max_by_key(|relay| (!self.relayed.is_shunned(relay, now), preference(relay, &own, &self.key))).copied()
+    }
+
+    /// Takes a leg away that is not in use, if there are as many as there may be.
+    fn make_room(&mut self, shared: &mut Shared) {
+        if self.relayed.legs.len() < MAX_LEGS {
+            return;
+        }
+        let used = self.relayed.path.map(|path| path.relay);
+        let spare = self.relayed.legs.iter().map(|leg| leg.relay).find(|relay| Some(*relay) != used);
+        if let Some(spare) = spare {
+            self.give_up(spare, shared);
+        }
+    }
+
+    /// Lets legs go that a path in use has made needless.
+    pub(super) fn drop_other_legs(&mut self, used: RelayId, shared: &mut Shared) {
+        let others: Vec<RelayId> =
+            self.relayed.legs.iter().map(|leg| leg.relay).filter(|relay| *relay != used).collect();
+        if self.nominates {
+            others.into_iter().for_each(|relay| self.give_up(relay, shared));
+        }
+    }
+
+    fn give_up_leg(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) {
+        self.relayed.shun(relay, now);
+        self.give_up(relay, shared);
+    }
+
+    fn give_up(&mut self, relay: RelayId, shared: &mut Shared) {
+        if let Some(leg) = self.relayed.legs.iter().find(|leg| leg.relay == relay) {
+            self.say_release(leg, shared);
+        }
+        self.drop_leg(relay, shared);
+    }
+
+    fn drop_leg(&mut self, relay: RelayId, shared: &mut Shared) {
+        if let Some(at) = self.relayed.legs.iter().position(|leg| leg.relay == relay) {
+            let leg = self.relayed.legs.remove(at);
+            self.relayed.retire(leg, shared);
+        }
+    }
+
+    fn say_release(&self, leg: &Leg, shared: &mut Shared) {
+        if shared.relays.is_open(&leg.relay) {
+            shared.send_control(leg.relay, ToRelay::Release(self.key));
+        }
+    }
+}
