@@ -76,9 +76,10 @@ impl Pair {
         self.last_pong.is_some_and(|at| now.saturating_duration_since(at) < PROOF_LIFETIME)
     }
 
-    pub(crate) fn penalise(&mut self, now: Instant) {
+    /// Puts it last for a while, and longer each time if `costly`: the trial took packets from a path that works.
+    pub(crate) fn penalise(&mut self, costly: bool, now: Instant) {
         self.penalised_until = Some(now + PENALTY * (1 << self.penalties.min(MAX_DOUBLINGS)));
-        self.penalties = self.penalties.saturating_add(1);
+        self.penalties = self.penalties.saturating_add(u32::from(costly));
     }
 
     pub(crate) fn forgive(&mut self) {

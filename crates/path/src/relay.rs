@@ -102,6 +102,11 @@ impl Relays {
         self.known.values().map(|relay| relay.channel).max().unwrap_or_default()
     }
 
+    /// The relay that has this address.
+    pub(crate) fn at(&self, ip: IpAddr) -> Option<RelayId> {
+        self.known.iter().find(|(_, relay)| relay.addresses.contains(&ip)).map(|(id, _)| *id)
+    }
+
     pub(crate) fn is_open(&self, id: &RelayId) -> bool {
         self.known.get(id).is_some_and(Relay::is_open)
     }

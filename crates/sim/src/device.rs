@@ -304,6 +304,17 @@ impl Device {
         std::mem::take(&mut self.outputs)
     }
 
+    /// What an agent that starts beside this device finds: the sessions of all peers.
+    #[must_use]
+    pub fn sessions(&self, now: Duration) -> Vec<path::Session> {
+        let session = |(key, peer): (&PublicKey, &Peer)| {
+            let (endpoint, completed) = (peer.endpoint?, peer.completed?);
+            let keepalive = peer.keepalive;
+            Some(path::Session { peer: *key, endpoint, keepalive, last_handshake: now - completed })
+        };
+        self.peers.iter().filter_map(session).collect()
+    }
+
     /// The counters of all peers.
     #[must_use]
     pub fn counters(&self, now: Duration) -> Vec<PeerCounters> {

@@ -62,6 +62,8 @@ pub enum Block {
     Udp,
     /// What looks like WireGuard: probes pass, data does not.
     WireGuard,
+    /// The same, but for what goes to this address or comes from there.
+    WireGuardBut(IpAddr),
 }
 
 /// The behaviour of one box.
@@ -219,6 +221,9 @@ impl Middlebox {
             Block::Nothing => false,
             Block::Udp => true,
             Block::WireGuard => matches!(packet.payload, Payload::WireGuard(_)),
+            Block::WireGuardBut(ip) => {
+                matches!(packet.payload, Payload::WireGuard(_)) && packet.src.ip() != ip && packet.dst.ip() != ip
+            }
         }
     }
 

@@ -55,10 +55,8 @@ pub struct Ledger {
     pub known: Option<Duration>,
     /// When the user's ping was first answered.
     pub first_pong: Option<Duration>,
-    /// Pings of the user since the first one that was answered, that one left out.
-    pub pings: u32,
-    /// Answers to those.
-    pub pongs: u32,
+    /// Pings of the user that were not answered, or not yet, since the first one that was.
+    pub unanswered: BTreeSet<u64>,
     /// When it was last answered.
     pub last_pong: Option<Duration>,
     /// When the state was first direct.

@@ -290,7 +290,7 @@ impl World {
         if machine.powered && machine.pinged.contains(&peer) {
             let token = self.random.word();
             if let Some(ledger) = machine.ledger.get_mut(&peer).filter(|ledger| ledger.first_pong.is_some()) {
-                ledger.pings += 1;
+                ledger.unanswered.insert(token);
             }
             machine.device.send(&peer, Inner::Ping(token), &mut self.random, now);
             self.drive(from);
@@ -337,6 +337,9 @@ impl World {
             Input::Peers { upsert: cached, remove: Vec::new() },
         ] {
             engine.handle_input(input, instant);
+        }
+        if self.forwarding {
+            engine.handle_input(Input::Sessions(machine.device.sessions(self.now)), instant);
         }
         machine.engine = Some(engine);
         self.note(&format!("n{node} agent starts"));

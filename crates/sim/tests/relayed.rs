@@ -5,34 +5,275 @@ mod support;
 
 use std::time::Duration;
 
-use path::PathState;
-use sim::{Signalling, Site, World};
-use support::{RTT_40, known};
+use path::{PathState, Reason};
+use sim::{Block, Signalling, Site, World};
+use support::{RTT_40, cell, known};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
+const NODES: [usize; 2] = [0, 1];
 
-/// Two nodes that start together beside a relay that carries data, and whose users ping each other.
-fn relayed_pair(seed: u64, a: Site, b: Site) -> World {
+/// Two nodes beside a relay that carries data. They start together, and say nothing.
+fn quiet_pair(seed: u64, a: Site, b: Site) -> World {
     let mut world = World::new(seed, RTT_40);
     world.signalling = Some(Signalling { delay: (MS(40), MS(40)), loss: 0, ordered: true });
     world.forwarding = true;
     let nodes = [world.add_node(a), world.add_node(b)];
     support::start(&mut world, &nodes);
+    world
+}
+
+/// The same with users that ping each other.
+fn relayed_pair(seed: u64, a: Site, b: Site) -> World {
+    let mut world = quiet_pair(seed, a, b);
     world.set_pinging(0, 1, true);
     world.set_pinging(1, 0, true);
     world
 }
 
+fn ledger(world: &World, node: usize) -> &sim::node::Ledger {
+    &world.nodes[node].ledger[&world.nodes[1 - node].key]
+}
+
+fn is_relayed(world: &World, node: usize) -> bool {
+    world.nodes[node].is_relayed(&world.nodes[1 - node].key)
+}
+
+fn are_relayed(world: &World) -> bool {
+    NODES.iter().all(|node| is_relayed(world, *node))
+}
+
+fn are_direct(world: &World) -> bool {
+    NODES.iter().all(|node| cell(world, *node, 1 - node).is_direct())
+}
+
+/// How many pings of both users were never answered. Ends the pinging.
+fn lost(world: &mut World) -> usize {
+    for node in NODES {
+        world.set_pinging(node, 1 - node, false);
+    }
+    world.run_for(S(1));
+    NODES.iter().map(|node| ledger(world, *node)).map(|ledger| ledger.unanswered.len()).sum()
+}
+
+fn forget_outages(world: &mut World) {
+    for node in NODES {
+        let peer = world.nodes[1 - node].key;
+        let ledger = world.nodes[node].ledger.get_mut(&peer).unwrap();
+        ledger.outage = Duration::ZERO;
+        ledger.unanswered.clear();
+    }
+}
+
+fn worst_outage(world: &World) -> Duration {
+    NODES.iter().map(|node| ledger(world, *node).outage).max().unwrap()
+}
+
 #[test]
 fn two_symmetric_nats_talk_at_once_and_stay_relayed() {
-    let mut world = relayed_pair(4, Site::SYMMETRIC, Site::SYMMETRIC);
-    world.run_for(S(30));
-    println!("{}", world.trace.lines()[..200.min(world.trace.lines().len())].join("\n"));
-    for (node, peer) in [(0, 1), (1, 0)] {
-        let ledger = world.nodes[node].ledger[&world.nodes[peer].key].clone();
-        println!("{:?} {:?}", known(&world), ledger);
-        let state = world.nodes[node].state(&world.nodes[peer].key);
-        assert!(matches!(state, Some(PathState::Relayed { .. })), "{state:?}");
+    for seed in 0..4 {
+        let mut world = relayed_pair(seed, Site::SYMMETRIC, Site::SYMMETRIC);
+        world.run_for(S(600));
+        for node in NODES {
+            let state = ledger(&world, node).state.map(|(_, state)| state);
+            let Some(PathState::Relayed { relay, endpoint, rtt, reason, .. }) = state else {
+                panic!("seed {seed}: node {node} shows {state:?}");
+            };
+            assert_eq!((relay, endpoint.ip().to_string().as_str()), (world.relay_id(0), "192.0.2.11"));
+            assert_eq!((rtt, reason), (Some(MS(80)), Reason::HardNat));
+            // Allocate, BIND, Ready, the handshake and the ping that waited for it.
+            let first = ledger(&world, node).first_pong.unwrap() - known(&world);
+            assert!(first <= MS(400), "seed {seed}: node {node} after {first:?}");
+        }
+        assert_eq!(lost(&mut world), 0, "seed {seed}");
+        assert_eq!(world.violations, Vec::<String>::new(), "seed {seed}");
     }
+}
+
+#[test]
+fn port_restricted_pairs_start_relayed_and_become_direct_without_losing_a_packet() {
+    for seed in 0..20 {
+        let mut world = relayed_pair(seed, Site::EASY_HOME, Site::EASY_HOME);
+        world.internet.weather.jitter = MS(3);
+        world.ping_gap = MS(10);
+        world.run_for(S(60));
+        assert!(are_direct(&world), "seed {seed}");
+        for node in NODES {
+            let ledger = ledger(&world, node);
+            assert!(ledger.first_relayed < ledger.first_direct, "seed {seed}: node {node} {ledger:?}");
+        }
+        assert_eq!(lost(&mut world), 0, "seed {seed}");
+        assert_eq!(world.allocations(0), 0, "seed {seed}: the leg is released");
+        assert_eq!(world.violations, Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_direct_pair_keeps_its_leg_for_half_a_minute_and_no_longer() {
+    let mut world = relayed_pair(3, Site::EASY_HOME, Site::EASY_HOME);
+    world.run_while(S(5), are_direct).unwrap();
+    world.run_for(S(29));
+    assert_eq!(world.allocations(0), 1);
+    world.run_for(S(2));
+    assert_eq!(world.allocations(0), 0);
+    world.run_for(S(600));
+    assert_eq!(world.allocations(0), 0, "nobody asks for it again");
+    assert!(are_direct(&world));
+}
+
+#[test]
+fn a_relay_that_is_restarted_carries_the_same_session_on_within_two_seconds() {
+    for seed in 0..10 {
+        let mut world = relayed_pair(seed, Site::SYMMETRIC, Site::SYMMETRIC);
+        world.run_while(S(5), are_relayed).unwrap();
+        world.run_for(S(20));
+        forget_outages(&mut world);
+        world.stop_relay(0);
+        world.run_for(MS(300));
+        world.start_relay(0);
+        world.run_for(S(30));
+        assert!(are_relayed(&world), "seed {seed}");
+        assert!(worst_outage(&world) <= S(2), "seed {seed}: {:?}", worst_outage(&world));
+        let handshakes =
+            world.trace.lines().iter().filter(|line| line.contains("> 192.0.2.11:51900 initiation")).count();
+        assert_eq!(handshakes, 1, "seed {seed}: the session went on");
+    }
+}
+
+#[test]
+fn a_direct_path_that_dies_silently_is_left_for_the_relay_and_taken_again_when_it_heals() {
+    for seed in 0..10 {
+        let mut world = relayed_pair(seed, Site::EASY_HOME, Site::EASY_HOME);
+        world.internet.weather.jitter = MS(3);
+        world.run_while(S(5), are_direct).unwrap();
+        world.run_for(S(if seed % 2 == 0 { 10 } else { 60 }));
+        let [a, b] = NODES.map(|node| world.nodes[node].outside);
+        forget_outages(&mut world);
+        world.internet.cut(a, b, true);
+        world.run_for(S(20));
+        assert!(are_relayed(&world), "seed {seed}");
+        assert!(worst_outage(&world) <= S(3), "seed {seed}: {:?}", worst_outage(&world));
+        forget_outages(&mut world);
+        world.internet.cut(a, b, false);
+        assert!(world.run_while(S(2), are_direct).is_some(), "seed {seed}");
+        world.run_for(S(5));
+        assert!(are_direct(&world));
+        assert_eq!(lost(&mut world), 0, "seed {seed}");
+        assert_eq!(world.violations, Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_direct_path_that_carries_probes_only_is_tried_and_the_relay_goes_on() {
+    let mut world = quiet_pair(6, Site::Firewalled, Site::EASY_HOME);
+    let id = world.nodes[0].boxes[0];
+    let relay = "192.0.2.11".parse().unwrap();
+    world.internet.middlebox(id).behaviour.block = Block::WireGuardBut(relay);
+    world.set_pinging(0, 1, true);
+    world.set_pinging(1, 0, true);
+    world.run_for(S(290));
+    assert!(are_relayed(&world));
+    for node in NODES {
+        let Some((_, PathState::Relayed { reason, .. })) = ledger(&world, node).state else { panic!("not relayed") };
+        assert_eq!(reason, Reason::DataBlocked);
+        assert_eq!(ledger(&world, node).first_direct, None);
+        assert!(ledger(&world, node).outage <= MS(2700));
+    }
+}
+
+#[test]
+fn without_its_relay_a_direct_pair_goes_on_and_a_new_one_is_probed_without() {
+    let mut world = relayed_pair(7, Site::EASY_HOME, Site::EASY_HOME);
+    world.run_while(S(5), are_direct).unwrap();
+    world.run_for(S(1));
+    forget_outages(&mut world);
+    world.stop_relay(0);
+    let late = world.add_node(Site::EASY_HOME);
+    world.start_after(late, Duration::ZERO);
+    world.run_for(S(30));
+    assert!(are_direct(&world));
+    assert!(worst_outage(&world) <= MS(150), "{:?}", worst_outage(&world));
+    assert!(cell(&world, late, 0).is_direct() && cell(&world, 1, late).is_direct());
+}
+
+#[test]
+fn a_relayed_pair_whose_relay_is_gone_moves_to_the_other_one() {
+    for seed in 0..10 {
+        let mut world = relayed_pair_of_two(seed);
+        world.run_while(S(5), are_relayed).unwrap();
+        world.run_for(S(10));
+        let used = usize::from(world.allocations(1) > 0);
+        forget_outages(&mut world);
+        world.stop_relay(used);
+        world.run_for(S(20));
+        assert!(are_relayed(&world), "seed {seed}");
+        assert_eq!(world.allocations(1 - used), 1, "seed {seed}");
+        assert!(worst_outage(&world) <= S(4), "seed {seed}: {:?}", worst_outage(&world));
+        // It does not run back when the first one is there again.
+        forget_outages(&mut world);
+        world.start_relay(used);
+        world.run_for(S(60));
+        assert_eq!(world.allocations(used), 0, "seed {seed}");
+        assert_eq!(lost(&mut world), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_relay_that_drains_is_left_without_losing_a_packet() {
+    for seed in 0..10 {
+        let mut world = relayed_pair_of_two(seed);
+        world.internet.weather.jitter = MS(3);
+        world.ping_gap = MS(10);
+        world.run_while(S(5), are_relayed).unwrap();
+        world.run_for(S(10));
+        let used = usize::from(world.allocations(1) > 0);
+        forget_outages(&mut world);
+        world.drain_relay(used);
+        world.run_for(S(20));
+        assert!(are_relayed(&world), "seed {seed}");
+        assert_eq!([world.allocations(used), world.allocations(1 - used)], [0, 1], "seed {seed}");
+        assert_eq!(lost(&mut world), 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn an_agent_that_starts_anew_leaves_a_relayed_pair_alone() {
+    for seed in 0..10 {
+        let mut world = relayed_pair(seed, Site::SYMMETRIC, Site::SYMMETRIC);
+        world.run_while(S(5), are_relayed).unwrap();
+        world.run_for(S(10));
+        forget_outages(&mut world);
+        world.restart_agent(usize::try_from(seed % 2).unwrap(), false);
+        world.run_for(S(30));
+        assert!(are_relayed(&world), "seed {seed}");
+        assert_eq!(lost(&mut world), 0, "seed {seed}");
+        assert_eq!(world.violations, Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_peer_that_lost_its_session_is_talked_to_again_by_relay() {
+    for seed in 0..10 {
+        let mut world = relayed_pair(seed, Site::SYMMETRIC, Site::SYMMETRIC);
+        world.run_while(S(5), are_relayed).unwrap();
+        world.run_for(S(30));
+        forget_outages(&mut world);
+        world.restart_agent(usize::try_from(seed % 2).unwrap(), true);
+        world.run_for(S(30));
+        assert!(are_relayed(&world), "seed {seed}");
+        assert!(worst_outage(&world) <= S(7), "seed {seed}: {:?}", worst_outage(&world));
+    }
+}
+
+/// Two nodes that no probing connects, beside two relays.
+fn relayed_pair_of_two(seed: u64) -> World {
+    let mut world = World::new(seed, RTT_40);
+    world.signalling = Some(Signalling { delay: (MS(40), MS(40)), loss: 0, ordered: true });
+    world.forwarding = true;
+    world.add_relay();
+    let nodes = [world.add_node(Site::SYMMETRIC), world.add_node(Site::SYMMETRIC)];
+    support::start(&mut world, &nodes);
+    world.set_pinging(0, 1, true);
+    world.set_pinging(1, 0, true);
+    world
 }

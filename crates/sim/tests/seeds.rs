@@ -10,6 +10,10 @@ use sim::{Block, Filtering, Mapping, Signalling, Site, Weather, World, oracle};
 
 /// Runs of an ordinary `cargo test`.
 const DEFAULT_SEEDS: u64 = 200;
+/// The same beside relays, which take longer.
+const DEFAULT_RELAY_SEEDS: u64 = 60;
+/// Beside relays: a pair that is relayed, and was found to carry probes only, is tried again after five minutes.
+const RELAYED_CALM: Duration = Duration::from_secs(400);
 /// Between the last accident and the verdict: the longest waits of the ladder's first two rounds.
 const CALM: Duration = Duration::from_secs(150);
 
@@ -22,6 +26,18 @@ fn after_any_accidents_every_pair_is_direct_exactly_when_the_oracle_says_so() {
     }
     let seeds = 0..number("WARREN_SIM_SEEDS").unwrap_or(DEFAULT_SEEDS);
     let faults: Vec<String> = seeds.flat_map(|seed| faults(seed, &run(seed))).collect();
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn beside_relays_every_pair_that_is_not_direct_is_relayed_whatever_happened_and_got_lost() {
+    if let Some(seed) = number("WARREN_SIM_RELAY_SEED") {
+        let world = run_with(seed, true, true);
+        println!("{}", world.trace.lines().join("\n"));
+        return assert_eq!(faults(seed, &world), Vec::<String>::new());
+    }
+    let seeds = 0..number("WARREN_SIM_RELAY_SEEDS").unwrap_or(DEFAULT_RELAY_SEEDS);
+    let faults: Vec<String> = seeds.flat_map(|seed| faults(seed, &run_with(seed, false, true))).collect();
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
@@ -44,11 +60,25 @@ fn run(seed: u64) -> World {
 }
 
 fn run_explained(seed: u64, explained: bool) -> World {
+    run_with(seed, explained, false)
+}
+
+/// A run, beside relays that carry data and forget to say one thing in five, or as it comes.
+fn run_with(seed: u64, explained: bool, relayed: bool) -> World {
     let mut random = Random::new(seed ^ 0x5eed);
     let mut world = World::new(seed, weather(&mut random));
     world.ping_gap = millis(400);
     world.directory_delay = (Duration::ZERO, millis(random.below(3000)));
     world.signalling = signalling(&mut random);
+    if relayed {
+        world.forwarding = true;
+        world.forgetful = u8::try_from(random.below(30)).unwrap();
+        let delay = (Duration::ZERO, millis(random.below(500)));
+        world.signalling.get_or_insert(Signalling { delay, loss: 0, ordered: true });
+        if random.percent(50) {
+            world.add_relay();
+        }
+    }
     let count = 2 + usize::try_from(random.below(3)).unwrap();
     for node in 0..count {
         if node > 0 && random.percent(15) {
@@ -66,11 +96,15 @@ fn run_explained(seed: u64, explained: bool) -> World {
     }
     world.run_for(millis(random.below(8000)));
     for _ in 0..random.below(6) {
-        accident(&mut world, &mut random, count);
+        if relayed && random.percent(50) {
+            relay_accident(&mut world, &mut random, count);
+        } else {
+            accident(&mut world, &mut random, count);
+        }
         world.run_for(millis(random.below(10_000)));
     }
     calm(&mut world);
-    world.run_for(CALM);
+    world.run_for(if relayed { RELAYED_CALM } else { CALM });
     world
 }
 
@@ -86,6 +120,10 @@ fn faults(seed: u64, world: &World) -> Vec<String> {
             let (from_site, to_site, state) = (a.site, b.site, a.state(&b.key));
             let relay = if world.signalling.is_some() { "with" } else { "without" };
             faults.push(format!("seed {seed}: n{from} {from_site:?} to n{to} {to_site:?} {relay} a relay: {state:?}"));
+        }
+        let reaches_relay = [a, b].iter().all(|node| node.site != Site::UdpBlocked);
+        if world.forwarding && !expected && a.is_relayed(&b.key) != reaches_relay {
+            faults.push(format!("seed {seed}: n{from} {:?} to n{to} {:?}: {:?}", a.site, b.site, a.state(&b.key)));
         }
     }
     faults
@@ -151,9 +189,28 @@ fn accident(world: &mut World, random: &mut Random, count: usize) {
     }
 }
 
+fn relay_accident(world: &mut World, random: &mut Random, count: usize) {
+    let node = usize::try_from(random.below(count as u64)).unwrap();
+    let relay = usize::try_from(random.below(world.relays() as u64)).unwrap();
+    match random.below(4) {
+        0 => world.stop_relay(relay),
+        1 => world.start_relay(relay),
+        2 => world.break_channel(relay, node),
+        _ => world.drain_relay(relay),
+    }
+}
+
 /// Ends every accident and the bad weather.
 fn calm(world: &mut World) {
     world.internet.weather.loss = 0;
+    world.forgetful = 0;
+    // One that said it would end does so.
+    for relay in 0..world.relays() {
+        if world.forwarding {
+            world.stop_relay(relay);
+            world.start_relay(relay);
+        }
+    }
     for node in 0..world.nodes.len() {
         if !world.nodes[node].is_powered() {
             world.power(node, true);

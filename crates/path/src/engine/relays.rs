@@ -23,6 +23,8 @@ impl Engine {
                     return;
                 };
                 relay.opened(addresses, self.peers.keys());
+                let (shared, now) = (&mut self.shared, self.now);
+                self.peers.for_each(|peer| peer.recognise_relay(shared, now));
                 self.shared.send_control(id, ToRelay::Hello { version: VERSION, node: self.public_key });
                 self.channel_changed();
             }
@@ -97,7 +99,10 @@ impl Engine {
         relay.lost(channel);
         self.shared.controls.retain(|control| control.relay != id);
         let (shared, now) = (&mut self.shared, self.now);
-        self.peers.for_each(|peer| peer.set_met(id, false, shared, now));
+        self.peers.for_each(|peer| {
+            let left = peer.set_met(id, false, shared, now);
+            peer.relay_lost(id, shared, now) || left
+        });
     }
 
     fn channel_changed(&mut self) {

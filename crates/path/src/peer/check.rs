@@ -130,7 +130,7 @@ impl Peer {
             && let Some(pair) = self.pairs.get_mut(&direct.remote)
         {
             shared.stats.data_blocked += 1;
-            pair.penalise(now);
+            pair.penalise(false, now);
         }
         self.path_died(shared, now);
     }

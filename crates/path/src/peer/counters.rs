@@ -42,6 +42,8 @@ pub(super) struct Traffic {
     /// Where WireGuard went on its own, until this side has proof.
     roamed: Option<SocketAddr>,
     endpoint_set: Option<Instant>,
+    /// Where the device was last seen to send.
+    pub(super) device: Option<SocketAddr>,
     /// When the peer last said something through the tunnel.
     session: Option<Instant>,
     /// When WireGuard last completed a handshake.
@@ -62,6 +64,7 @@ impl Traffic {
             busy: None,
             roamed: None,
             endpoint_set: None,
+            device: None,
             session: None,
             handshake: None,
             put_back: None,
@@ -102,6 +105,7 @@ impl Traffic {
 
     /// Takes new numbers. Returns whether data came in.
     fn update(&mut self, counters: &PeerCounters, now: Instant) -> bool {
+        self.device = counters.endpoint.map(canonical);
         self.handshake = counters.last_handshake.and_then(|ago| now.checked_sub(ago));
         let (rx, tx) = (counters.rx_bytes, counters.tx_bytes);
         let Some(old) = self.rx.replace(rx).filter(|old| rx >= *old && tx >= self.tx) else {
@@ -134,9 +138,14 @@ impl Peer {
     }
 
     pub(crate) fn on_counters(&mut self, counters: &PeerCounters, shared: &mut Shared, now: Instant) {
-        if self.traffic.update(counters, now) {
+        let data = self.traffic.update(counters, now);
+        let held = self.hold.as_ref().is_some_and(|hold| hold.poll_timeout().is_some());
+        if data && !held && self.direct.is_some_and(|direct| self.traffic.device == Some(direct.remote)) {
+            self.relayed.led = 0;
+        }
+        if data {
             self.check_overtaken();
-            self.relay_overtaken(counters.endpoint.map(canonical));
+            self.relay_overtaken(counters.endpoint.map(canonical), now);
             self.adoption_overtaken(counters.endpoint.map(canonical), shared, now);
         }
         if let Some(endpoint) = counters.endpoint.map(canonical) {
@@ -175,12 +184,13 @@ impl Peer {
             return;
         }
         if shared.filter.check_remote(endpoint).is_err() {
-            return self.put_back(shared, now);
+            self.put_back(shared, now);
+            return;
         }
         if self.hold_against(endpoint, now) {
             return;
         }
-        if self.relayed.is_relay_socket(endpoint) {
+        if self.relayed.is_relay_socket(endpoint) || self.unclaimed_relay(endpoint, shared).is_some() {
             return self.led_to_relay(endpoint, shared, now);
         }
         if !self.learn(endpoint, shared, now) {
@@ -195,10 +205,11 @@ impl Peer {
         }
     }
 
-    pub(super) fn put_back(&mut self, shared: &mut Shared, now: Instant) {
+    /// Points the device where it was told to be, unless that was just done. Returns whether it did.
+    pub(super) fn put_back(&mut self, shared: &mut Shared, now: Instant) -> bool {
         let recent = self.traffic.put_back.is_some_and(|at| now.saturating_duration_since(at) < PUT_BACK_GAP);
         if recent {
-            return;
+            return false;
         }
         self.traffic.put_back = Some(now);
         shared.stats.put_back += 1;
@@ -207,6 +218,7 @@ impl Peer {
             Some((remote, _)) => self.set_endpoint(remote, shared, now),
             None => shared.events.push_back(Event::ClearEndpoint { peer }),
         }
+        true
     }
 
     /// The address that WireGuard roamed to is proven: it is the path now, and the echo has to confirm it.

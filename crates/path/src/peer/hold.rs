@@ -15,6 +15,8 @@ use crate::shared::Shared;
 
 /// Between two corrections, at least. Below, the shell would do nothing else.
 const GAP: Duration = Duration::from_micros(500);
+/// After the first correction of a pair that no traffic was seen of, doubled each time.
+const QUIET_GAP: Duration = Duration::from_millis(5);
 /// Added at random, or corrections could fall between the packets of a regular stream for ever.
 const GAP_SPREAD_MICROS: u64 = 1000;
 /// Round trips that one round of corrections lasts. Each converts what is sent in two or three milliseconds of it.
@@ -37,6 +39,8 @@ pub(super) struct Hold {
     until: Instant,
     next: Instant,
     rounds: u8,
+    /// Between two corrections: as long as no traffic was seen, ever longer.
+    gap: Duration,
 }
 
 impl Hold {
@@ -46,12 +50,18 @@ impl Hold {
 }
 
 impl Peer {
-    /// Begins to hold the endpoint that was just set against what is on its way over the one before.
+    /// Begins to hold the endpoint that was just set against what is on its way over the one before. The device's counters may
+    /// not have been read since a relay's traffic began, so a pair that leaves one is held as well, with a handful of corrections.
     pub(super) fn hold(&mut self, left: SocketAddr, now: Instant) {
-        if self.traffic.is_busy(now) {
-            let until = now + self.hold_round(left);
-            self.hold = Some(Hold { left, since: now, until, next: now + GAP, rounds: 1 });
-        }
+        let gap = if self.traffic.is_busy(now) {
+            GAP
+        } else if self.relayed.is_relay_socket(left) {
+            QUIET_GAP
+        } else {
+            return;
+        };
+        let until = now + self.hold_round(left);
+        self.hold = Some(Hold { left, since: now, until, next: now + gap, rounds: 1, gap });
     }
 
     /// Points the device at the chosen path again.
@@ -62,7 +72,10 @@ impl Peer {
         if hold.poll_timeout().is_none_or(|next| now < next) {
             return;
         }
-        hold.next = now + GAP + Duration::from_micros(shared.nonces.token() % GAP_SPREAD_MICROS);
+        if hold.gap > GAP {
+            hold.gap *= 2;
+        }
+        hold.next = now + hold.gap + Duration::from_micros(shared.nonces.token() % GAP_SPREAD_MICROS);
         self.traffic.endpoint_set(now);
         shared.events.push_back(Event::SetEndpoint { peer: self.key, endpoint, keepalive });
     }
@@ -82,6 +95,7 @@ impl Peer {
         let until = now + self.hold_round(endpoint);
         if let Some(hold) = &mut self.hold {
             hold.rounds += 1;
+            hold.gap = GAP;
             hold.next = now;
             hold.until = until;
         }

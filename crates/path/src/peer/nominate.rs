@@ -142,9 +142,12 @@ impl Peer {
         if self.nomination.retry_at.is_none_or(|at| now < at) {
             return;
         }
-        if self.direct.is_some() || self.relayed.is_confirmed() || self.trial.is_some() || !self.nominates {
+        if self.direct.is_some() || self.trial.is_some() || !self.nominates {
             self.nomination.retry_at = None;
             return;
+        }
+        if self.relayed.is_confirmed() {
+            return self.retry_from_relay(shared, now);
         }
         let penalised: Vec<SocketAddr> =
             self.pairs.iter().filter(|(_, pair)| pair.is_penalised(now)).map(|(remote, _)| *remote).collect();
@@ -159,6 +162,14 @@ impl Peer {
             }
             // Asked too early to know: the answer is awaited for one more gap.
             self.nomination.retry_at = Some(now + RETRY_GAP);
+        }
+    }
+
+    /// Packets go by a relay, so a pair that carried probes only is left alone until its time is over, and then begun with anew.
+    fn retry_from_relay(&mut self, shared: &mut Shared, now: Instant) {
+        self.nomination.retry_at = self.pairs.values().filter_map(|pair| pair.penalised_until(now)).min();
+        if self.nomination.retry_at.is_none() {
+            self.begin(shared, now);
         }
     }
 

@@ -19,6 +19,8 @@ use crate::timer::earliest;
 const ECHO_AT: [u64; 5] = [0, 200, 500, 1000, 1500];
 /// Without an answer for so long, the relay carries nothing.
 const CONFIRM: Duration = Duration::from_secs(2);
+/// The same if the relay's channel is gone: two echoes and their answers.
+const LOST_CHANNEL: Duration = Duration::from_millis(600);
 /// When the handshake is tried once more: longer than any round trip that is worth having.
 const SECOND_HANDSHAKE: Duration = Duration::from_millis(600);
 /// When a path that was fine gets a new handshake: the peer's device may have lost the session.
@@ -29,6 +31,10 @@ const UNDISTURBED: Duration = Duration::from_secs(1);
 const SILENT_NOMINATOR: Duration = Duration::from_secs(3);
 /// Between two checks: one-way traffic looks like silence all the time.
 const MIN_GAP: Duration = Duration::from_secs(1);
+/// How much later than this side the peer gives a trial up.
+const GIVEN_UP: Duration = Duration::from_millis(600);
+/// How often the device may be led from a direct path to the relay, although probes pass, until that path is held for blocked.
+const MAX_LED: u8 = 3;
 /// How long a leg is kept that the path has left: for what is on its way.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -53,19 +59,16 @@ pub(super) struct Echoes {
     started: Instant,
     sent: Vec<(u64, Instant)>,
     handshake_due: Option<Instant>,
+    deadline: Instant,
 }
 
 impl Echoes {
     fn new(handshake_due: Option<Instant>, now: Instant) -> Self {
-        Self { started: now, sent: Vec::new(), handshake_due }
+        Self { started: now, sent: Vec::new(), handshake_due, deadline: now + CONFIRM }
     }
 
     fn due(&self) -> Option<Instant> {
         ECHO_AT.get(self.sent.len()).map(|millis| self.started + Duration::from_millis(*millis))
-    }
-
-    fn deadline(&self) -> Instant {
-        self.started + CONFIRM
     }
 }
 
@@ -127,14 +130,64 @@ impl Peer {
         self.drive_relay(shared, now);
     }
 
+    /// The relay that an address belongs to, unless it is the peer's own: a node may be on the host of a relay.
+    pub(super) fn unclaimed_relay(&self, remote: SocketAddr, shared: &Shared) -> Option<RelayId> {
+        let relay = shared.relays.at(remote.ip())?;
+        let is_peers = self.claimed().any(|known| known.addr == remote)
+            || self.pairs.get(&remote).is_some_and(|pair| pair.pongs > 0 || pair.heard > 0);
+        (!is_peers).then_some(relay)
+    }
+
+    /// A relay's addresses are known now. A session from before this engine may turn out to go by it.
+    pub(crate) fn recognise_relay(&mut self, shared: &mut Shared, now: Instant) -> bool {
+        let adopting = self.trial.as_ref().filter(|trial| trial.is_adopting()).map(|trial| trial.remote);
+        let Some(remote) = self.direct.map(|direct| direct.remote).or(adopting) else {
+            return false;
+        };
+        let Some(relay) = self.unclaimed_relay(remote, shared) else {
+            return false;
+        };
+        let confirmed = self.direct.take().is_some();
+        self.trial = None;
+        self.check = None;
+        self.pairs.remove(&remote);
+        self.adopt_relayed(relay, remote, confirmed, shared, now);
+        self.begin(shared, now);
+        true
+    }
+
+    /// WireGuard is at a relay already, with a session. The relay has the legs still, or will be asked for them.
+    pub(super) fn adopt_relayed(
+        &mut self,
+        relay: RelayId,
+        endpoint: SocketAddr,
+        confirmed: bool,
+        shared: &mut Shared,
+        now: Instant,
+    ) {
+        self.expect_leg(relay, endpoint.port());
+        let path = RelayPath { relay, endpoint, since: now, entered: now, moved: true, confirmed, settles: None };
+        self.relayed.path = Some(path);
+        self.relayed.echoes = Some(Echoes::new(None, now));
+        self.refresh_keepalive(shared, now);
+        self.drive_relay(shared, now);
+    }
+
     /// The device of this side was led to a relay by the peer's packets.
     pub(super) fn led_to_relay(&mut self, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
         if self.direct.is_some() {
-            // The peer has left the direct path, or thinks that it has to. Ask, and stay if there is an answer.
+            // The peer has left the direct path, or both devices follow what circulates by the relay. Ask, and stay if there
+            // is an answer.
             self.start_check(shared, now);
             let pair = self.direct.and_then(|direct| self.pairs.get(&direct.remote));
-            if pair.and_then(|pair| pair.last_pong).is_some_and(|at| now.saturating_duration_since(at) < CONFIRM) {
-                self.put_back(shared, now);
+            let answers =
+                pair.and_then(|pair| pair.last_pong).is_some_and(|at| now.saturating_duration_since(at) < CONFIRM);
+            if answers && self.put_back(shared, now) {
+                self.relayed.led += 1;
+                if self.relayed.led > MAX_LED {
+                    return self.direct_is_blocked(shared, now);
+                }
+                self.hold(endpoint, now);
             }
             return;
         }
@@ -157,6 +210,16 @@ impl Peer {
                 }
             }
         }
+    }
+
+    /// Probes pass over the direct path, and whatever is sent over it comes back by the relay or not at all.
+    fn direct_is_blocked(&mut self, shared: &mut Shared, now: Instant) {
+        let pair = self.direct.and_then(|direct| self.pairs.get_mut(&direct.remote));
+        if let Some(pair) = pair {
+            shared.stats.data_blocked += 1;
+            pair.penalise(true, now);
+        }
+        self.path_died(shared, now);
     }
 
     /// The peer's echo came through the tunnel, which is open now: if this side waited for that at a relay, it follows.
@@ -201,14 +264,32 @@ impl Peer {
         }
         self.traffic.checked = Some(now);
         let patience = if self.nominates { CHECK_HANDSHAKE } else { CHECK_HANDSHAKE * 3 };
-        self.relayed.echoes = Some(Echoes::new(Some(now + patience), now));
+        let mut echoes = Echoes::new(Some(now + patience), now);
+        if self.relayed.path.is_some_and(|path| !shared.relays.is_open(&path.relay)) {
+            echoes.deadline = now + LOST_CHANNEL.max(self.relayed.rtt.unwrap_or_default() * 3);
+        }
+        self.relayed.echoes = Some(echoes);
         self.drive_relay(shared, now);
     }
 
+    /// The channel to a relay is gone. Its data plane may be alive all the same. Returns whether this peer depends on it.
+    pub(crate) fn relay_lost(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) -> bool {
+        let depends = self.relayed.path.is_some_and(|path| path.relay == relay);
+        if depends {
+            self.start_relay_check(shared, now);
+        }
+        depends
+    }
+
     /// Data arrived on its own. A silent agent does not make a dead path.
-    pub(super) fn relay_overtaken(&mut self, endpoint: Option<SocketAddr>) {
-        if self.relayed.path.is_some_and(|path| path.confirmed && Some(path.endpoint) == endpoint) {
-            self.relayed.echoes = None;
+    pub(super) fn relay_overtaken(&mut self, endpoint: Option<SocketAddr>, now: Instant) {
+        if !self.relayed.path.is_some_and(|path| path.confirmed && Some(path.endpoint) == endpoint) {
+            return;
+        }
+        match &mut self.relayed.echoes {
+            // The first round-trip time is still to be measured.
+            Some(echoes) if self.relayed.rtt.is_none() => echoes.deadline = now + CONFIRM,
+            echoes => *echoes = None,
         }
     }
 
@@ -226,7 +307,7 @@ impl Peer {
         }
         if let Some(echoes) = &mut self.relayed.echoes {
             let peer = self.key;
-            if echoes.deadline() <= now {
+            if echoes.deadline <= now {
                 return self.relay_path_died(shared, now);
             }
             let due = echoes.due().is_some_and(|due| due <= now);
@@ -270,7 +351,7 @@ impl Peer {
         let handshake = echoes.and_then(|echoes| echoes.handshake_due);
         let silent = (!path.moved && self.trial.is_none()).then_some(path.entered + SILENT_NOMINATOR);
         let undisturbed = Some(path.entered + UNDISTURBED).filter(|at| !path.confirmed && now < *at);
-        earliest([echo, handshake, echoes.map(Echoes::deadline), silent, undisturbed, path.settles])
+        earliest([echo, handshake, echoes.map(|echoes| echoes.deadline), silent, undisturbed, path.settles])
     }
 
     /// Nothing comes back by the relay. WireGuard keeps its endpoint until something better is there.
@@ -303,8 +384,8 @@ impl Peer {
     pub(super) fn use_relay(&mut self, shared: &mut Shared, now: Instant) -> bool {
         if let Some(path) = self.relayed.path.filter(|path| path.confirmed) {
             self.set_endpoint(path.endpoint, shared, now);
-            self.traffic.checked = None;
-            self.start_relay_check(shared, now);
+            // Not before the peer has given up what was tried.
+            self.relayed.echoes = Some(Echoes::new(None, now + GIVEN_UP));
         } else if let Some(relay) = self.relayed.legs.iter().find(|leg| leg.is_ready()).map(|leg| leg.relay) {
             self.relayed.path = None;
             self.consider_relay(relay, shared, now);

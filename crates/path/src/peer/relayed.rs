@@ -29,6 +29,8 @@ const FOLLOWER_PATIENCE: Duration = Duration::from_secs(1);
 const RELEASE: Duration = Duration::from_secs(30);
 /// The same on the other side, which is told when the leg goes, unless that was lost.
 const FOLLOWER_RELEASE: Duration = Duration::from_secs(300);
+/// How long a leg is kept beyond its time each time that the device turns out to use it.
+const LINGER: Duration = Duration::from_secs(5);
 /// How long another relay is preferred to one that failed, doubled each time ..
 const SHUN: Duration = Duration::from_secs(5);
 /// .. at most.
@@ -46,6 +48,8 @@ pub(super) struct Relayed {
     pub(super) rtt: Option<Duration>,
     /// Attempts in a row that no echo came of.
     pub(super) failures: u32,
+    /// How often the device was led from the direct path to a relay.
+    pub(super) led: u8,
     shunned: BTreeMap<RelayId, Shunned>,
     former: Vec<SocketAddr>,
     /// Since when there is nobody to be told of a leg by.
@@ -151,6 +155,13 @@ impl Peer {
         }
     }
 
+    /// A leg that the relay has, although this side does not know it any more.
+    pub(super) fn expect_leg(&mut self, relay: RelayId, port: u16) {
+        if self.relayed.leg(&relay).is_none() && self.relayed.legs.len() < MAX_LEGS {
+            self.relayed.legs.push(Leg::wanted(relay, Some(port), None));
+        }
+    }
+
     /// Both legs are bound.
     pub(crate) fn on_ready_leg(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) {
         let Some(leg) = self.relayed.leg(&relay) else {
@@ -171,8 +182,13 @@ impl Peer {
             return;
         };
         leg.forget(shared);
-        if self.direct.is_some() || !self.wanted {
-            return self.drop_leg(relay, shared);
+        let has_other = self.relayed.legs.iter().any(|leg| leg.relay != relay && leg.is_allocated());
+        if self.direct.is_some() || !self.wanted || has_other {
+            self.drop_leg(relay, shared);
+            if self.relayed.path.is_some_and(|path| path.relay == relay) {
+                self.relay_path_died(shared, now);
+            }
+            return;
         }
         // One that fell silent was fine; of the other reasons none will be gone at once.
         let wait = match reason {
@@ -246,6 +262,7 @@ impl Peer {
         self.relayed.path = None;
         self.relayed.echoes = None;
         self.relayed.release_at = None;
+        self.relayed.alone_since = None;
     }
 
     /// Asks, binds, refreshes and releases what is due.
@@ -291,7 +308,13 @@ impl Peer {
         self.relayed.legs.retain(Leg::is_allocated);
         let time = if self.nominates { RELEASE } else { FOLLOWER_RELEASE };
         let due = *self.relayed.release_at.get_or_insert(now + time);
-        if due <= now {
+        if due > now {
+            return;
+        }
+        if self.traffic.device.is_some_and(|remote| self.relayed.is_relay_socket(remote)) {
+            // Packets still go by the relay, whatever this side chose.
+            self.relayed.release_at = Some(now + LINGER);
+        } else {
             self.release_legs(shared);
         }
     }
@@ -349,8 +372,12 @@ impl Peer {
     pub(super) fn drop_other_legs(&mut self, used: RelayId, shared: &mut Shared) {
         let others: Vec<RelayId> =
             self.relayed.legs.iter().map(|leg| leg.relay).filter(|relay| *relay != used).collect();
-        if self.nominates {
-            others.into_iter().for_each(|relay| self.give_up(relay, shared));
+        for relay in others {
+            if self.nominates {
+                self.give_up(relay, shared);
+            } else {
+                self.drop_leg(relay, shared);
+            }
         }
     }
 

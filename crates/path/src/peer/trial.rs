@@ -22,6 +22,9 @@ const FOLLOWER_DELAY: Duration = Duration::from_millis(400);
 const SECOND_HANDSHAKE: Duration = Duration::from_millis(600);
 /// Without a confirmation this long after the move, the pair carries no data.
 const CONFIRM: Duration = Duration::from_secs(2);
+/// Of a pair that has a relay to go back to, the peer's echoes count for no longer than this: later ones may come by the relay,
+/// where the peer went back to, and draw an answer from there that would pass for one over the pair on trial.
+const LAST_PROMPT: Duration = Duration::from_millis(1800);
 /// How long the acknowledgement may take when there is a path to lose.
 const ACKNOWLEDGE: Duration = Duration::from_millis(1500);
 /// How many times a nomination is repeated above an epoch that the follower remembers.
@@ -86,6 +89,10 @@ impl Trial {
     fn adopting(remote: SocketAddr, token: u64, now: Instant) -> Self {
         let moved = Some(now);
         Self { acked: true, follows: true, adopts: true, moved, ..Self::nominating(remote, 0, token, false, now) }
+    }
+
+    pub(super) fn is_adopting(&self) -> bool {
+        self.adopts
     }
 
     pub(super) fn has_moved(&self) -> bool {
@@ -172,7 +179,14 @@ impl Peer {
     pub(crate) fn adopt(&mut self, session: &Session, shared: &mut Shared, now: Instant) {
         let remote = canonical(session.endpoint);
         let is_known = self.direct.is_some() || self.trial.is_some() || self.endpoint.is_some();
-        if is_known || session.last_handshake >= SESSION_LIFETIME || !self.learn(remote, shared, now) {
+        if is_known || session.last_handshake >= SESSION_LIFETIME {
+            return;
+        }
+        if let Some(relay) = self.unclaimed_relay(remote, shared) {
+            self.endpoint = Some((remote, session.keepalive));
+            return self.adopt_relayed(relay, remote, false, shared, now);
+        }
+        if !self.learn(remote, shared, now) {
             return;
         }
         self.endpoint = Some((remote, session.keepalive));
@@ -231,6 +245,7 @@ impl Peer {
         if let Some(trial) = &mut self.trial
             && trial.has_moved()
             && trial.prompted < ECHO_AT.len()
+            && !(self.relayed.is_confirmed() && trial.moved.is_some_and(|at| at + LAST_PROMPT <= now))
         {
             trial.prompted += 1;
             let token = trial.token;
@@ -281,10 +296,11 @@ impl Peer {
             }
             return;
         };
+        let costly = self.relayed.is_confirmed();
         if let Some(pair) = self.pairs.get_mut(&trial.remote) {
             if pair.last_pong.is_some_and(|at| at > moved) {
                 shared.stats.data_blocked += 1;
-                pair.penalise(now);
+                pair.penalise(costly, now);
             } else {
                 pair.last_pong = None;
             }

@@ -112,6 +112,60 @@ impl Bench {
         std::iter::from_fn(|| self.engine.poll_event()).collect()
     }
 
+    /// Lets time pass, timer by timer, and collects what is sent meanwhile, leaving what is said to the relay.
+    pub fn collect(&mut self, time: Duration) -> Vec<Transmit> {
+        self.pass(time, |_, _| ()).0
+    }
+
+    /// The same with what is to be done.
+    pub fn collect_events(&mut self, time: Duration) -> Vec<Event> {
+        self.pass(time, |_, _| ()).1
+    }
+
+    /// The same with a peer that answers whatever is asked through the tunnel.
+    pub fn keep_alive(&mut self, time: Duration) -> Vec<Transmit> {
+        let answer = |bench: &mut Self, event: &Event| {
+            if let Event::SendEcho { peer, token } = event {
+                bench.input(Input::EchoReply { peer: *peer, token: *token });
+            }
+        };
+        self.pass(time, answer).0
+    }
+
+    /// A step of time, and nothing taken.
+    pub fn step(&mut self, time: Duration) {
+        self.now += time;
+        self.engine.handle_timeout(self.now);
+    }
+
+    fn pass(&mut self, time: Duration, react: impl Fn(&mut Self, &Event)) -> (Vec<Transmit>, Vec<Event>) {
+        let end = self.now + time;
+        let (mut sent, mut done) = (Vec::new(), Vec::new());
+        loop {
+            let events = self.events();
+            events.iter().for_each(|event| react(self, event));
+            done.extend(events);
+            sent.extend(self.transmits());
+            while let Some(control) = self.engine.poll_control() {
+                self.controls.push(control);
+            }
+            match self.engine.poll_timeout() {
+                Some((due, _)) if due <= end => self.now = self.now.max(due),
+                _ => break,
+            }
+            self.engine.handle_timeout(self.now);
+        }
+        self.now = end;
+        (sent, done)
+    }
+
+    /// What was said to the relay, but for signals and strays.
+    pub fn asked(&mut self) -> Vec<ToRelay> {
+        self.controls();
+        let asked = std::mem::take(&mut self.controls).into_iter().map(|control| control.message);
+        asked.filter(|message| !matches!(message, ToRelay::Signal { .. } | ToRelay::Stray { .. })).collect()
+    }
+
     pub fn next_tx(&mut self) -> TransactionId {
         self.transactions += 1;
         TransactionId([self.transactions; 12])

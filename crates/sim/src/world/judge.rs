@@ -67,10 +67,8 @@ impl World {
 
 impl Ledger {
     /// The user's ping was answered.
-    pub(super) fn pong(&mut self, now: Duration) {
-        if self.first_pong.is_some() {
-            self.pongs += 1;
-        }
+    pub(super) fn pong(&mut self, token: u64, now: Duration) {
+        self.unanswered.remove(&token);
         self.first_pong.get_or_insert(now);
         if let Some(last) = self.last_pong {
             self.outage = self.outage.max(now - last);

@@ -82,6 +82,12 @@ impl World {
         index
     }
 
+    /// How many relays there are.
+    #[must_use]
+    pub fn relays(&self) -> usize {
+        self.relays.len()
+    }
+
     /// What a relay is called.
     #[must_use]
     pub fn relay_id(&self, relay: usize) -> RelayId {

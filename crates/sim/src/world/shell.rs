@@ -123,7 +123,7 @@ impl World {
             Inner::Ping(sent) => {
                 return machine.device.send(&peer, Inner::Pong(sent), &mut self.random, now);
             }
-            Inner::Pong(_) => return machine.ledger.entry(peer).or_default().pong(now),
+            Inner::Pong(token) => return machine.ledger.entry(peer).or_default().pong(token, now),
             // Only a running agent answers, or hears an answer.
             Inner::EchoRequest(token) if machine.engine.is_some() => {
                 machine.device.send(&peer, Inner::EchoReply(token), &mut self.random, now);
