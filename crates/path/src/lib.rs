@@ -46,8 +46,20 @@
 //! trial where it is, at the endpoint that WireGuard has. Nothing is moved and no handshake started; an echo, or data that
 //! arrives, makes it the path. If neither comes it is treated as a path that died, and keeps its endpoint.
 //!
-//! Relayed traffic will come before step 2: it starts there and moves at step 4. Its place is [`PathState`], between `Direct`
-//! and `Connecting`, and the moment in `path_died` when there is no other pair.
+//! # By a relay
+//!
+//! Beside all that, a wanted pair that is not direct has a *leg* on a relay: the one that both prefer of those where they have
+//! met. The side that nominates asks for it; each side binds its own, from WireGuard's port, before anything is pointed at it.
+//! When both are bound the nominator points WireGuard at the relay and starts the handshake; the other side's device follows that
+//! handshake. An echo makes it a path, shown as `Relayed` with the reason why it is not direct. Probing does not know of it, but for
+//! one thing: there is a path to lose now, so a direct pair is tried only when the peer has agreed, without a new handshake, and
+//! the relay is what a failed trial goes back to. A path that dies finds its way to the relay by the same door.
+//!
+//! Half a minute after it became direct the nominator releases the leg, unless the device still uses it. WireGuard sends where the
+//! last authentic packet came from, so what circulates by the relay may hold both devices there; they are pointed at the direct pair
+//! at a packet's distance until it is over, and a pair that cannot be held is what carries probes only. A relay that falls silent, or
+//! loses its channel and does not answer an echo, is left for the next one; one that starts anew is asked for the same port, and the
+//! session goes on. Without any relay everything is as it was: probed at once.
 //!
 //! # What it refuses
 //!
@@ -57,7 +69,9 @@
 //!   total. Answers are never larger than what they answer.
 //! * To believe: unknown key ids end before any cryptography; requests seen before, answers to nothing, stale epochs and
 //!   nominations from the wrong side are counted and dropped. WireGuard's own roaming is followed only after proof.
-//! * To grow: candidates, learned addresses, transactions, queues and tables have caps beside their definitions.
+//! * To obey a relay: its messages are authenticated by the leg's key and answer what was asked, its addresses pass the filter, and a
+//!   leg is bound only for a peer that this node wants.
+//! * To grow: relays, legs, candidates, learned addresses, transactions, queues and tables have caps beside their definitions.
 //! * To remove what may still work.
 
 mod budget;

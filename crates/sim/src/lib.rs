@@ -6,8 +6,8 @@
 //! [middleboxes](middlebox) that map, filter and forget as RFC 4787 describes, so a packet from a home behind a
 //! provider's NAT walks through both, and through the other side's when it arrives, not when it was sent. A Linux box that
 //! drops no strays tracks connections as the kernel does, so it can be poisoned. Only the core has [`Weather`] (delay,
-//! jitter, loss, cuts) and routers that count a packet's hops. STUN servers stand in it, and a relay that hands on
-//! [signals](world::Signalling), late, lossy and out of order if that is wanted.
+//! jitter, loss, cuts) and routers that count a packet's hops. STUN servers stand in it, and relays that hand on
+//! [signals](world::Signalling), late, lossy and out of order if that is wanted, and [carry data](relay) if they may.
 //!
 //! Every machine runs one [`path::Engine`] and a [toy WireGuard device](device) that has what the engine relies on:
 //! a handshake of one round trip, roaming after authentic packets, counters, keepalives, the five seconds between two
