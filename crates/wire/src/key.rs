@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use blake2::Blake2s256;
+use hkdf::SimpleHkdf;
 use zeroize::Zeroizing;
 
 mod points;
@@ -17,6 +19,10 @@ pub const KEY_BASE64_LEN: usize = 44;
 
 /// Characters of a shortened key: enough to tell the nodes of a mesh apart, short enough for a log line.
 const SHORT_LEN: usize = 8;
+
+/// Separates identity seeds from whatever else may once be derived from a private key.
+const IDENTITY_SALT: &[u8] = b"warren identity v1";
+const IDENTITY_INFO: &[u8] = b"ed25519 seed";
 
 /// Why a key was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -164,6 +170,18 @@ impl PrivateKey {
         } else {
             Err(KeyError::NonContributory)
         }
+    }
+
+    /// The seed of the node's Ed25519 identity, by which relays recognise it: HKDF-BLAKE2s of this key under a label of its own, so that
+    /// neither key tells anything of the other. Derived and not drawn: there is no second secret to store, to protect and to lose,
+    /// and whoever replaces this key has replaced both.
+    #[must_use]
+    pub fn identity_seed(&self) -> Zeroizing<[u8; KEY_LEN]> {
+        let mut seed = Zeroizing::new([0; KEY_LEN]);
+        SimpleHkdf::<Blake2s256>::new(Some(IDENTITY_SALT), self.0.as_slice())
+            .expand(IDENTITY_INFO, seed.as_mut_slice())
+            .expect("HKDF-BLAKE2s gives up to 255 times 32 bytes");
+        seed
     }
 
     /// The secret bytes, for the one place that hands them to a WireGuard device.

@@ -159,6 +159,14 @@ fn key_proofs() {
     }
 }
 
+#[test]
+fn identity_seeds() {
+    for row in rows(include_str!("../vectors/identity.txt")) {
+        let private = PrivateKey::from_bytes(row.array("private"));
+        assert_eq!(*private.identity_seed(), row.array("seed"), "{row:?}");
+    }
+}
+
 fn both_ends(row: &Row) -> (PairKeys, PairKeys) {
     let mesh_id = row.text("mesh_id");
     let psk: Option<[u8; 32]> = row.optional("psk").map(|_| row.array("psk"));

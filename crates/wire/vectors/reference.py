@@ -1,4 +1,5 @@
-"""A second, independent implementation of pair keys, probes, signals, relay and control messages and key proofs. It wrote the tables beside it.
+"""A second, independent implementation of pair keys, probes, signals, relay and control messages, key proofs and identity seeds. It wrote
+the tables beside it.
 
 Not part of the build: python3 with the package `cryptography`. Run it in this folder to write the tables again.
 """
@@ -89,6 +90,10 @@ def key_proof(private, peer, challenge, uid, public_key):
     for field in (b"warren key proof v1", challenge, uid.encode(), public_key):
         data += struct.pack(">Q", len(field)) + field
     return mac(x25519(private, peer), data)
+
+
+def identity_seed(private):
+    return expand(mac(b"warren identity v1", private), b"ed25519 seed", 32)
 
 
 def seeded(name):
@@ -206,6 +211,11 @@ for name, node, operator, challenge, uid in [
         "proof": key_proof(node, public(operator), challenge, uid, public(node)).hex(),
     })
 
+identities = []
+for name in ("own", "other"):
+    private = clamp(seeded("identity " + name))
+    identities.append({"case": name, "private": private.hex(), "seed": identity_seed(private).hex()})
+
 relays = []
 for name, kind, side, allocation, counter, token, observed in [
     ("bind", 0x81, 0, 0x0123456789ABCDEF, 1, None, None),
@@ -269,3 +279,4 @@ write("probe.txt", "Probes as `own` of the named pair sends them.", probes)
 write("relay.txt", "Relay messages: keyed BLAKE2s.", relays)
 write("signal.txt", "Signals as `own` of the named pair sends them.", signals)
 write("proof.txt", "Key proofs: HMAC-BLAKE2s keyed by X25519.", proofs)
+write("identity.txt", "Seeds of identity keys: HKDF-BLAKE2s of the WireGuard key.", identities)
