@@ -7,13 +7,16 @@ mod lab;
 
 use std::net::SocketAddr;
 
-use lab::{AT_A, Node, Open, Pair, block_on, config, eventually, ip, private_key, receive, stun_like, wake};
+use lab::{
+    AT_A, Node, Open, Pair, block_on, config, eventually, ip, private_key, receive, relay_like, stun_like, wake,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use wgdev::{Datagram, DeviceConfig};
 
 on_both_devices!(
     stun_goes_both_ways_on_the_port_while_the_tunnel_works,
     an_opener_lives_for_the_hops_that_it_was_given_and_nothing_else_does,
+    messages_of_a_relay_go_both_ways_on_the_port,
     merged_datagrams_are_told_apart_one_by_one,
     a_full_queue_drops_the_newest_and_spares_the_tunnel,
     every_outer_packet_carries_the_mark_and_a_checksum,
@@ -81,6 +84,27 @@ fn an_opener_lives_for_the_hops_that_it_was_given_and_nothing_else_does<D: Open>
         block_on(pair.a.device.send(datagram(3))).unwrap();
         block_on(pair.a.device.send_with_ttl(datagram(4), 3)).unwrap();
         assert_eq!(receive(&socket).0, stun_like(4), "{server}: only that one");
+    }
+}
+
+fn messages_of_a_relay_go_both_ways_on_the_port<D: Open>() {
+    let pair = Pair::<D>::new();
+    let mut echo = pair.echo();
+    wake(&pair.a);
+    for (relay, at_a, local) in
+        [("198.51.100.2:51900", AT_A, "198.51.100.1"), ("[2001:db8::2]:51900", "[2001:db8::1]:21820", "2001:db8::1")]
+    {
+        let socket = pair.cable.b.bind(relay);
+        let to_relay = Datagram { remote: relay.parse().unwrap(), local: None, payload: relay_like(1) };
+        block_on(pair.a.device.send(to_relay)).unwrap();
+        assert_eq!(receive(&socket), (relay_like(1), at_a.parse().unwrap()));
+        socket.send_to(&relay_like(3), at_a).unwrap();
+        lab::send_merged(&socket, at_a, &[relay_like(4), relay_like(5)]);
+        for n in 3..=5 {
+            let expected = Datagram { remote: relay.parse().unwrap(), local: Some(ip(local)), payload: relay_like(n) };
+            assert_eq!(lab::recv(&pair.a.device).unwrap(), expected, "from {relay}");
+        }
+        echo.ping(1392);
     }
 }
 

@@ -23,6 +23,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use zeroize::Zeroizing;
 
@@ -32,6 +33,9 @@ pub use codec::{Frame, seal};
 
 /// Bytes of every relay message.
 pub const MESSAGE_LEN: usize = 80;
+
+/// The first bytes that relay messages have.
+pub const KINDS: RangeInclusive<u8> = codec::Kind::Bind as u8..=codec::Kind::Bound as u8;
 
 /// Bytes of a leg's key: what BLAKE2s takes at most.
 pub const LEG_KEY_LEN: usize = 32;

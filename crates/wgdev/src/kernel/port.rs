@@ -146,10 +146,9 @@ impl Port {
     }
 }
 
-/// What the filter has said of the first of merged datagrams, said of each, and with the length. Messages of relays will
-/// have their place here too.
+/// What the filter has said of the first of merged datagrams, said of each, and with the length.
 fn is_ours(payload: &[u8]) -> bool {
-    wire::stun::is_stun(payload)
+    wire::stun::is_stun(payload) || wire::relay::is_relay(payload)
 }
 
 fn raw_socket(family: Family, config: PortConfig) -> io::Result<Socket> {

@@ -10,7 +10,7 @@ pub use namespace::{Cable, Namespace};
 pub use node::{
     AT_A, AT_B, DEVICE, MARK, MTU, Node, Open, PORT, Pair, address, config, open, open_error, peer, private_key,
 };
-pub use traffic::{Echo, receive, recv, send_merged, stun_like, udp, wake};
+pub use traffic::{Echo, receive, recv, relay_like, send_merged, stun_like, udp, wake};
 
 use std::{
     net::IpAddr,

@@ -78,6 +78,13 @@ pub fn stun_like(n: u8) -> Vec<u8> {
     datagram
 }
 
+/// Framed as a relay's CHALLENGE, and different for each `n`.
+pub fn relay_like(n: u8) -> Vec<u8> {
+    let mut datagram = vec![n; wire::relay::MESSAGE_LEN];
+    datagram[..4].copy_from_slice(&[0x82, 1, 0, 0]);
+    datagram
+}
+
 /// Sends from the shared port, to nobody: the kernel device's sockets open with the first need, and hear only what comes
 /// after.
 pub fn wake<D: Device>(node: &Node<D>) {

@@ -5,6 +5,8 @@ use libc::{
     BPF_RET, BPF_W, sock_filter,
 };
 
+use wire::relay;
+
 use super::udp::HEADER_LEN;
 
 /// What a datagram of ours starts with, after 4 bytes of its own: the magic cookie of STUN (RFC 8489, section 5).
@@ -38,8 +40,8 @@ pub(super) fn nothing() -> Vec<sock_filter> {
     vec![step(BPF_RET | BPF_K, 0)]
 }
 
-/// Takes datagrams for `port` that are STUN and not WireGuard-shaped: what has the shape belongs to WireGuard, even
-/// if a receiver index equals the magic cookie.
+/// Takes datagrams for `port` that are a relay's, or STUN and not WireGuard-shaped: what has the shape belongs to
+/// WireGuard, even if a receiver index equals the magic cookie.
 pub(super) fn shared(port: u16, start: Start) -> Vec<sock_filter> {
     const DESTINATION: u32 = 2;
     const PAYLOAD: u32 = HEADER_LEN as u32;
@@ -52,7 +54,10 @@ pub(super) fn shared(port: u16, start: Start) -> Vec<sock_filter> {
         .then(at_udp)
         .then(load(BPF_H, DESTINATION))
         .test(BPF_JEQ, port.into(), Next, Reject)
-        // The place for messages of relays: their kinds are tested here, before what isn't STUN is rejected.
+        // Messages of relays, told by their first byte; the length is left to whoever takes merged ones apart.
+        .then(load(BPF_B, PAYLOAD))
+        .test(BPF_JGT, (*relay::KINDS.end()).into(), Reject, Next)
+        .test(BPF_JGE, (*relay::KINDS.start()).into(), Accept, Next)
         .then(load(BPF_W, PAYLOAD + 4))
         .test(BPF_JEQ, MAGIC_COOKIE, Next, Reject)
         .then(load(BPF_W, PAYLOAD))
@@ -159,6 +164,16 @@ mod tests {
     fn stun_for_the_port_is_taken() {
         for first in [[0, 1, 0, 20], [1, 1, 0, 20], [0, 0x11, 0, 20], [0x3f, 0xff, 0, 0], [5, 0, 0, 0], [0; 4]] {
             assert!(both(PORT, &stun(first)), "{first:?}");
+        }
+    }
+
+    #[test]
+    fn messages_of_relays_for_the_port_are_taken_and_none_of_other_kinds() {
+        for kind in 0..=u8::MAX {
+            let mut payload = [0xa5; relay::MESSAGE_LEN];
+            payload[0] = kind;
+            assert_eq!(both(PORT, &payload), relay::is_relay(&payload), "{kind:#x}");
+            assert!(!both(PORT + 1, &payload), "{kind:#x}");
         }
     }
 

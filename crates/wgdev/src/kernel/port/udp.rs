@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use wire::relay;
+
 use crate::checksum;
 
 /// Bytes of a UDP header.
@@ -74,13 +76,16 @@ fn is_intact(addresses: u64, udp: &[u8]) -> bool {
 }
 
 /// The datagrams in what arrived as one: a local sender's segmented send, or a receiver's merging, reaches a raw
-/// socket whole and without its segment size. The length in the first STUN header tells it, because all segments but
-/// the last are equally long.
+/// socket whole and without its segment size. The first of them tells it, by the length in its STUN header or by being a
+/// relay's, because all segments but the last are equally long.
 pub(super) fn segments(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
     const STUN_HEADER: usize = 20;
-    let first = payload.get(2..4).map_or(0, |b| usize::from(u16::from_be_bytes([b[0], b[1]])));
-    let segment = STUN_HEADER + first;
-    payload.chunks(segment.max(1))
+    let segment = match payload {
+        [kind, ..] if relay::KINDS.contains(kind) => relay::MESSAGE_LEN,
+        [_, _, high, low, ..] => STUN_HEADER + usize::from(u16::from_be_bytes([*high, *low])),
+        _ => STUN_HEADER,
+    };
+    payload.chunks(segment)
 }
 
 #[cfg(test)]
@@ -119,6 +124,15 @@ mod tests {
         assert_eq!(inside_ipv4(&[0x4f, 0, 0]), None);
         assert_eq!(inside_ipv4(&[]), None);
         assert_eq!(inside_ipv4(&[0x45; 20]), None);
+    }
+
+    #[test]
+    fn merged_messages_of_relays_are_as_long_as_one_is() {
+        let message = [0x82; relay::MESSAGE_LEN];
+        let merged = message.repeat(3);
+        assert!(segments(&merged).eq([&message[..]; 3]));
+        assert!(segments(&merged[..100]).eq([&merged[..80], &merged[80..100]]));
+        assert_eq!(segments(&[0, 1]).count(), 1);
     }
 
     const ADDRESSES: [u8; 8] = [192, 0, 2, 1, 198, 51, 100, 7];
