@@ -92,6 +92,27 @@ pub struct Forbidden {
     pub api_servers: Vec<SocketAddr>,
 }
 
+impl Forbidden {
+    /// Whether packets may be sent to a remote address, for whoever dials besides the engine.
+    ///
+    /// # Errors
+    /// Why they may not.
+    pub fn check(&self, addr: SocketAddr) -> Result<(), Refusal> {
+        let addr = canonical(addr);
+        Filter::default().check_published(addr)?;
+        if self.networks.iter().any(|network| network.contains(&addr.ip())) {
+            return Err(Refusal::MeshNetwork);
+        }
+        if self.own_addresses.iter().any(|own| own.to_canonical() == addr.ip()) {
+            return Err(Refusal::OwnAddress);
+        }
+        if self.api_servers.iter().any(|api| canonical(*api) == addr) {
+            return Err(Refusal::ApiServer);
+        }
+        Ok(())
+    }
+}
+
 /// The filter in the form it is asked in.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
@@ -182,13 +203,17 @@ fn check_scope(ip: IpAddr) -> Result<(), Refusal> {
 mod tests {
     use super::*;
 
-    fn filter() -> Filter {
-        let mut filter = Filter::default();
-        filter.set_forbidden(Forbidden {
+    fn forbidden() -> Forbidden {
+        Forbidden {
             networks: vec!["10.42.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
             own_addresses: vec!["192.168.1.10".parse().unwrap()],
             api_servers: vec!["203.0.113.9:6443".parse().unwrap()],
-        });
+        }
+    }
+
+    fn filter() -> Filter {
+        let mut filter = Filter::default();
+        filter.set_forbidden(forbidden());
         filter.set_hosts(&["192.168.1.10/24".parse().unwrap()]);
         filter
     }
@@ -217,7 +242,11 @@ mod tests {
             ("203.0.113.9:6443", Refusal::ApiServer),
         ] {
             assert_eq!(filter.check_remote(addr.parse().unwrap()), Err(refusal), "{addr}");
+            // Who has no host addresses knows no broadcast by its subnet.
+            let alone = if addr == "192.168.1.255:21820" { Ok(()) } else { Err(refusal) };
+            assert_eq!(forbidden().check(addr.parse().unwrap()), alone, "{addr}");
         }
+        assert_eq!(forbidden().check("203.0.113.9:6444".parse().unwrap()), Ok(()));
     }
 
     #[test]
