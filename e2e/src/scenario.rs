@@ -75,6 +75,13 @@ pub enum Site {
         /// Distance between listen port and mapped port.
         shift: u16,
     },
+    /// A NAT that draws another port for each destination, and lets nothing unasked in: no peer can know which port to aim at.
+    Hard {
+        /// Outer address.
+        wan: Ipv4Net,
+        /// Outer IPv6 address (IPv6 is routed, not translated).
+        wan6: Ipv6Net,
+    },
     /// A stateful firewall without translation; the internet routes the inner network to it.
     Firewall {
         /// Outer address.
@@ -97,18 +104,34 @@ impl Scenario {
         let mut scenario = match kind {
             "demo" => Self::demo(name),
             "single" => Self::single(name),
-            "dual-stack" => Self { dual_stack: true, ..Self::demo(name) },
+            "dual-stack" => Self { dual_stack: true, ..Self::direct(name) },
             "nat-api" => Self::nat_api(name),
-            other => bail!("there is no scenario {other:?}: use demo, single, dual-stack or nat-api"),
+            "relayed" => Self::relayed(name),
+            other => bail!("there is no scenario {other:?}: use demo, single, dual-stack, nat-api or relayed"),
         };
         scenario.delay_ms = if kind == "demo" { 5 } else { 0 };
         Ok(scenario)
     }
 
-    /// A public control plane, a public worker, two homes alike to the last address, and a firewalled site.
+    /// [`Self::direct`] and a worker behind a NAT that draws its ports: with the homes and the firewalled site it is connected through a
+    /// relay, with the public ones directly.
     #[must_use]
     pub fn demo(name: &str) -> Self {
+        let mut scenario = Self::direct(name);
+        scenario.nodes.push(Node { name: "hard".into(), ..hard_a() });
+        scenario
+    }
+
+    /// A public control plane, a public worker, two homes alike to the last address, and a firewalled site: every pair can be direct.
+    #[must_use]
+    pub fn direct(name: &str) -> Self {
         Self::of(name, vec![control_plane(), public(), home_a(), home_b(), firewalled()])
+    }
+
+    /// A public control plane, a public worker, and two workers behind NATs that draw their ports: those two are never direct.
+    #[must_use]
+    pub fn relayed(name: &str) -> Self {
+        Self::of(name, vec![control_plane(), public(), hard_a(), hard_b()])
     }
 
     /// The control plane alone; `home-a` may join later.
@@ -219,7 +242,7 @@ impl Node {
     pub fn outer_v4(&self) -> Ipv4Addr {
         match &self.site {
             Site::Public | Site::Firewall { .. } => self.v4.addr(),
-            Site::Home { wan, .. } | Site::OneToOne { wan, .. } => wan.addr(),
+            Site::Home { wan, .. } | Site::Hard { wan, .. } | Site::OneToOne { wan, .. } => wan.addr(),
         }
     }
 
@@ -228,7 +251,10 @@ impl Node {
     pub fn uplink(&self) -> (Ipv4Net, Ipv6Net) {
         match &self.site {
             Site::Public => (self.v4, self.v6),
-            Site::Home { wan, wan6, .. } | Site::Firewall { wan, wan6 } | Site::OneToOne { wan, wan6 } => (*wan, *wan6),
+            Site::Home { wan, wan6, .. }
+            | Site::Hard { wan, wan6 }
+            | Site::Firewall { wan, wan6 }
+            | Site::OneToOne { wan, wan6 } => (*wan, *wan6),
         }
     }
 
@@ -271,6 +297,16 @@ fn home_b() -> Node {
     node("home-b", net4([192, 168, 1, 10], 24), net6(0xb, 0, 10), site)
 }
 
+fn hard_a() -> Node {
+    let site = Site::Hard { wan: net4([198, 51, 100, 70], 28), wan6: net6(0xc, 0xff, 70) };
+    node("hard-a", net4([192, 168, 1, 10], 24), net6(0xc, 0, 10), site)
+}
+
+fn hard_b() -> Node {
+    let site = Site::Hard { wan: net4([198, 51, 100, 90], 28), wan6: net6(0xd, 0xff, 90) };
+    node("hard-b", net4([192, 168, 1, 10], 24), net6(0xd, 0, 10), site)
+}
+
 fn firewalled() -> Node {
     let site = Site::Firewall { wan: net4([198, 51, 100, 40], 28), wan6: net6(0xf, 0xff, 40) };
     Node { mtu: SMALL_MTU, ..node("fw", net4([10, 50, 0, 10], 24), net6(0xf, 0, 10), site) }
@@ -309,7 +345,8 @@ mod tests {
 
     #[test]
     fn no_two_sites_share_an_internet_segment() {
-        let named = ["demo", "single", "dual-stack", "nat-api"].map(|kind| (kind, Scenario::named(kind, "t").unwrap()));
+        let named = ["demo", "single", "dual-stack", "nat-api", "relayed"]
+            .map(|kind| (kind, Scenario::named(kind, "t").unwrap()));
         for (kind, scenario) in named.into_iter().chain([("guests", Scenario::guests("t"))]) {
             let uplinks = || scenario.nodes.iter().map(Node::uplink);
             let v4: BTreeSet<_> = uplinks().map(|(v4, _)| v4.trunc()).collect();

@@ -8,7 +8,7 @@ use e2e::{checks, harness};
 
 fn main() -> ExitCode {
     harness::main(
-        Scenario { dual_stack: true, ..Scenario::demo("t-dual") },
+        Scenario { dual_stack: true, ..Scenario::direct("t-dual") },
         Set::All,
         &[
             ("helm_install_returns_and_every_node_is_ready", checks::install),

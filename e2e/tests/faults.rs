@@ -24,7 +24,7 @@ const GONE: u64 = 10;
 
 fn main() -> ExitCode {
     harness::main(
-        Scenario::demo("t-faults"),
+        Scenario::direct("t-faults"),
         Set::All,
         &[
             ("helm_install_returns_and_every_node_is_ready", checks::install),

@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     harness::main(
-        Scenario { delay_ms: DELAY_MS, ..Scenario::demo("t-lab") },
+        Scenario { delay_ms: DELAY_MS, ..Scenario::direct("t-lab") },
         Set::LabOnly,
         &[
             ("a_home_maps_every_destination_to_one_shifted_port", homes_map_to_one_shifted_port),

@@ -21,7 +21,7 @@ const RESTART: u64 = 15;
 
 fn main() -> ExitCode {
     harness::main(
-        Scenario::demo("t-recover"),
+        Scenario::direct("t-recover"),
         Set::All,
         &[
             ("helm_install_returns_and_every_node_is_ready", checks::install),

@@ -20,7 +20,7 @@ const MESHNODES: &str = "/apis/warren.dev/v1alpha1/meshnodes";
 
 fn main() -> ExitCode {
     harness::main(
-        Scenario::demo("t-trust"),
+        Scenario::direct("t-trust"),
         Set::All,
         &[
             ("helm_install_returns_and_every_node_is_ready", checks::install),

@@ -27,7 +27,7 @@ pub const AGENT: &str = "warren-agent";
 
 /// Brings the lab up, measures, and takes it down whatever came of it.
 pub fn with_lab<T>(progress: &Progress, measure: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
-    let scenario = Scenario { delay_ms: DELAY, ..Scenario::demo(LAB) };
+    let scenario = Scenario { delay_ms: DELAY, ..Scenario::direct(LAB) };
     Lab::with(scenario, Set::All, progress, |lab| {
         progress.step("helm install warren --wait", || warren::install(lab))?;
         progress.step("every node and MeshNode is Ready", || warren::wait_ready(lab))?;

@@ -32,6 +32,9 @@ fn site(node: &Node) -> String {
         Site::Home { wan, shift, .. } => {
             format!("{}  home router: NAT, WireGuard's port moves by {shift}, nothing unasked comes in", wan.addr())
         }
+        Site::Hard { wan, .. } => {
+            format!("{}  NAT that draws a port for each destination, nothing unasked comes in", wan.addr())
+        }
         Site::Firewall { wan, .. } => format!("{}  stateful firewall, no NAT, nothing unasked comes in", wan.addr()),
         Site::OneToOne { wan, .. } => format!("{}  1:1 NAT", wan.addr()),
     }

@@ -29,6 +29,7 @@ pub fn ruleset(site: &Site, inner: Ipv4Addr) -> String {
     match site {
         Site::Public => String::new(),
         Site::Home { wan, shift, .. } => home(wan.addr(), *shift),
+        Site::Hard { wan, .. } => hard(wan.addr()),
         Site::Firewall { .. } => FW.to_owned(),
         Site::OneToOne { wan, .. } => one_to_one(wan.addr(), inner),
     }
@@ -55,6 +56,25 @@ table ip nat {{
     type nat hook postrouting priority srcnat;
     oifname "wan" udp sport {low}-{high} snat to {wan} : udp sport map {{ {map} }}
     oifname "wan" meta l4proto udp snat to {wan} : 40000-49999
+    oifname "wan" snat to {wan}
+  }}
+}}
+{FW}"#
+    )
+}
+
+/// Address- and port-dependent mapping with ports drawn at random, address- and port-dependent filtering. `fully-random` alone draws
+/// once for each connection, which is what makes the mapping another one for each destination.
+fn hard(wan: Ipv4Addr) -> String {
+    format!(
+        r#"
+table ip nat {{
+  chain pre {{
+    type nat hook prerouting priority dstnat;
+  }}
+  chain post {{
+    type nat hook postrouting priority srcnat;
+    oifname "wan" meta l4proto {{ tcp, udp }} snat to {wan} : 32768-60999 fully-random
     oifname "wan" snat to {wan}
   }}
 }}
