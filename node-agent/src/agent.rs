@@ -23,6 +23,7 @@ use crate::{
     metrics::Metrics,
     net::Changed,
     paths::PathTable,
+    relays::Report,
     status::conditions::DeviceProblem,
     told::{self, View},
 };
@@ -135,6 +136,7 @@ enum Wake {
     Network(Changed),
     Datagram(std::io::Result<Datagram>),
     Echo(std::io::Result<(SocketAddr, Vec<u8>)>),
+    Relay(Report),
     Timer,
 }
 
@@ -210,6 +212,12 @@ impl Agent {
                 echo = async { match &echo { Some(e) => e.recv().await, None => std::future::pending().await } } => {
                     Wake::Echo(echo)
                 }
+                report = async {
+                    match &mut self.plane {
+                        Some(plane) => plane.relay_report().await,
+                        None => std::future::pending().await,
+                    }
+                } => Wake::Relay(report),
                 () = tokio::time::sleep_until(deadline.into()) => Wake::Timer,
             };
             match wake {
@@ -271,6 +279,11 @@ impl Agent {
                 }
             }
             Wake::Echo(Err(e)) => self.device_lost(&e.to_string(), now),
+            Wake::Relay(report) => {
+                if let Some(plane) = &mut self.plane {
+                    plane.handle_relays(report, INPUT_BUDGET, now);
+                }
+            }
             Wake::Timer | Wake::Told(_) | Wake::Stop => {}
         }
     }

@@ -10,6 +10,7 @@ pub use system::System;
 use crate::{
     cni::CniPlan,
     net::{Changed, NetPlan, Rerouting, Underlay},
+    relays::{Credentials, Link, Relay},
     status::conditions::{Cni, Network},
 };
 use crds::mesh::Backend;
@@ -17,6 +18,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 use wgdev::{BoxFuture, Device, DeviceConfig, DeviceError};
 use wire::key::PublicKey;
@@ -48,6 +50,14 @@ pub trait Host: Send + Sync {
 
     /// Opens the echo sockets on the device.
     fn open_echo(&self, device: &str) -> io::Result<Box<dyn Echo>>;
+
+    /// Opens a channel to a relay, within so much time.
+    fn open_link<'a>(
+        &'a self,
+        credentials: &'a Credentials,
+        relay: &'a Relay,
+        patience: Duration,
+    ) -> BoxFuture<'a, anyhow::Result<Link>>;
 
     /// Waits for a change of the host network that may concern us.
     fn changed(&self) -> BoxFuture<'_, Changed>;

@@ -47,6 +47,7 @@ pub mod net;
 pub mod paths;
 pub mod process;
 pub mod random;
+pub mod relays;
 pub mod selftest;
 pub mod start;
 pub mod status;

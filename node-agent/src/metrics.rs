@@ -31,6 +31,8 @@ pub struct Metrics {
     pub peer_rtt: GaugeVec,
     /// Set at each scrape: how often a path went from one state to another, and why.
     pub path_transitions: IntCounterVec,
+    /// Set at each scrape: channels to relays by state.
+    pub relay_channels: IntGaugeVec,
     /// Set at each scrape: STUN requests by result.
     pub stun_requests: IntCounterVec,
     /// Set at each scrape: addresses that were refused as endpoint, by kind.
@@ -71,6 +73,7 @@ impl Metrics {
                 "How often paths changed.",
                 &["from", "to", "reason"],
             )?,
+            relay_channels: int_gauges(&registry, "relay_channels", "Channels to relays by state.", &["state"])?,
             stun_requests: counters(&registry, "stun_requests_total", "STUN requests by result.", &["result"])?,
             forbidden_endpoint: counters(
                 &registry,

@@ -15,7 +15,7 @@
 //! |---|---|---|
 //! | 0 | `to <own podCIDR> lookup main suppress_prefixlength <len-1>` | a living pod is found by the route its CNI made; the default route is suppressed, so a dead pod falls through to `unreachable` in the mesh table |
 //! | 1 | `not fwmark <mark> lookup 21820` | mesh addresses and pods, and `unreachable` for those ranges: nothing leaks while a peer is absent |
-//! | 2 | `iif lo ipproto udp sport <port> goto 6` | WireGuard's and a local relay's own datagrams never enter a tunnel, marked or not |
+//! | 2 | `iif lo ipproto udp sport <port> goto 6` | WireGuard's and a local relay's own datagrams never enter a tunnel, marked or not; a relay's TCP likewise |
 //! | 3 | `to <API address> goto 6` | the control path never needs the mesh |
 //! | 4 | `iif lo ipproto tcp sport <API port> goto 6` | on a node that serves the API: what asked by the underlay is answered by the underlay, even while our nftables table is gone |
 //! | 5 | `not fwmark <mark> lookup 21821` | carried node addresses |

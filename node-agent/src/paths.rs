@@ -11,9 +11,11 @@ use wire::key::PublicKey;
 
 /// A new peer may take this long before it counts as unconnected: two rounds of probes and a STUN timeout.
 const GRACE: Duration = Duration::from_secs(15);
-/// A connected peer counts as unconnected only after this long: a restart of its agent must not be written.
+/// A new peer that is relayed counts as such after this long: most pairs are direct by then.
+const RELAYED_AFTER: Duration = Duration::from_secs(5);
+/// A peer counts as worse connected than it was only after this long: a restart of its agent must not be written.
 const DOWN_AFTER: Duration = Duration::from_secs(30);
-/// A peer that was down counts as connected again after this long, doubled each time it went down.
+/// A peer that was worse connected counts as better again after this long, doubled each time it became worse.
 const UP_AFTER: Duration = Duration::from_secs(10);
 /// Doublings at most: a path that flaps is written less than once in ten minutes.
 const MAX_DOUBLINGS: u32 = 6;
@@ -39,8 +41,25 @@ pub struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shown {
     Pending,
-    Direct,
+    As(Class),
+}
+
+/// How well a peer is connected, worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
     Down,
+    Relayed,
+    Direct,
+}
+
+impl Class {
+    fn of(state: &PathState) -> Self {
+        match state {
+            PathState::Direct { .. } => Self::Direct,
+            PathState::Relayed { .. } => Self::Relayed,
+            PathState::Connecting | PathState::Down { .. } => Self::Down,
+        }
+    }
 }
 
 /// The numbers for `MeshNode.status`.
@@ -48,6 +67,8 @@ enum Shown {
 pub struct Summary {
     /// Peers connected directly.
     pub direct: u32,
+    /// Peers connected through a relay.
+    pub relayed: u32,
     /// Peers not connected.
     pub down: u32,
     /// The first [`NAMED_PEERS`] of those with the reason, by name.
@@ -60,12 +81,13 @@ pub struct PathTable {
     rows: BTreeMap<PublicKey, Row>,
     /// When time alone will change what is shown of a row.
     by_due: BTreeSet<(Instant, PublicKey)>,
-    /// Rows that are shown as direct.
+    /// Rows that are shown as direct, and as relayed.
     direct: u32,
+    relayed: u32,
     /// Those that are shown as down, by name.
     unconnected: BTreeSet<(Arc<str>, PublicKey)>,
-    /// Rows by state: direct, connecting, down.
-    states: [u32; 3],
+    /// Rows by state, as [`STATES`] has them.
+    states: [u32; STATES.len()],
     /// Counts what the engine reported, by the names of the states.
     transitions: BTreeMap<(&'static str, &'static str, &'static str), u64>,
 }
@@ -102,7 +124,7 @@ impl PathTable {
         if is_news {
             row.settle(now);
             let labels = (state_name(&row.state), state_name(&state), reason_name(&state));
-            if is_direct(&row.state) != is_direct(&state) {
+            if Class::of(&row.state) != Class::of(&state) {
                 row.since = now;
             }
             *self.transitions.entry(labels).or_default() += 1;
@@ -115,8 +137,8 @@ impl PathTable {
         self.rows.get(peer).filter(|_| is_news).map(|row| &*row.name)
     }
 
-    /// How many peers there are of each state: direct, connecting, down.
-    pub fn states(&self) -> [u32; 3] {
+    /// How many peers there are of each of [`STATES`].
+    pub fn states(&self) -> [u32; STATES.len()] {
         self.states
     }
 
@@ -127,8 +149,9 @@ impl PathTable {
         }
         match row.shown {
             Shown::Pending => {}
-            Shown::Direct => self.direct -= 1,
-            Shown::Down => _ = self.unconnected.remove(&(row.name.clone(), *key)),
+            Shown::As(Class::Direct) => self.direct -= 1,
+            Shown::As(Class::Relayed) => self.relayed -= 1,
+            Shown::As(Class::Down) => _ = self.unconnected.remove(&(row.name.clone(), *key)),
         }
         self.states[place(&row.state)] -= 1;
         Some(row)
@@ -138,8 +161,9 @@ impl PathTable {
         self.by_due.extend(row.due().map(|due| (due, key)));
         match row.shown {
             Shown::Pending => {}
-            Shown::Direct => self.direct += 1,
-            Shown::Down => _ = self.unconnected.insert((row.name.clone(), key)),
+            Shown::As(Class::Direct) => self.direct += 1,
+            Shown::As(Class::Relayed) => self.relayed += 1,
+            Shown::As(Class::Down) => _ = self.unconnected.insert((row.name.clone(), key)),
         }
         self.states[place(&row.state)] += 1;
         self.rows.insert(key, row);
@@ -166,6 +190,7 @@ impl PathTable {
         let named = |(name, key): &(Arc<str>, PublicKey)| Some((name.to_string(), reason(&self.rows.get(key)?.state)));
         Summary {
             direct: self.direct,
+            relayed: self.relayed,
             down: self.unconnected.len().try_into().unwrap_or(u32::MAX),
             unconnected: self.unconnected.iter().take(NAMED_PEERS).filter_map(named).collect(),
         }
@@ -179,51 +204,55 @@ impl PathTable {
 
 impl Row {
     fn settle(&mut self, now: Instant) {
-        let direct = is_direct(&self.state);
-        if direct && now.duration_since(self.since) >= FORGIVEN_AFTER {
+        let class = Class::of(&self.state);
+        if class > Class::Down && now.duration_since(self.since) >= FORGIVEN_AFTER {
             self.downs = 0;
         }
         if self.due().is_some_and(|due| due <= now) {
-            self.downs += u32::from(!direct && self.shown == Shown::Direct);
-            self.shown = if direct { Shown::Direct } else { Shown::Down };
+            self.downs += u32::from(matches!(self.shown, Shown::As(shown) if class < shown));
+            self.shown = Shown::As(class);
         }
     }
 
     /// When what is shown will follow what is.
     fn due(&self) -> Option<Instant> {
-        let wait = match (self.shown, is_direct(&self.state)) {
-            (Shown::Pending, true) => Duration::ZERO,
-            (Shown::Pending, false) => GRACE,
-            (Shown::Direct, false) => DOWN_AFTER,
-            (Shown::Down, true) if self.downs == 0 => Duration::ZERO,
-            (Shown::Down, true) => UP_AFTER * 2u32.pow((self.downs - 1).min(MAX_DOUBLINGS)),
-            (Shown::Direct, true) | (Shown::Down, false) => return None,
+        let wait = match (self.shown, Class::of(&self.state)) {
+            (Shown::Pending, Class::Direct) => Duration::ZERO,
+            (Shown::Pending, Class::Relayed) => RELAYED_AFTER,
+            (Shown::Pending, Class::Down) => GRACE,
+            (Shown::As(shown), class) if class == shown => return None,
+            (Shown::As(shown), class) if class < shown => DOWN_AFTER,
+            (Shown::As(_), _) if self.downs == 0 => Duration::ZERO,
+            (Shown::As(_), _) => UP_AFTER * 2u32.pow((self.downs - 1).min(MAX_DOUBLINGS)),
         };
         Some(self.since + wait)
     }
 }
 
-/// The place of a state among [`PathTable::states`].
+/// The names of the states in tables and metrics.
+pub const STATES: [&str; 4] = ["direct", "relayed", "connecting", "down"];
+
+/// The place of a state among [`STATES`].
 fn place(state: &PathState) -> usize {
     match state {
         PathState::Direct { .. } => 0,
-        PathState::Relayed { .. } | PathState::Connecting => 1,
-        PathState::Down { .. } => 2,
+        PathState::Relayed { .. } => 1,
+        PathState::Connecting => 2,
+        PathState::Down { .. } => 3,
     }
-}
-
-/// Whether packets go straight to the peer.
-pub fn is_direct(state: &PathState) -> bool {
-    matches!(state, PathState::Direct { .. })
 }
 
 /// The name of a state in tables and metrics.
 pub fn state_name(state: &PathState) -> &'static str {
+    STATES[place(state)]
+}
+
+/// The round-trip time, as far as it is known.
+pub fn rtt(state: &PathState) -> Option<Duration> {
     match state {
-        PathState::Direct { .. } => "direct",
-        PathState::Relayed { .. } => "relayed",
-        PathState::Connecting => "connecting",
-        PathState::Down { .. } => "down",
+        PathState::Direct { rtt, .. } => Some(*rtt),
+        PathState::Relayed { rtt, .. } => *rtt,
+        PathState::Connecting | PathState::Down { .. } => None,
     }
 }
 

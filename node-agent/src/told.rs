@@ -2,10 +2,13 @@
 
 pub mod convert;
 mod directory;
+pub mod relays;
 
 use crate::{
     api::{Fed, Told},
     cache::{Cache, Name},
+    net::PortRange,
+    relays::Relay,
 };
 use crds::{Mesh, MeshNode, MeshPeerSlice, MeshRelay, names};
 use ipnet::IpNet;
@@ -119,7 +122,7 @@ impl View {
                 changed.node = self.take_node(fed);
             }
             Told::Relays(fed) => {
-                changed.relays = relays(&mut self.relays, fed);
+                changed.relays = take_relays(&mut self.relays, fed);
                 if changed.relays {
                     self.keep("relays", &self.relays);
                 }
@@ -201,14 +204,28 @@ impl View {
         servers
     }
 
-    /// UDP ports of a relay on this node.
-    pub fn own_relay_ports(&self) -> Vec<u16> {
-        let own = self.relays.values().filter(|r| r.spec.node_name.as_deref() == Some(&self.own_name));
-        let stun = own.filter_map(|r| r.status.as_ref()).flat_map(|s| &s.stun);
-        let mut ports: Vec<u16> = stun.filter_map(|s| s.parse::<SocketAddr>().ok()).map(|a| a.port()).collect();
-        ports.sort_unstable();
-        ports.dedup();
-        ports
+    /// The relays that this node keeps a channel to, by name.
+    pub fn relays(&self) -> impl Iterator<Item = Relay> {
+        self.relays.values().filter_map(|r| relays::relay(r, &self.own_name))
+    }
+
+    /// Ports of a relay on this node: those of UDP, and those of TCP.
+    pub fn own_relay_ports(&self) -> (Vec<PortRange>, Vec<PortRange>) {
+        let (mut udp, mut tcp) = (Vec::new(), Vec::new());
+        for relay in self.relays.values().filter(|r| r.spec.node_name.as_deref() == Some(&self.own_name)) {
+            let Some(status) = &relay.status else { continue };
+            let stun = status.stun.iter().filter_map(|s| s.parse::<SocketAddr>().ok());
+            udp.extend(stun.map(|a| PortRange::one(a.port())));
+            if status.identity_key.is_some() {
+                udp.extend([PortRange::one(relays::quic_port(relay)), relays::RELAY_PORTS]);
+                tcp.push(PortRange::one(relays::tls_port(relay)));
+            }
+        }
+        for ports in [&mut udp, &mut tcp] {
+            ports.sort();
+            ports.dedup();
+        }
+        (udp, tcp)
     }
 
     /// The identity of the mesh, part of every pair key: two meshes never accept each other's probes.
@@ -259,7 +276,7 @@ fn single<K: PartialEq + ResourceExt>(slot: &mut Option<K>, fed: Fed<K>, name: &
     }
 }
 
-fn relays(known: &mut BTreeMap<String, MeshRelay>, fed: Fed<MeshRelay>) -> bool {
+fn take_relays(known: &mut BTreeMap<String, MeshRelay>, fed: Fed<MeshRelay>) -> bool {
     let before = known.clone();
     match fed {
         Fed::Listed(all) => {

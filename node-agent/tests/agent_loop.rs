@@ -10,6 +10,8 @@ mod membership;
 mod one_of_many;
 #[path = "agent_loop/outages.rs"]
 mod outages;
+#[path = "agent_loop/relays.rs"]
+mod relays;
 #[path = "agent_loop/standing.rs"]
 mod standing;
 mod support;
@@ -30,6 +32,7 @@ use node_agent::{
     local::{self, Answer, Ask, Question},
     metrics::Metrics,
     net::{Changed, NetPlan, Rerouting, Underlay},
+    relays::{Credentials, Link, Relay},
     start::Shell,
     status::conditions::{Cni, Network},
 };
@@ -86,6 +89,8 @@ struct Machine {
     /// So many times the echo sockets can't be opened.
     echo_failures: AtomicU32,
     changed: tokio::sync::Mutex<mpsc::Receiver<Changed>>,
+    /// Whoever plays the relays, if anybody does.
+    relays: Mutex<Option<mpsc::UnboundedSender<relays::Dialled>>>,
 }
 
 impl Machine {
@@ -110,6 +115,7 @@ impl Machine {
             picky: AtomicBool::new(false),
             echo_failures: AtomicU32::new(0),
             changed: tokio::sync::Mutex::new(changed),
+            relays: Mutex::default(),
         };
         (Arc::new(machine), change)
     }
@@ -292,6 +298,15 @@ impl Host for Machine {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         Ok(Box::new(NoEcho))
+    }
+
+    fn open_link<'a>(
+        &'a self,
+        credentials: &'a Credentials,
+        relay: &'a Relay,
+        _: Duration,
+    ) -> BoxFuture<'a, anyhow::Result<Link>> {
+        Box::pin(std::future::ready(relays::dial(self, credentials, relay)))
     }
 
     fn changed(&self) -> BoxFuture<'_, Changed> {

@@ -4,10 +4,11 @@ use super::{Agent, plane::Plane};
 use crate::{
     local::{
         Answer, Ask, Question,
-        report::{ConditionReport, PathsReport, PeerReport, SCHEMA, StatusReport, TriedReport},
+        report::{ConditionReport, PathsReport, PeerReport, RelayReport, SCHEMA, StatusReport, TriedReport},
     },
     metrics::MAX_PEER_SERIES,
-    paths::{reason_name, state_name},
+    paths::{STATES, reason_name, rtt, state_name},
+    relays,
     status::conditions,
 };
 use path::PathState;
@@ -77,6 +78,7 @@ impl Agent {
             conditions: observed.iter().map(condition).collect(),
             refusals: self.refusals(),
             peers: self.paths.states(),
+            relays: plane.into_iter().flat_map(|p| p.relays().rows()).map(|row| relay(row, now)).collect(),
         }
     }
 
@@ -120,11 +122,13 @@ impl Agent {
         let report = |(key, row): (&PublicKey, &crate::paths::Row)| {
             let counters = of(counters, key);
             let seen = snapshot.peers.get(key);
-            let (tier, rtt) = match row.state {
-                PathState::Direct { pair, rtt, .. } => {
-                    (Some(pair.tier.as_str().to_owned()), Some(rtt.as_secs_f64() * 1e3))
-                }
-                _ => (None, None),
+            let tier = match row.state {
+                PathState::Direct { pair, .. } => Some(pair.tier.as_str().to_owned()),
+                _ => None,
+            };
+            let relay = match row.state {
+                PathState::Relayed { relay, .. } => Some(plane.relays().name(relay)),
+                _ => None,
             };
             let plan = self.planner.plan().peers.get(key);
             let mesh_ips = plan.map(|p| p.mesh_ips.iter().map(ToString::to_string).collect());
@@ -136,8 +140,9 @@ impl Agent {
                 reason: reason_name(&row.state).into(),
                 since_seconds: now.saturating_duration_since(row.since).as_secs(),
                 endpoint: counters.and_then(|c| c.endpoint).map(|e| e.to_string()),
+                relay,
                 tier,
-                rtt_ms: rtt,
+                rtt_ms: rtt(&row.state).map(|rtt| rtt.as_secs_f64() * 1e3),
                 rx_bytes: counters.map_or(0, |c| c.rx_bytes),
                 tx_bytes: counters.map_or(0, |c| c.tx_bytes),
                 last_handshake_seconds: counters.and_then(|c| c.last_handshake).map(|ago| ago.as_secs()),
@@ -154,14 +159,20 @@ impl Agent {
         m.reset();
         let backend = self.plane.as_ref().map_or("none", |plane| plane.backend().as_str());
         m.node_info.with_label_values(&[nat, backend]).set(1);
-        for (state, count) in ["direct", "connecting", "down"].into_iter().zip(self.paths.states()) {
+        for (state, count) in STATES.into_iter().zip(self.paths.states()) {
             m.peers.with_label_values(&[state]).set(count.into());
         }
+        for state in relays::State::NAMES {
+            m.relay_channels.with_label_values(&[state]).set(0);
+        }
         let Some(plane) = &self.plane else { return };
+        for row in plane.relays().rows() {
+            m.relay_channels.with_label_values(&[row.state.metric()]).inc();
+        }
         for (key, row) in self.paths.rows().iter().take(MAX_PEER_SERIES) {
             let labels = [&*row.name, state_name(&row.state), reason_name(&row.state)];
             m.peer_path.with_label_values(&labels).set(1);
-            if let PathState::Direct { rtt, .. } = row.state {
+            if let Some(rtt) = rtt(&row.state) {
                 m.peer_rtt.with_label_values(&[&row.name]).set(rtt.as_secs_f64());
             }
             if let Some(c) = of(counters, key) {
@@ -207,6 +218,22 @@ fn tried(pair: &path::PairReport) -> TriedReport {
         sent: pair.sent,
         answered: pair.answered,
         heard: pair.heard,
+    }
+}
+
+fn relay(row: &relays::Row, now: Instant) -> RelayReport {
+    let (transport, error) = match &row.state {
+        relays::State::Connecting => (None, None),
+        relays::State::Open(transport) => (Some(relays::transport_name(*transport).to_owned()), None),
+        relays::State::Closed(why) => (None, Some(why.clone())),
+    };
+    RelayReport {
+        name: row.relay.name.clone(),
+        state: row.state.as_str().into(),
+        transport,
+        error,
+        since_seconds: now.saturating_duration_since(row.since).as_secs(),
+        addresses: row.relay.udp.iter().map(ToString::to_string).collect(),
     }
 }
 

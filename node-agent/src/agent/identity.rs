@@ -3,6 +3,7 @@
 use crate::{
     cache::{Cache, Name},
     key::{KeyFile, KeyFileError, Stored},
+    relays::Credentials,
 };
 use crds::{Mesh, MeshNode, MeshNodeStatus};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,8 @@ pub struct Identity {
     file: KeyFile,
     key: PrivateKey,
     public_key: PublicKey,
+    /// By which relays recognise this node: it comes of the private key, and goes with it.
+    identity: channel::Identity,
     cache: Cache,
     round: Round,
     proof: Option<(ProofOf, String)>,
@@ -56,7 +59,8 @@ impl Identity {
             }
         };
         let round = cache.load(&Name::single("round")).unwrap_or_default();
-        let mut identity = Self { file, public_key: key.public_key(), key, cache, round, proof: None };
+        let (public_key, identity) = (key.public_key(), channel::Identity::from_seed(*key.identity_seed()));
+        let mut identity = Self { file, key, public_key, identity, cache, round, proof: None };
         identity.next_round();
         Ok(Opening::Open(Box::new(identity)))
     }
@@ -69,6 +73,17 @@ impl Identity {
     /// A copy of the private key, for the device or the path engine.
     pub fn private_key(&self) -> PrivateKey {
         PrivateKey::from_bytes(*self.key.expose_bytes())
+    }
+
+    /// By what relays recognise this node, as it is published.
+    pub fn identity_key(&self) -> String {
+        // Ed25519 keys have the length of WireGuard's, and are written like them.
+        PublicKey::from_bytes(self.identity.public()).to_string()
+    }
+
+    /// What this node is to relays.
+    pub fn credentials(&self, fwmark: u32) -> Credentials {
+        Credentials { identity: self.identity.clone(), fwmark }
     }
 
     /// Whether the key file was taken away, which asks for a new key.
@@ -170,10 +185,10 @@ mod tests {
     fn the_key_outlives_a_restart_and_the_round_grows_with_each() {
         let dir = TempDir::new("identity");
         let first = open(&dir);
-        let (key, round) = (first.public_key(), first.round());
+        let (key, identity_key, round) = (first.public_key(), first.identity_key(), first.round());
         drop(first);
         let second = open(&dir);
-        assert_eq!(second.public_key(), key);
+        assert_eq!((second.public_key(), second.identity_key()), (key, identity_key));
         assert_eq!(second.round(), round + 1);
     }
 
@@ -194,13 +209,14 @@ mod tests {
     #[test]
     fn a_corrupt_key_waits_for_the_api_and_is_then_replaced() {
         let dir = TempDir::new("corrupt-identity");
-        let old = open(&dir).public_key();
+        let old = open(&dir);
         std::fs::write(dir.path().join("private.key"), "half a k").unwrap();
         let cache = Cache::open(&dir.path().join("cache")).unwrap();
         let file = KeyFile::new(dir.path());
         assert!(matches!(Identity::open(file.clone(), cache.clone(), false).unwrap(), Opening::NeedsApi(_)));
         let Opening::Open(new) = Identity::open(file, cache, true).unwrap() else { panic!("no key") };
-        assert_ne!(new.public_key(), old);
+        assert_ne!(new.public_key(), old.public_key());
+        assert_ne!(new.identity_key(), old.identity_key(), "the identity goes with the key");
     }
 
     #[test]

@@ -5,7 +5,8 @@ use crate::{
     cni::{CniPlan, RunDir},
     host::Survey,
     net,
-    told::View,
+    relays::{MAX_RELAYS, Relay},
+    told::{self, View},
 };
 use crds::mesh::Backend;
 use ipnet::IpNet;
@@ -78,6 +79,8 @@ pub struct Intent {
     pub hosts: Vec<IpNet>,
     /// Whom to ask for our address.
     pub stun_servers: Vec<SocketAddr>,
+    /// Which relays to keep a channel to.
+    pub relays: Vec<Relay>,
     /// The CNI file.
     pub cni: Option<CniPlan>,
     /// The peers that only the device remembers.
@@ -129,11 +132,13 @@ pub fn intent(settings: &Settings, view: &View, found: &Found<'_>, plan: &NodePl
         Leftovers::Keep { revoked: view.table().tombstones().map(|stone| stone.public_key).collect() }
     };
     let claims = net::least_claims(&view.pod_ranges(), plan.unreachable.iter().copied());
+    let forbidden = forbidden(plan, &claims, &mesh, found);
     Some(Intent {
         device,
         last_port: mesh.listen_ports.last.max(spec.listen_port),
         mtu: object.spec.mtu.unwrap_or_else(|| found.survey.underlay.device_mtu()),
-        forbidden: forbidden(plan, &claims, &mesh, found),
+        relays: relays(view.relays(), &forbidden),
+        forbidden,
         hosts: hosts(&found.survey.underlay),
         stun_servers: view.stun_servers(),
         cni: (settings.cni_mode == CniMode::Managed).then(|| CniPlan {
@@ -164,6 +169,7 @@ pub fn net_plan(
     // Our rules come before the main table: a pod range in them would take the other CNI's packets away from it.
     let pods = settings.cni_mode.carries_pods();
     let ranges = view.mesh_config()?.ranges();
+    let (relay_ports, relay_tcp_ports) = view.own_relay_ports();
     Some(net::NetPlan {
         device: settings.device.clone(),
         mtu: intent.mtu,
@@ -175,7 +181,8 @@ pub fn net_plan(
         service_cidrs: view.mesh_config()?.service_cidrs,
         mark: net::Mark { value: mark.value, mask: mark.mask },
         listen_port,
-        relay_ports: view.own_relay_ports().into_iter().map(net::PortRange::one).collect(),
+        relay_ports,
+        relay_tcp_ports,
         api_servers: found.api_servers.to_vec(),
         serves_api,
         masquerade: net::Masquerade { enabled: managed, exclude: Vec::new() },
@@ -216,6 +223,30 @@ fn forbidden(plan: &NodePlan, claims: &[IpNet], mesh: &MeshConfig, found: &Found
     let mut own_addresses = found.survey.own_addresses.clone();
     own_addresses.extend(&plan.own_mesh_ips);
     Forbidden { networks, own_addresses, api_servers: found.api_servers.to_vec() }
+}
+
+/// Relays at addresses that may be dialled, the first by name.
+fn relays(told: impl Iterator<Item = Relay>, forbidden: &Forbidden) -> Vec<Relay> {
+    let allowed = |ip: &IpAddr| forbidden.check(SocketAddr::new(*ip, told::relays::QUIC_PORT)).is_ok();
+    let mut kept: Vec<Relay> = Vec::new();
+    for mut relay in told {
+        // The one on this node is asked by loopback, which is nobody else's.
+        if !relay.udp.is_empty() {
+            relay.udp.retain(allowed);
+            for sockets in [&mut relay.quic, &mut relay.tls] {
+                sockets.retain(|socket| allowed(&socket.ip()));
+            }
+            if relay.udp.is_empty() {
+                tracing::debug!(relay = relay.name, "no address of a relay may be dialled from here");
+                continue;
+            }
+        }
+        // Two objects with one key are one relay.
+        if kept.len() < MAX_RELAYS && kept.iter().all(|other| other.id != relay.id) {
+            kept.push(relay);
+        }
+    }
+    kept
 }
 
 fn hosts(underlay: &net::Underlay) -> Vec<IpNet> {

@@ -15,6 +15,7 @@ use crate::{
         echo::{self, Message},
     },
     paths::PathTable,
+    relays::{self, Relays},
 };
 use crds::mesh::Backend;
 use path::{Candidate, Engine, Event, Input, NatReport, PeerCounters};
@@ -47,6 +48,7 @@ pub struct Plane {
     peers: PeerPlans,
     revision: Option<u64>,
     fed: Fed,
+    relays: Relays,
     by_mesh_ip: BTreeMap<IpAddr, PublicKey>,
     counters_at: Instant,
     local: Option<(Vec<Candidate>, NatReport)>,
@@ -73,7 +75,7 @@ impl Plane {
     /// Attaches to the device or makes it, on the assigned port or the next free one, and starts the path engine. A device
     /// that stands on one of those keeps it, unless the port was `reassigned`.
     pub async fn open(
-        host: &dyn Host,
+        host: &Arc<dyn Host>,
         name: &str,
         identity: &Identity,
         intent: &Intent,
@@ -81,7 +83,7 @@ impl Plane {
         now: Instant,
     ) -> Result<Self, DeviceError> {
         let standing = if reassigned { None } else { host.standing_port(name, identity.public_key()).await };
-        let device = opening::open_device(host, name, identity, intent, standing).await?;
+        let device = opening::open_device(host.as_ref(), name, identity, intent, standing).await?;
         let found = device.peers().await?;
         // Without them no path would ever be confirmed, so a device alone is of no use.
         let echo = host.open_echo(name).map_err(|source| DeviceError::Io { doing: "open the echo sockets", source })?;
@@ -97,6 +99,7 @@ impl Plane {
         };
         Ok(Self {
             wanted: intent.device.clone(),
+            relays: Relays::new(host.clone(), identity.credentials(intent.device.fwmark)),
             engine: Engine::new(config, now),
             echo: Arc::from(echo),
             device,
@@ -155,6 +158,27 @@ impl Plane {
         self.local.as_ref()
     }
 
+    /// The channels to relays, to look at.
+    pub fn relays(&self) -> &Relays {
+        &self.relays
+    }
+
+    /// The next report of a channel to a relay. Cancel safe.
+    pub async fn relay_report(&mut self) -> relays::Report {
+        self.relays.next().await
+    }
+
+    /// A channel to a relay has reported, and perhaps others have since.
+    pub fn handle_relays(&mut self, first: relays::Report, budget: usize, now: Instant) {
+        let mut report = Some(first);
+        for _ in 0..budget {
+            let Some(next) = report.take().or_else(|| self.relays.try_next()) else { break };
+            if let Some((relay, news)) = self.relays.accept(next, now) {
+                self.engine.handle_input(Input::Relay { relay, news }, now);
+            }
+        }
+    }
+
     /// The host's own network is another one.
     pub fn network_changed(&mut self, now: Instant) {
         self.engine.handle_input(Input::NetworkChanged, now);
@@ -179,7 +203,7 @@ impl Plane {
         }
     }
 
-    /// Does what is due, in the engine's order: timers, events, then datagrams.
+    /// Does what is due, in the engine's order: timers, events, datagrams, then what relays are told.
     pub async fn turn(&mut self, paths: &mut PathTable, now: Instant) -> Result<News, DeviceError> {
         let mut news = News::default();
         if self.counters_at <= now && !self.peers.is_empty() {
@@ -200,6 +224,11 @@ impl Plane {
             if let Err(e) = sent {
                 // An unreachable address is what probing is there to find out.
                 tracing::trace!(%remote, error = %e, "a probe was not sent");
+            }
+        }
+        while let Some(path::Control { relay, message }) = self.engine.poll_control() {
+            if let Some((relay, news)) = self.relays.send(relay, message, now) {
+                self.engine.handle_input(Input::Relay { relay, news }, now);
             }
         }
         Ok(news)
@@ -241,6 +270,10 @@ impl Plane {
         if self.fed.forbidden.as_ref() != Some(&intent.forbidden) {
             self.engine.handle_input(Input::Forbidden(intent.forbidden.clone()), now);
             self.fed.forbidden = Some(intent.forbidden.clone());
+        }
+        // And relays before peers: what is said to one waits for its channel.
+        for (relay, news) in self.relays.set(&intent.relays, now) {
+            self.engine.handle_input(Input::Relay { relay, news }, now);
         }
         if self.fed.stun_servers.as_ref() != Some(&intent.stun_servers) {
             self.engine.handle_input(Input::StunServers(intent.stun_servers.clone()), now);

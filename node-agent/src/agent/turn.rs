@@ -175,7 +175,7 @@ impl Agent {
         self.network.suspend();
         let assigned = intent.device.listen_port;
         let reassigned = self.assigned_port.is_some_and(|before| before != assigned);
-        match Plane::open(self.host.as_ref(), &self.settings.device, &self.identity, intent, reassigned, now).await {
+        match Plane::open(&self.host, &self.settings.device, &self.identity, intent, reassigned, now).await {
             Ok(plane) => {
                 self.assigned_port = Some(assigned);
                 tracing::info!(
@@ -291,6 +291,7 @@ impl Agent {
         Content {
             public_key: self.identity.public_key(),
             key_proof,
+            identity_key: self.identity.identity_key(),
             listen_port: open_port.or(published.and_then(|status| status.listen_port)),
             round: self.identity.round(),
             candidates,

@@ -4,6 +4,7 @@ use super::{Echo, Host, Programmed, Survey, echo::EchoSockets, listening};
 use crate::{
     cni::{self, CniError, CniPlan},
     net::{self, Changed, Ground, NetPlan, OwnChanges, Problem, Report, Rerouting},
+    relays::{Credentials, Link, Relay, link},
     status::conditions::{Cni, Network},
 };
 use crds::mesh::Backend;
@@ -93,6 +94,15 @@ impl Host for System {
 
     fn open_echo(&self, device: &str) -> io::Result<Box<dyn Echo>> {
         Ok(Box::new(EchoSockets::open(device)?))
+    }
+
+    fn open_link<'a>(
+        &'a self,
+        credentials: &'a Credentials,
+        relay: &'a Relay,
+        patience: Duration,
+    ) -> BoxFuture<'a, anyhow::Result<Link>> {
+        Box::pin(link::open(credentials, relay, patience))
     }
 
     fn changed(&self) -> BoxFuture<'_, Changed> {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
 /// Version of these objects; grows when a field changes its meaning.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// What is programmed on this node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,8 +44,28 @@ pub struct StatusReport {
     pub conditions: Vec<ConditionReport>,
     /// What this node did not take over from the directory.
     pub refusals: Vec<String>,
-    /// Peers by state: direct, connecting, down.
-    pub peers: [u32; 3],
+    /// Peers by state: direct, relayed, connecting, down.
+    pub peers: [u32; 4],
+    /// The channels to relays, by identity key.
+    pub relays: Vec<RelayReport>,
+}
+
+/// The channel to one relay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RelayReport {
+    /// Name of its MeshRelay.
+    pub name: String,
+    /// `open`, `connecting` or `closed`.
+    pub state: String,
+    /// What carries it while it is open: `quic` or `tls`.
+    pub transport: Option<String>,
+    /// Why it is closed.
+    pub error: Option<String>,
+    /// Since how many seconds.
+    pub since_seconds: u64,
+    /// Where its relay ports are; empty for one on this node, which relays for others only.
+    pub addresses: Vec<String>,
 }
 
 /// One condition.
@@ -83,7 +103,7 @@ pub struct PeerReport {
     pub key: String,
     /// Its mesh addresses.
     pub mesh_ips: Vec<String>,
-    /// `direct`, `connecting` or `down`.
+    /// `direct`, `relayed`, `connecting` or `down`.
     pub state: String,
     /// Why it is not direct; empty when it is.
     pub reason: String,
@@ -91,9 +111,11 @@ pub struct PeerReport {
     pub since_seconds: u64,
     /// Where WireGuard sends its packets.
     pub endpoint: Option<String>,
-    /// Class of the path: `lan`, `ipv6` or `ipv4`.
+    /// Name of the relay that its packets go through.
+    pub relay: Option<String>,
+    /// Class of a direct path: `lan`, `ipv6` or `ipv4`.
     pub tier: Option<String>,
-    /// Round-trip time of the probes, in milliseconds.
+    /// Round-trip time in milliseconds: of the probes of a direct path, of the echoes through the tunnel of a relayed one.
     pub rtt_ms: Option<f64>,
     /// Bytes received.
     pub rx_bytes: u64,
@@ -142,7 +164,11 @@ impl StatusReport {
         line("addresses", self.mesh_ips.join(", "));
         line("candidates", self.candidates.join(", "));
         line("nat", format!("IPv4 {}, IPv6 {}", self.nat[0], self.nat[1]));
-        line("peers", format!("{} direct, {} connecting, {} down", self.peers[0], self.peers[1], self.peers[2]));
+        let [direct, relayed, connecting, down] = self.peers;
+        line("peers", format!("{direct} direct, {relayed} relayed, {connecting} connecting, {down} down"));
+        for relay in &self.relays {
+            line("relay", relay.to_text());
+        }
         let reachable = match self.api_reachable {
             Some(true) => "reachable",
             Some(false) => "not reachable",
@@ -163,21 +189,33 @@ impl StatusReport {
     }
 }
 
+impl RelayReport {
+    fn to_text(&self) -> String {
+        let transport = self.transport.as_deref().map(|t| format!(" over {t}")).unwrap_or_default();
+        let error = self.error.as_deref().map(|e| format!(": {e}")).unwrap_or_default();
+        format!("{} {}{transport} for {}s{error}", self.name, self.state, self.since_seconds)
+    }
+}
+
 impl PathsReport {
     /// For people: a line a peer; with `detail` also what was tried.
     pub fn to_text(&self, detail: bool) -> String {
         let mut text = format!(
-            "{:<24}{:<12}{:<14}{:>8}  {:<26}{:>9}  {}\n",
-            "PEER", "STATE", "REASON", "SINCE", "ENDPOINT", "RTT", "MESH-IP"
+            "{:<24}{:<12}{:<14}{:>8}  {:<26}{:<16}{:>9}  {}\n",
+            "PEER", "STATE", "REASON", "SINCE", "ENDPOINT", "RELAY", "RTT", "MESH-IP"
         );
         for p in &self.peers {
             let rtt = p.rtt_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms"));
             let endpoint = p.endpoint.as_deref().unwrap_or("-");
             let reason = if p.reason.is_empty() { "-" } else { &p.reason };
             let since = format!("{}s", p.since_seconds);
+            let relay = p.relay.as_deref().unwrap_or("-");
             let ips = p.mesh_ips.join(",");
-            let _ =
-                writeln!(text, "{:<24}{:<12}{reason:<14}{since:>8}  {endpoint:<26}{rtt:>9}  {ips}", p.name, p.state);
+            let _ = writeln!(
+                text,
+                "{:<24}{:<12}{reason:<14}{since:>8}  {endpoint:<26}{relay:<16}{rtt:>9}  {ips}",
+                p.name, p.state
+            );
             for t in p.tried.iter().filter(|_| detail) {
                 let _ = writeln!(
                     text,

@@ -85,7 +85,7 @@ pub(super) struct AddressSet {
 mod offset {
     pub const OWN_PODS: u32 = 0;
     pub const MESH: u32 = 1;
-    pub const LOCAL_UDP: u32 = 2;
+    pub const LOCAL_PORTS: u32 = 2;
     pub const API: u32 = 3;
     pub const SERVES_API: u32 = 4;
     pub const NODES: u32 = 5;
@@ -239,7 +239,10 @@ fn rules(plan: &NetPlan, routes: &BTreeSet<TableRoute>) -> Vec<PolicyRule> {
         let udp: BTreeSet<PortRange> =
             plan.relay_ports.iter().copied().chain([PortRange::one(plan.listen_port)]).collect();
         for ports in udp.into_iter().filter(|p| p.first != 0) {
-            rule(offset::LOCAL_UDP, Select::LocalPort { ip_proto: UDP, ports }, exempt.clone());
+            rule(offset::LOCAL_PORTS, Select::LocalPort { ip_proto: UDP, ports }, exempt.clone());
+        }
+        for ports in plan.relay_tcp_ports.iter().copied().collect::<BTreeSet<PortRange>>() {
+            rule(offset::LOCAL_PORTS, Select::LocalPort { ip_proto: TCP, ports }, exempt.clone());
         }
         let api: BTreeSet<IpAddr> = plan.api_servers.iter().map(|a| a.ip()).filter(|a| a.is_ipv6() == v6).collect();
         for address in api {

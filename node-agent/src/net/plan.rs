@@ -32,6 +32,8 @@ pub struct NetPlan {
     pub listen_port: u16,
     /// UDP ports of a relay on this node.
     pub relay_ports: Vec<PortRange>,
+    /// TCP ports of a relay on this node.
+    pub relay_tcp_ports: Vec<PortRange>,
     /// Where this node's agent and kubelet reach the API server; their addresses are never routed into the mesh.
     pub api_servers: Vec<SocketAddr>,
     /// The port, if this node serves the API.

@@ -82,7 +82,7 @@ fn peers_that_left_are_forgotten_and_renamed_ones_keep_their_state() {
     table.report(&key, direct(t), t);
     table.set_peers([(&key, "renamed")].into_iter(), t);
     assert_eq!(&*table.rows()[&key].name, "renamed");
-    assert!(is_direct(&table.rows()[&key].state));
+    assert!(matches!(table.rows()[&key].state, PathState::Direct { .. }));
     table.set_peers(std::iter::empty(), t);
     assert_eq!(table.report(&key, DOWN, t), None);
     assert_eq!((table.states(), table.poll_timeout(), counts(&mut table, t + GRACE)), ([0; 3], None, (0, 0)));

@@ -238,9 +238,10 @@ fn endpoint_discovered(facts: &Facts) -> Observed {
 
 fn paths_healthy(paths: &Summary) -> Observed {
     if paths.unconnected.is_empty() {
-        let (reason, message) = match paths.direct {
-            0 => ("NoPeers", "no peer has been tried for long enough to say".to_owned()),
-            _ => ("AllConnected", "every peer is connected".to_owned()),
+        let (reason, message) = match (paths.direct, paths.relayed) {
+            (0, 0) => ("NoPeers", "no peer has been tried for long enough to say".to_owned()),
+            (_, 0) => ("AllConnected", "every peer is connected".to_owned()),
+            (_, n) => ("AllConnected", format!("every peer is connected, {n} of them through a relay")),
         };
         return Observed::new("PathsHealthy", true, reason, message);
     }

@@ -23,6 +23,8 @@ pub struct Content {
     pub public_key: PublicKey,
     /// The proof that it is ours.
     pub key_proof: Option<String>,
+    /// By what relays recognise us, in base64.
+    pub identity_key: String,
     /// The port that WireGuard has.
     pub listen_port: Option<u16>,
     /// Counts starts and changes of address.
@@ -44,7 +46,7 @@ pub fn status(content: &Content, facts: &Facts, before: &[Condition], now: &Time
         observed_generation: content.generation,
         public_key: Some(content.public_key.to_string()),
         key_proof: content.key_proof.clone(),
-        identity_key: None,
+        identity_key: Some(content.identity_key.clone()),
         listen_port: content.listen_port,
         round: content.round,
         candidates: content.candidates.clone(),
@@ -54,9 +56,9 @@ pub fn status(content: &Content, facts: &Facts, before: &[Condition], now: &Time
         version: Some(env!("CARGO_PKG_VERSION").into()),
         paths: PathCounts {
             direct: facts.paths.direct,
-            relayed: 0,
+            relayed: facts.paths.relayed,
             down: facts.paths.down,
-            summary: Some(format!("{}d/0r/{}x", facts.paths.direct, facts.paths.down)),
+            summary: Some(format!("{}d/{}r/{}x", facts.paths.direct, facts.paths.relayed, facts.paths.down)),
         },
         conditions: conditions::with_history(observed, before, content.generation, now),
     }
@@ -167,6 +169,7 @@ mod tests {
         Content {
             public_key: PublicKey::from_bytes([9; 32]),
             key_proof: None,
+            identity_key: "identity".into(),
             listen_port: Some(21820),
             round: 3,
             candidates: candidates(&found()),
@@ -199,9 +202,11 @@ mod tests {
     fn what_operator_and_peers_wait_for_is_prompt_and_paths_come_last() {
         let old = make(&content(), &Facts::default(), 1);
         assert_eq!(change(None, &old), Change::Prompt);
-        let paths = Summary { direct: 1, down: 1, unconnected: vec![("b".into(), Reason::NoAnswer)] };
+        let paths = Summary { direct: 1, relayed: 1, down: 1, unconnected: vec![("b".into(), Reason::NoAnswer)] };
         let mut facts = Facts { paths, ..Facts::default() };
-        assert_eq!(change(Some(&old), &make(&content(), &facts, 2)), Change::Paths);
+        let new = make(&content(), &facts, 2);
+        assert_eq!(change(Some(&old), &new), Change::Paths);
+        assert_eq!((new.paths.relayed, new.paths.summary.as_deref()), (1, Some("1d/1r/1x")));
         let mut other = content();
         other.round += 1;
         assert_eq!(change(Some(&old), &make(&other, &facts, 2)), Change::Prompt);

@@ -14,6 +14,7 @@ pub fn plan() -> NetPlan {
         mark: Mark::default(),
         listen_port: 21820,
         relay_ports: Vec::new(),
+        relay_tcp_ports: Vec::new(),
         api_servers: Vec::new(),
         serves_api: None,
         masquerade: Masquerade::default(),

@@ -1,0 +1,52 @@
+//! An open channel, as the tasks use it: the machine's is the crate `channel`'s, a test's is a queue.
+
+use super::{Credentials, Relay, Transport};
+use channel::{Channel, Options, Receiver, Sender, Target};
+use std::time::Duration;
+use wgdev::BoxFuture;
+use wire::control::{ToNode, ToRelay};
+
+/// An open channel, both ends of which have proven who they are.
+pub struct Link {
+    /// What carries it.
+    pub transport: Transport,
+    /// To the relay.
+    pub outgoing: Box<dyn Outgoing>,
+    /// From the relay.
+    pub incoming: Box<dyn Incoming>,
+}
+
+/// The way to the relay.
+pub trait Outgoing: Send {
+    /// Sends a message, as soon as the relay takes it.
+    fn send<'a>(&'a mut self, message: &'a ToRelay) -> BoxFuture<'a, anyhow::Result<()>>;
+}
+
+/// The way from the relay.
+pub trait Incoming: Send {
+    /// The next message; `None` when the relay has closed the channel.
+    fn recv(&mut self) -> BoxFuture<'_, anyhow::Result<Option<ToNode>>>;
+}
+
+/// Opens a channel within `patience`, whose packets stay out of the mesh.
+pub async fn open(credentials: &Credentials, relay: &Relay, patience: Duration) -> anyhow::Result<Link> {
+    let Credentials { identity, fwmark } = credentials;
+    let target = Target { identity: relay.id.0, quic: relay.quic.clone(), tls: relay.tls.clone() };
+    let options = Options { fwmark: (*fwmark != 0).then_some(*fwmark), timeout: patience };
+    let channel: Channel = channel::connect(identity, &target, options).await?;
+    let transport = channel.transport();
+    let (sender, receiver) = channel.split();
+    Ok(Link { transport, outgoing: Box::new(sender), incoming: Box::new(receiver) })
+}
+
+impl Outgoing for Sender {
+    fn send<'a>(&'a mut self, message: &'a ToRelay) -> BoxFuture<'a, anyhow::Result<()>> {
+        Box::pin(async move { Ok(Sender::send(self, message).await?) })
+    }
+}
+
+impl Incoming for Receiver {
+    fn recv(&mut self) -> BoxFuture<'_, anyhow::Result<Option<ToNode>>> {
+        Box::pin(async move { Ok(Receiver::recv(self).await?) })
+    }
+}

@@ -1,0 +1,103 @@
+//! The task of one channel.
+
+use super::{Credentials, Link, Relay, Report, What, backoff::Backoff};
+use crate::{host::Host, random};
+use std::{sync::Arc, time::Instant};
+use tokio::{sync::mpsc, time::sleep};
+use wire::control::{DeniedReason, ToNode, ToRelay};
+
+pub(super) struct Task {
+    pub host: Arc<dyn Host>,
+    pub credentials: Credentials,
+    pub relay: Relay,
+    pub number: u64,
+    pub news: mpsc::Sender<Report>,
+}
+
+/// How a channel came to its end.
+struct End {
+    why: String,
+    denied: Option<DeniedReason>,
+}
+
+impl Task {
+    /// Runs until the loop lets go of it.
+    pub async fn run(self, mut orders: mpsc::Receiver<ToRelay>) {
+        let mut backoff = Backoff::default();
+        loop {
+            let (why, pause) = match self.host.open_link(&self.credentials, &self.relay, backoff.patience()).await {
+                Ok(link) => {
+                    let opened = Instant::now();
+                    let End { why, denied } = self.pipe(link, &mut orders).await;
+                    let pause = match denied {
+                        // Admission is a matter of seconds for a new node.
+                        None | Some(DeniedReason::NotAdmitted) => backoff.ended(opened.elapsed(), random::unit()),
+                        Some(_) => backoff.refused(random::unit()),
+                    };
+                    (why, pause)
+                }
+                Err(e) => (format!("{e:#}"), backoff.failed(random::unit())),
+            };
+            tracing::debug!(relay = self.relay.name, why, ?pause, "no channel to a relay");
+            if self.report(What::Closed(why)).await.is_none() {
+                return;
+            }
+            sleep(pause).await;
+        }
+    }
+
+    /// Hands on what each side says until one of them ends it. The engine introduces this node.
+    async fn pipe(&self, link: Link, orders: &mut mpsc::Receiver<ToRelay>) -> End {
+        let Link { transport, mut outgoing, mut incoming } = link;
+        let end = |why: String| End { why, denied: None };
+        // What was meant for the channel before this one.
+        while orders.try_recv().is_ok() {}
+        if self.report(What::Open(transport)).await.is_none() {
+            return end("the agent let go of it".into());
+        }
+        let writing = async {
+            while let Some(order) = orders.recv().await {
+                if let Err(e) = outgoing.send(&order).await {
+                    return end(format!("{e:#}"));
+                }
+            }
+            end("the agent let go of it".into())
+        };
+        let reading = async {
+            loop {
+                match incoming.recv().await {
+                    Ok(Some(ToNode::Denied(reason))) => {
+                        return End { why: denied(reason).into(), denied: Some(reason) };
+                    }
+                    Ok(Some(message)) => {
+                        if self.report(What::Said(message)).await.is_none() {
+                            return end("the agent let go of it".into());
+                        }
+                    }
+                    Ok(None) => return end("the relay closed it".into()),
+                    Err(e) => return end(format!("{e:#}")),
+                }
+            }
+        };
+        tokio::select! {
+            end = reading => end,
+            end = writing => end,
+        }
+    }
+
+    async fn report(&self, what: What) -> Option<()> {
+        self.news.send(Report { id: self.relay.id, task: self.number, what }).await.ok()
+    }
+}
+
+fn denied(reason: DeniedReason) -> &'static str {
+    match reason {
+        DeniedReason::NotAdmitted => "the relay knows no admitted node with this node's keys, or not yet",
+        DeniedReason::Replaced => {
+            "another channel of a node with this node's keys took its place: does a copy of this node run?"
+        }
+        DeniedReason::Version => "the relay speaks another version of the protocol",
+        DeniedReason::Full => "the relay has as many channels as it may have",
+        DeniedReason::Protocol => "the relay did not accept what this node said",
+    }
+}

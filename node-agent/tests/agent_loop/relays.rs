@@ -1,0 +1,161 @@
+//! Channels to relays, with relays in memory.
+
+use super::*;
+use node_agent::relays::{Incoming, Outgoing, Transport};
+use wire::control::{self, ToNode, ToRelay};
+
+/// The relay's end of a channel that the agent has opened.
+pub struct Dialled {
+    relay: Relay,
+    /// The key that the agent would have proven.
+    identity: [u8; 32],
+    said: mpsc::UnboundedReceiver<ToRelay>,
+    say: mpsc::UnboundedSender<ToNode>,
+}
+
+struct Out(mpsc::UnboundedSender<ToRelay>);
+struct In(mpsc::UnboundedReceiver<ToNode>);
+
+impl Outgoing for Out {
+    fn send<'a>(&'a mut self, message: &'a ToRelay) -> BoxFuture<'a, anyhow::Result<()>> {
+        Box::pin(std::future::ready(self.0.send(message.clone()).map_err(Into::into)))
+    }
+}
+
+impl Incoming for In {
+    fn recv(&mut self) -> BoxFuture<'_, anyhow::Result<Option<ToNode>>> {
+        Box::pin(async { Ok(self.0.recv().await) })
+    }
+}
+
+pub fn dial(machine: &Machine, credentials: &Credentials, relay: &Relay) -> anyhow::Result<Link> {
+    let relays = machine.relays.lock().unwrap();
+    let Some(relays) = &*relays else { anyhow::bail!("nobody plays relays here") };
+    let ((out, said), (say, incoming)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+    relays.send(Dialled { relay: relay.clone(), identity: credentials.identity.public(), said, say })?;
+    Ok(Link { transport: Transport::Quic, outgoing: Box::new(Out(out)), incoming: Box::new(In(incoming)) })
+}
+
+impl Dialled {
+    async fn hears(&mut self) -> Option<ToRelay> {
+        tokio::time::timeout(DEADLINE, self.said.recv()).await.unwrap()
+    }
+
+    /// The next message that is none about keeping the channel alive.
+    async fn expect(&mut self, wanted: ToRelay) {
+        assert_eq!(self.hears().await, Some(wanted));
+    }
+
+    async fn is_let_go(mut self) {
+        while self.hears().await.is_some() {}
+    }
+}
+
+const RELAY_KEY: [u8; 32] = [7; 32];
+
+fn put_relay(api: &FakeApi, name: &str, node: &str, key: [u8; 32], addresses: &[&str]) {
+    let key = PublicKey::from_bytes(key).to_string();
+    api.put(
+        "meshrelays",
+        json!({
+            "metadata": {"name": name}, "spec": {"nodeName": node},
+            "status": {"stun": [], "identityKey": key, "addresses": addresses, "quicPort": 51899, "tlsPort": 8443, "conditions": []},
+        }),
+    );
+}
+
+/// A cluster with node `a`, its peer `b` and a relay on node `r`, and whoever plays the relays.
+async fn relayed() -> (FakeApi, TempDir, SocketAddr, Lab, mpsc::UnboundedReceiver<Dialled>) {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    put_slice(&api, "peers-0", &[peer("b", 2).1]);
+    put_relay(&api, "r", "r", RELAY_KEY, &["198.51.100.7", "10.118.0.7", "192.0.2.10", "2001:db8::7"]);
+    let (machine, change) = Machine::new();
+    let (dial, dialled) = mpsc::unbounded_channel();
+    *machine.relays.lock().unwrap() = Some(dial);
+    let lab = Lab::start(&dir.0, &api, address, (machine, change)).await;
+    (api, dir, address, lab, dialled)
+}
+
+async fn next(dialled: &mut mpsc::UnboundedReceiver<Dialled>) -> Dialled {
+    tokio::time::timeout(DEADLINE, dialled.recv()).await.unwrap().unwrap()
+}
+
+async fn own_key(lab: &Lab) -> PublicKey {
+    let node = lab.node_where(|n| n["status"]["publicKey"].is_string()).await;
+    node["status"]["publicKey"].as_str().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_relay_is_told_who_this_node_is_and_whom_it_wants_to_meet() {
+    let (_api, _dir, _, lab, mut dialled) = relayed().await;
+    let mut relay = next(&mut dialled).await;
+    let node = lab.node_where(|n| n["status"]["identityKey"].is_string()).await;
+    let published: PublicKey = node["status"]["identityKey"].as_str().unwrap().parse().unwrap();
+    assert_eq!(*published.as_bytes(), relay.identity, "what is published is what is proven");
+    // Not inside the mesh, and none of this node's own.
+    let sockets = |port: u16| ["198.51.100.7", "2001:db8::7"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
+    assert_eq!((&relay.relay.quic[..], &relay.relay.tls[..]), (&sockets(51899)[..], &sockets(8443)[..]));
+    relay.expect(ToRelay::Hello { version: control::VERSION, node: own_key(&lab).await }).await;
+    relay.expect(ToRelay::Meet(peer("b", 2).0)).await;
+    lab.status_with(r#""relays":[{"name":"r","state":"open","transport":"quic""#).await;
+    let metrics = lab.ask(Question::Metrics).await.body;
+    assert!(metrics.contains(r#"warren_relay_channels{state="open_quic"} 1"#), "{metrics}");
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_channel_that_was_lost_is_made_anew_and_everything_is_said_again() {
+    let (_api, _dir, _, lab, mut dialled) = relayed().await;
+    for _ in 0..3 {
+        let mut relay = next(&mut dialled).await;
+        relay.expect(ToRelay::Hello { version: control::VERSION, node: own_key(&lab).await }).await;
+        relay.expect(ToRelay::Meet(peer("b", 2).0)).await;
+    }
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_relay_that_went_is_left_and_one_that_moved_is_sought_where_it_is() {
+    let (api, _dir, _, lab, mut dialled) = relayed().await;
+    let first = next(&mut dialled).await;
+    put_relay(&api, "r", "r", RELAY_KEY, &["198.51.100.8"]);
+    first.is_let_go().await;
+    let second = next(&mut dialled).await;
+    assert_eq!(second.relay.udp, ["198.51.100.8".parse::<IpAddr>().unwrap()]);
+    put_relay(&api, "other", "other", [8; 32], &["198.51.100.9"]);
+    let third = next(&mut dialled).await;
+    assert_eq!(third.relay.name, "other");
+    api.delete("meshrelays", "r");
+    second.is_let_go().await;
+    assert!(!third.say.is_closed(), "the other one stays");
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn relays_are_known_from_disk_while_the_api_is_away() {
+    let (api, dir, address, lab, mut dialled) = relayed().await;
+    let mut relay = next(&mut dialled).await;
+    while relay.hears().await != Some(ToRelay::Meet(peer("b", 2).0)) {}
+    let machine = lab.stop().await;
+    api.set_up(false);
+    let (change, changed) = mpsc::channel(4);
+    *machine.changed.lock().await = changed;
+    let lab = Lab::start(&dir.0, &api, address, (machine, change)).await;
+    let mut relay = next(&mut dialled).await;
+    assert_eq!(relay.relay.name, "r");
+    assert!(matches!(relay.hears().await, Some(ToRelay::Hello { .. })));
+    relay.expect(ToRelay::Meet(peer("b", 2).0)).await;
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_denied_channel_says_why() {
+    let (_api, _dir, _, lab, mut dialled) = relayed().await;
+    let relay = next(&mut dialled).await;
+    relay.say.send(ToNode::Denied(control::DeniedReason::Version)).unwrap();
+    lab.status_with("another version of the protocol").await;
+    let text = lab.ask(Question::Metrics).await.body;
+    assert!(text.contains(r#"warren_relay_channels{state="closed"} 1"#), "{text}");
+    lab.stop().await;
+}
