@@ -282,3 +282,34 @@ fn candidate(candidate: &peer::Candidate) -> path::Candidate {
     };
     path::Candidate::new(kind, candidate.addr)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use path::RelayId;
+
+    fn relay(n: u8, addresses: &[&str]) -> Relay {
+        let udp: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        let at = |port| udp.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+        Relay { id: RelayId([n; 32]), name: format!("r{n}"), quic: at(51899), tls: at(8443), udp: udp.clone() }
+    }
+
+    #[test]
+    fn relays_are_kept_at_addresses_that_may_be_dialled_and_no_more_than_the_cap() {
+        let forbidden = Forbidden {
+            networks: vec!["10.244.0.0/16".parse().unwrap()],
+            own_addresses: vec!["192.0.2.10".parse().unwrap()],
+            ..Forbidden::default()
+        };
+        let here = Relay { udp: Vec::new(), ..relay(3, &["127.0.0.1"]) };
+        let told = [
+            relay(1, &["10.244.0.7", "198.51.100.1", "192.0.2.10", "127.0.0.1", "224.0.0.1"]),
+            relay(2, &["10.244.0.7"]),
+            here.clone(),
+            relay(1, &["198.51.100.2"]),
+        ];
+        assert_eq!(relays(told.into_iter(), &forbidden), [relay(1, &["198.51.100.1"]), here]);
+        let many = (0..20).map(|n| relay(n, &["198.51.100.1"]));
+        assert_eq!(relays(many, &forbidden).len(), MAX_RELAYS);
+    }
+}

@@ -85,7 +85,7 @@ fn peers_that_left_are_forgotten_and_renamed_ones_keep_their_state() {
     assert!(matches!(table.rows()[&key].state, PathState::Direct { .. }));
     table.set_peers(std::iter::empty(), t);
     assert_eq!(table.report(&key, DOWN, t), None);
-    assert_eq!((table.states(), table.poll_timeout(), counts(&mut table, t + GRACE)), ([0; 3], None, (0, 0)));
+    assert_eq!((table.states(), table.poll_timeout(), counts(&mut table, t + GRACE)), ([0; 4], None, (0, 0)));
 }
 
 #[test]
@@ -96,19 +96,68 @@ fn what_is_kept_beside_the_rows_is_what_the_rows_say() {
     table.set_peers(keys.iter().map(|key| (key, "peer")), t);
     for step in 0..600u64 {
         let (now, key) = (t + s(step), &keys[(step * 7 % 29) as usize]);
-        match step % 5 {
+        match step % 6 {
             0 => table.set_peer(key, Some("other"), now),
             1 => table.set_peer(key, None, now),
             2 => _ = table.report(key, DOWN, now),
+            3 => _ = table.report(key, relayed(now), now),
             _ => _ = table.report(key, direct(now), now),
         }
         let summary = table.summary(now);
         let count = |shown| table.rows.values().filter(|row| row.shown == shown).count() as u32;
-        assert_eq!((summary.direct, summary.down), (count(Shown::Direct), count(Shown::Down)));
+        let shown = [Class::Direct, Class::Relayed, Class::Down].map(|class| count(Shown::As(class)));
+        assert_eq!([summary.direct, summary.relayed, summary.down], shown);
         assert_eq!(summary.unconnected.len(), NAMED_PEERS.min(summary.down as usize));
         assert_eq!(table.poll_timeout(), table.rows.values().filter_map(Row::due).min());
         assert_eq!(table.states.iter().sum::<u32>(), table.rows.len() as u32);
         let in_state = |n| table.rows.values().filter(|row| place(&row.state) == n).count() as u32;
-        assert_eq!(table.states, [in_state(0), in_state(1), in_state(2)]);
+        assert_eq!(table.states, [0, 1, 2, 3].map(in_state));
     }
+}
+
+fn relayed(now: Instant) -> PathState {
+    let endpoint = "192.0.2.9:51900".parse().unwrap();
+    let reason = Reason::HardNat;
+    PathState::Relayed { relay: path::RelayId([9; 32]), endpoint, rtt: None, since: now, reason }
+}
+
+#[test]
+fn a_relayed_peer_is_connected_and_counted_apart_once_it_stays() {
+    let t = Instant::now();
+    let (mut table, key) = table(t);
+    table.report(&key, relayed(t), t);
+    assert_eq!((table.states(), table.summary(t)), ([0, 1, 0, 0], Summary::default()));
+    let summary = table.summary(t + RELAYED_AFTER);
+    assert_eq!((summary.direct, summary.relayed, summary.down, summary.unconnected.len()), (0, 1, 0, 0));
+    assert_eq!(table.poll_timeout(), None);
+    assert!(table.transitions().contains_key(&("connecting", "relayed", "HardNAT")));
+}
+
+#[test]
+fn a_pair_that_leaves_the_relay_soon_was_never_shown_on_it() {
+    let t = Instant::now();
+    let (mut table, key) = table(t);
+    table.report(&key, relayed(t), t);
+    table.report(&key, direct(t), t + s(1));
+    let summary = table.summary(t + s(1));
+    assert_eq!((summary.direct, summary.relayed), (1, 0));
+}
+
+#[test]
+fn falling_back_to_a_relay_is_shown_late_and_coming_back_later_each_time() {
+    let t = Instant::now();
+    let (mut table, key) = table(t);
+    let counts = |table: &mut PathTable, now| {
+        let summary = table.summary(now);
+        (summary.direct, summary.relayed, summary.down)
+    };
+    table.report(&key, direct(t), t);
+    table.report(&key, relayed(t), t + s(100));
+    assert_eq!(counts(&mut table, t + s(129)), (1, 0, 0));
+    assert_eq!(counts(&mut table, t + s(130)), (0, 1, 0));
+    table.report(&key, direct(t), t + s(200));
+    assert_eq!(counts(&mut table, t + s(209)), (0, 1, 0));
+    assert_eq!(counts(&mut table, t + s(210)), (1, 0, 0));
+    table.report(&key, DOWN, t + s(300));
+    assert_eq!(counts(&mut table, t + s(330)), (0, 0, 1));
 }

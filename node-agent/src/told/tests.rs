@@ -148,3 +148,19 @@ fn stun_servers_are_unique_capped_and_relays_come_first() {
     view.handle(Told::Relays(Fed::Listed(many.into())), Duration::ZERO);
     assert_eq!(view.stun_servers().len(), MAX_STUN_SERVERS);
 }
+
+#[test]
+fn only_a_relay_on_this_node_takes_ports_here_and_relay_ports_only_with_a_key() {
+    let (_dir, cache) = open();
+    let mut view = View::restore(cache, "a");
+    let mut own = relay("a", &["192.0.2.1:3478", "[2001:db8::1]:3478"]);
+    own.spec.node_name = Some("a".into());
+    view.handle(Told::Relays(Fed::Applied(relay("b", &["192.0.2.2:5000"]))), Duration::ZERO);
+    view.handle(Told::Relays(Fed::Applied(own.clone())), Duration::ZERO);
+    assert_eq!(view.own_relay_ports(), (vec![PortRange::one(3478)], vec![]));
+    let status = own.status.as_mut().unwrap();
+    (status.identity_key, status.quic_port) = (Some(PublicKey::from_bytes([7; 32]).to_string()), Some(4000));
+    view.handle(Told::Relays(Fed::Applied(own)), Duration::ZERO);
+    let udp = vec![PortRange::one(3478), PortRange::one(4000), PortRange { first: 51900, last: 51963 }];
+    assert_eq!(view.own_relay_ports(), (udp, vec![PortRange::one(8443)]));
+}

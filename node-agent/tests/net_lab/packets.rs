@@ -209,16 +209,32 @@ fn a_forged_mesh_source_on_the_underlay_gets_no_answer_in_clear() {
 #[test]
 fn outer_packets_and_the_control_path_never_enter_the_tunnel() {
     let mut a = carrying("a");
-    a.relay_ports = vec![PortRange { first: 3478, last: 3480 }];
+    a.relay_ports = vec![PortRange { first: 3478, last: 3480 }, PortRange { first: 51899, last: 51963 }];
+    a.relay_tcp_ports = vec![PortRange::one(8443)];
     a.api_servers = vec!["10.64.5.5:6443".parse().expect("an address")];
     a.claims.push("10.64.0.0/16".parse().expect("a prefix"));
     let Some(lab) = lab(&a, &plan("b")) else { return };
     assert_eq!(lab.way("a", "10.2.0.2"), "warren0");
-    for exempt in ["mark 0x10", "mark 0x4010", "ipproto udp sport 21820", "ipproto udp sport 3479"] {
+    for exempt in [
+        "mark 0x10",
+        "mark 0x4010",
+        "ipproto udp sport 21820",
+        "ipproto udp sport 3479",
+        "ipproto udp sport 51899",
+        "ipproto udp sport 51963",
+        "ipproto tcp sport 8443",
+    ] {
         assert_eq!(lab.way("a", &format!("10.2.0.2 {exempt}")), "eth0", "{exempt}");
         assert_eq!(lab.way("a", &format!("2001:db8:2::2 {exempt}")), "eth0", "{exempt}");
     }
-    for other in ["mark 0x4000", "ipproto udp sport 3481", "ipproto tcp sport 21820"] {
+    for other in [
+        "mark 0x4000",
+        "ipproto udp sport 3481",
+        "ipproto udp sport 51964",
+        "ipproto udp sport 8443",
+        "ipproto tcp sport 21820",
+        "ipproto tcp sport 51900",
+    ] {
         assert_eq!(lab.way("a", &format!("10.2.0.2 {other}")), "warren0", "{other}");
     }
     // A pod's port is not the host's, and a mesh address is never exempt.

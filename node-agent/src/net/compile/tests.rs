@@ -160,3 +160,15 @@ fn addresses_that_are_nobodys_are_not_routed() {
     assert!(desired.overlaps.iter().all(|o| o.why == Protected::Special));
     assert_eq!(targets(&desired, TABLE_NODES), [""; 0]);
 }
+
+#[test]
+fn a_relays_ports_are_exempt_by_their_own_protocol_and_each_once() {
+    let mut plan = plan();
+    plan.relay_ports = vec![PortRange::one(3478), PortRange { first: 51900, last: 51963 }, PortRange::one(3478)];
+    plan.relay_tcp_ports = vec![PortRange::one(8443)];
+    let rules = compile(&plan, &Underlay::default()).rules;
+    let exempt: Vec<_> = rules.iter().filter(|r| r.offset == offset::LOCAL_PORTS).map(|r| &r.select).collect();
+    let of = |ip_proto, first, last| Select::LocalPort { ip_proto, ports: PortRange { first, last } };
+    let expected = [of(UDP, 3478, 3478), of(UDP, 21820, 21820), of(UDP, 51900, 51963), of(TCP, 8443, 8443)];
+    assert_eq!(exempt, expected.iter().collect::<Vec<_>>());
+}
