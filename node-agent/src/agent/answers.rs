@@ -4,7 +4,7 @@ use super::{Agent, plane::Plane};
 use crate::{
     local::{
         Answer, Ask, Question,
-        report::{ConditionReport, PathsReport, PeerReport, RelayReport, SCHEMA, StatusReport, TriedReport},
+        report::{ConditionReport, LegReport, PathsReport, PeerReport, RelayReport, SCHEMA, StatusReport, TriedReport},
     },
     metrics::MAX_PEER_SERIES,
     paths::{STATES, reason_name, rtt, state_name},
@@ -147,6 +147,7 @@ impl Agent {
                 tx_bytes: counters.map_or(0, |c| c.tx_bytes),
                 last_handshake_seconds: counters.and_then(|c| c.last_handshake).map(|ago| ago.as_secs()),
                 tried: seen.map(|s| s.pairs.iter().map(tried).collect()).unwrap_or_default(),
+                legs: seen.map(|s| s.legs.iter().map(|l| leg(plane, l)).collect()).unwrap_or_default(),
             }
         };
         self.paths.rows().iter().map(report).collect()
@@ -208,6 +209,14 @@ impl Agent {
 /// The counters of one peer among those of all, which are ordered by key.
 fn of<'a>(counters: &'a [PeerStatus], key: &PublicKey) -> Option<&'a PeerStatus> {
     counters.binary_search_by_key(key, |counters| counters.public_key).ok().map(|at| &counters[at])
+}
+
+fn leg(plane: &Plane, leg: &path::LegReport) -> LegReport {
+    LegReport {
+        relay: plane.relays().name(leg.relay),
+        endpoint: leg.endpoint.map(|e| e.to_string()),
+        phase: leg.phase.as_str().into(),
+    }
 }
 
 fn tried(pair: &path::PairReport) -> TriedReport {

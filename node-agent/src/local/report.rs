@@ -125,6 +125,20 @@ pub struct PeerReport {
     pub last_handshake_seconds: Option<u64>,
     /// What was tried.
     pub tried: Vec<TriedReport>,
+    /// This node's ends of the pair on relays.
+    pub legs: Vec<LegReport>,
+}
+
+/// This node's end of a pair on one relay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LegReport {
+    /// Name of its MeshRelay.
+    pub relay: String,
+    /// The relay's address and the pair's port on it.
+    pub endpoint: Option<String>,
+    /// `wanted`, `binding`, `bound` (this end alone) or `ready`.
+    pub phase: String,
 }
 
 /// One address that was tried.
@@ -216,6 +230,10 @@ impl PathsReport {
                 "{:<24}{:<12}{reason:<14}{since:>8}  {endpoint:<26}{relay:<16}{rtt:>9}  {ips}",
                 p.name, p.state
             );
+            for leg in p.legs.iter().filter(|_| detail) {
+                let endpoint = leg.endpoint.as_deref().unwrap_or("-");
+                let _ = writeln!(text, "    {:<8}{endpoint:<30}{:<14}on {}", "relay", leg.phase, leg.relay);
+            }
             for t in p.tried.iter().filter(|_| detail) {
                 let _ = writeln!(
                     text,

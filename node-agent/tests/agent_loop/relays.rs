@@ -2,7 +2,10 @@
 
 use super::*;
 use node_agent::relays::{Incoming, Outgoing, Transport};
-use wire::control::{self, ToNode, ToRelay};
+use wire::{
+    control::{self, ToNode, ToRelay},
+    relay::{AllocationId, Body, Frame, Header, LegKey, Side, Token, seal},
+};
 
 /// The relay's end of a channel that the agent has opened.
 pub struct Dialled {
@@ -157,5 +160,57 @@ async fn a_denied_channel_says_why() {
     lab.status_with("another version of the protocol").await;
     let text = lab.ask(Question::Metrics).await.body;
     assert!(text.contains(r#"warren_relay_channels{state="closed"} 1"#), "{text}");
+    lab.stop().await;
+}
+
+/// What of the device's datagrams goes to the pair's port on the relay, opened.
+async fn bound_for(device: &Fake, to: SocketAddr, key: &LegKey) -> (Header, Body) {
+    let sent = async {
+        loop {
+            let mut sent = device.take_sent().into_iter().filter(|datagram| datagram.remote == to);
+            if let Some(datagram) = sent.next() {
+                let frame = Frame::parse(&datagram.payload).unwrap();
+                break (frame.header(), frame.open(key).unwrap());
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, sent).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_leg_is_bound_from_wireguards_port_and_then_wireguard_is_pointed_there() {
+    let (_api, _dir, _, lab, mut dialled) = relayed().await;
+    let mut relay = next(&mut dialled).await;
+    let (a, b) = (own_key(&lab).await, peer("b", 2).0);
+    relay.expect(ToRelay::Hello { version: control::VERSION, node: a }).await;
+    relay.expect(ToRelay::Meet(b)).await;
+    relay.say.send(ToNode::Welcome { boot: 1, observed: "192.0.2.10:4000".parse().unwrap() }).unwrap();
+    relay.say.send(ToNode::Present { node: b, met: true }).unwrap();
+    while relay.hears().await != Some(ToRelay::Allocate { partner: b, hint: None }) {}
+    let (key, side) = (LegKey::from_bytes([5; 32]), if a < b { Side::Low } else { Side::High });
+    let leg = control::Leg { allocation: AllocationId(77), side, port: 51900, key: key.clone(), counter: 0 };
+    relay.say.send(ToNode::Allocated { partner: b, leg }).unwrap();
+    let (device, at) = (lab.machine.device(), "198.51.100.7:51900".parse().unwrap());
+    let (header, body) = bound_for(&device, at, &key).await;
+    assert_eq!((header.allocation, header.side, body), (AllocationId(77), side, Body::Bind));
+    let answer = |body: Body| {
+        let payload = seal(&key, &header, &body).to_vec();
+        assert!(device.deliver(Datagram { remote: at, local: Some("192.0.2.10".parse().unwrap()), payload }));
+    };
+    answer(Body::Challenge(Token([9; 16])));
+    while bound_for(&device, at, &key).await.1 != Body::Answer(Token([9; 16])) {}
+    answer(Body::Bound { observed: "192.0.2.10:21820".parse().unwrap() });
+    let pointed = || device.take_applied().iter().flat_map(|d| &d.upsert).any(|u| u.endpoint == Some(at));
+    assert!(!pointed(), "not before both legs are bound");
+    relay.say.send(ToNode::Ready(b)).unwrap();
+    let moved = async {
+        while !pointed() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, moved).await.unwrap();
+    let paths = lab.ask(Question::Paths(Some("b".into()))).await.body;
+    assert!(paths.contains(r#""legs":[{"relay":"r","endpoint":"198.51.100.7:51900","phase":"ready"}]"#), "{paths}");
     lab.stop().await;
 }
