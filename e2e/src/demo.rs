@@ -6,12 +6,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use serde_json::Value;
 
 use crate::images::Set;
 use crate::lab::Lab;
 use crate::progress::Progress;
-use crate::scenario::Scenario;
-use crate::{interrupt, warren, workload};
+use crate::scenario::{Node, Scenario};
+use crate::{agent, interrupt, warren, workload};
 
 /// A ping across the demo takes milliseconds; a path that is still being found answers within seconds.
 const PING: Duration = Duration::from_secs(5);
@@ -38,12 +39,29 @@ pub fn run(scenario: Scenario, exe: &Path, progress: &Progress) -> Result<()> {
         "From pod to pod, in milliseconds to connect and be answered, two round trips (row to column):\n\n{}",
         picture::matrix(lab.scenario(), &matrix)
     );
+    println!("How each node reaches each other (row to column):\n\n{}", picture::paths(lab.scenario(), &paths(&lab)));
     println!("{} packets on the internet were looked at: none showed a pod or mesh address.\n", report.packets);
     println!("{}", next_steps(&lab));
     if pods.is_empty() {
         bail!("there is no pod: nothing was shown");
     }
     Ok(())
+}
+
+/// What every agent says of its peers; of one that doesn't answer, nothing.
+fn paths(lab: &Lab) -> picture::Paths {
+    let row = |node: &Node| {
+        let report = agent::ask(lab, &node.name, "/v1/paths").unwrap_or_default();
+        let peers = report["peers"].as_array().cloned().unwrap_or_default();
+        let text = |peer: &Value, field: &str| peer[field].as_str().unwrap_or_default().to_owned();
+        let cell = |peer: &Value| picture::Path {
+            state: text(peer, "state"),
+            relay: text(peer, "relay"),
+            reason: text(peer, "reason"),
+        };
+        (node.name.clone(), peers.iter().map(|peer| (text(peer, "name"), cell(peer))).collect())
+    };
+    lab.running().into_iter().map(row).collect()
 }
 
 fn next_steps(lab: &Lab) -> String {

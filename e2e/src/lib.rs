@@ -28,6 +28,7 @@
 //! and the logs of failed runs, and never says that nothing leaked when its watch was dead or overrun. A wait has a deadline
 //! and tells what it saw last ([`wait`]); nothing sleeps for a time and hopes.
 
+pub mod agent;
 pub mod api;
 pub mod bench;
 pub mod checks;

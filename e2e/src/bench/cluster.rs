@@ -1,27 +1,20 @@
-//! The lab of the benchmark: the demo's sites with 40 ms between them, Warren installed by Helm, and ways to look at an agent
-//! that cost next to nothing.
+//! The lab of the benchmark: sites of which every pair can be direct, with 40 ms between them, Warren installed by Helm, and ways to
+//! look at an agent that cost next to nothing.
 
-use std::io::{Read, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 
 use crate::bench::{LAB, usage};
 use crate::images::Set;
 use crate::lab::Lab;
 use crate::net::topology;
-use crate::process::Process;
 use crate::progress::Progress;
 use crate::scenario::Scenario;
-use crate::{wait, warren};
+use crate::{agent, wait, warren};
 
 /// One way, in milliseconds: 40 ms of round trip between any two sites.
 const DELAY: u64 = 20;
-/// An agent answers within a millisecond; one that is starting may not.
-const ANSWER: Duration = Duration::from_secs(1);
 /// The agent's own name for its process.
 pub const AGENT: &str = "warren-agent";
 
@@ -51,24 +44,9 @@ fn wait_all_direct(lab: &Lab) -> Result<()> {
 /// Whether the agent of `node` says that it reaches `peer` directly; no when it says nothing.
 #[must_use]
 pub fn is_direct(lab: &Lab, node: &str, peer: &str) -> bool {
-    let Ok(report) = ask(lab, node, "/v1/paths") else { return false };
+    let Ok(report) = agent::ask(lab, node, "/v1/paths") else { return false };
     let peers = report["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
     peers.iter().any(|entry| entry["name"] == peer && entry["state"] == "direct")
-}
-
-/// Asks a node's agent by its socket, from outside the node.
-fn ask(lab: &Lab, node: &str, path: &str) -> Result<Value> {
-    let init = Process::recorded(lab.state(), node).with_context(|| format!("node {node} is not running"))?;
-    let mut stream = UnixStream::connect(format!("/proc/{}/root/run/warren/agent.sock", init.pid))
-        .with_context(|| format!("reaching the agent of {node}"))?;
-    stream.set_read_timeout(Some(ANSWER)).context("setting a timeout")?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .context("asking the agent")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).context("reading the agent's answer")?;
-    // Whatever frames the body, the object is one piece of it.
-    let (begin, end) = answer.find('{').zip(answer.rfind('}')).context("an answer with an object")?;
-    serde_json::from_str(&answer[begin..=end]).context("reading the agent's answer")
 }
 
 /// The process of the node's agent, if one runs.

@@ -1,4 +1,6 @@
-//! Draws a lab and its ping matrix as text. Pure.
+//! Draws a lab, its ping matrix and its paths as text. Pure.
+
+use std::collections::BTreeMap;
 
 use crate::scenario::{Node, Scenario, Site};
 use crate::workload::Matrix;
@@ -43,8 +45,43 @@ fn site(node: &Node) -> String {
 /// Rows reach columns.
 #[must_use]
 pub fn matrix(scenario: &Scenario, matrix: &Matrix) -> String {
+    table(scenario, matrix, |cell| match cell {
+        Ok(ms) => (format!("{ms:.1}"), None),
+        Err(reason) => ("FAIL".to_owned(), Some(reason.chars().take(REASON).collect())),
+    })
+}
+
+/// How nodes reach each other, by row and column.
+pub type Paths = BTreeMap<String, BTreeMap<String, Path>>;
+
+/// How a node reaches another.
+pub struct Path {
+    /// `direct`, `relayed`, `connecting` or `down`.
+    pub state: String,
+    /// The relay that carries it, or nothing.
+    pub relay: String,
+    /// Why it is not direct, or nothing.
+    pub reason: String,
+}
+
+/// What of the paths is direct and what is not, and why.
+#[must_use]
+pub fn paths(scenario: &Scenario, paths: &Paths) -> String {
+    table(scenario, paths, |path| {
+        let by = if path.relay.is_empty() { String::new() } else { format!("by the relay on {}, ", path.relay) };
+        let why = (path.state != "direct").then(|| format!("{by}because of {}", path.reason));
+        (path.state.clone(), why)
+    })
+}
+
+/// A table of cells, each with its text and perhaps a footnote.
+fn table<T>(
+    scenario: &Scenario,
+    cells: &BTreeMap<String, BTreeMap<String, T>>,
+    show: impl Fn(&T) -> (String, Option<String>),
+) -> String {
     let names: Vec<&str> =
-        scenario.nodes.iter().map(|node| node.name.as_str()).filter(|name| matrix.contains_key(*name)).collect();
+        scenario.nodes.iter().map(|node| node.name.as_str()).filter(|name| cells.contains_key(*name)).collect();
     let width = names.iter().map(|name| name.len()).max().unwrap_or(0).max(7) + 2;
     let mut text = format!("{:width$}", "");
     for name in &names {
@@ -54,15 +91,12 @@ pub fn matrix(scenario: &Scenario, matrix: &Matrix) -> String {
     for from in &names {
         text += &format!("\n{from:<width$}");
         for to in &names {
-            let cell = match matrix.get(*from).and_then(|row| row.get(*to)) {
-                None => "-".to_owned(),
-                Some(Ok(ms)) => format!("{ms:.1}"),
-                Some(Err(reason)) => {
-                    notes += &format!("\n  {from} to {to}: {}", reason.chars().take(REASON).collect::<String>());
-                    "FAIL".to_owned()
-                }
-            };
+            let shown = cells.get(*from).and_then(|row| row.get(*to)).map(&show);
+            let (cell, note) = shown.unwrap_or_else(|| ("-".to_owned(), None));
             text += &format!("{cell:>width$}");
+            if let Some(note) = note {
+                notes += &format!("\n  {from} to {to}: {note}");
+            }
         }
     }
     text + &notes + "\n"
@@ -77,6 +111,23 @@ mod tests {
         let scenario = Scenario::demo("t");
         let picture = topology(&scenario);
         assert!(scenario.nodes.iter().all(|node| picture.contains(&format!("[{}]", node.name))), "{picture}");
+    }
+
+    #[test]
+    fn a_relayed_pair_says_by_whom_and_why() {
+        let path = |state: &str, relay: &str, reason: &str| Path {
+            state: state.into(),
+            relay: relay.into(),
+            reason: reason.into(),
+        };
+        let mut cells = Paths::new();
+        cells.entry("cp".into()).or_default().insert("hard".into(), path("direct", "", ""));
+        cells.entry("hard".into()).or_default().insert("home-a".into(), path("relayed", "cp", "HardNAT"));
+        cells.entry("home-a".into()).or_default().insert("hard".into(), path("down", "", "NoAnswer"));
+        let text = paths(&Scenario::demo("t"), &cells);
+        assert!(text.contains("hard to home-a: by the relay on cp, because of HardNAT\n"), "{text}");
+        assert!(text.contains("home-a to hard: because of NoAnswer"), "{text}");
+        assert!(!text.contains("cp to hard:"), "{text}");
     }
 
     #[test]

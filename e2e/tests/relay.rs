@@ -1,0 +1,167 @@
+//! Two workers behind NATs that draw their ports: nothing connects them directly, and a relay carries them.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::cluster::node;
+use e2e::images::Set;
+use e2e::lab::Lab;
+use e2e::outage::{SOON, during, on, reach};
+use e2e::scenario::Scenario;
+use e2e::{agent, checks, harness, wait, warren, workload};
+use serde_json::Value;
+
+/// Seconds of traffic around what is done to a relay or an agent: a pod of a DaemonSet is made anew within a few.
+const RESTART: u64 = 20;
+/// The pair that is never direct, both ways.
+const HARD: [(&str, &str); 2] = [("hard-a", "hard-b"), ("hard-b", "hard-a")];
+
+fn main() -> ExitCode {
+    harness::main(
+        Scenario::relayed("t-relay"),
+        Set::All,
+        &[
+            ("helm_install_returns_and_every_node_is_ready", checks::install),
+            ("every_pod_reaches_every_pod", checks::pod_to_pod),
+            ("hard_nats_are_relayed_and_say_why_and_the_others_are_direct", hard_nats_are_relayed_and_say_why),
+            ("full_size_packets_fit", checks::full_size_packets),
+            ("long_transfers_are_whole", checks::transfers),
+            ("what_relays_carry_stays_on_the_underlay", what_relays_carry_stays_on_the_underlay),
+            ("a_relay_that_starts_anew_goes_on_carrying", a_relay_starts_anew),
+            ("an_agent_that_starts_anew_finds_its_relayed_pairs", an_agent_starts_anew),
+            ("a_removed_node_is_no_members_partner_any_more", a_node_is_removed),
+        ],
+    )
+}
+
+/// How `from` reaches `to`, as its agent says.
+fn path(lab: &Lab, from: &str, to: &str) -> Result<Value, String> {
+    let report = agent::ask(lab, from, "/v1/paths").map_err(|error| format!("{error:#}"))?;
+    let peers = report["peers"].as_array().cloned().unwrap_or_default();
+    peers.into_iter().find(|peer| peer["name"] == to).ok_or_else(|| format!("{from} has no peer {to}"))
+}
+
+/// Waits until the hard pair is relayed as both see it, and returns the view of the first.
+fn wait_relayed(lab: &Lab) -> Result<Value> {
+    wait::until("the hard pair to be relayed", SOON, || {
+        let mut seen = Vec::new();
+        for (from, to) in HARD {
+            let path = path(lab, from, to)?;
+            if path["state"] != "relayed" {
+                return Err(format!("{from} to {to}: {path}"));
+            }
+            seen.push(path);
+        }
+        Ok(seen.swap_remove(0))
+    })
+}
+
+fn hard_nats_are_relayed_and_say_why(lab: &Lab) -> Result<()> {
+    wait_relayed(lab)?;
+    for (from, to) in HARD {
+        // Until all candidates were tried it is relayed because nothing better was found yet.
+        let path = wait::until("the reason to be known", SOON, || match path(lab, from, to)? {
+            path if path["reason"] == "HardNAT" => Ok(path),
+            path => Err(path.to_string()),
+        })?;
+        let relay = path["relay"].as_str().context("a relay")?;
+        ensure!(["cp", "pub"].contains(&relay), "{path}");
+        ensure!(path["rttMs"].as_f64().is_some_and(|ms| ms > 0.0), "{path}");
+        // As a person on that node asks; the agent's own program, wherever its image lies.
+        let ask = format!("exec /proc/$(pgrep -x warren-agent)/exe paths {to}");
+        let text = lab.exec(from, "sh", &["-c", &ask])?;
+        eprintln!("{text}");
+        ensure!(text.contains("relayed") && text.contains("HardNAT") && text.contains(relay), "{text}");
+    }
+    for (from, to) in [("hard-a", "cp"), ("hard-a", "pub"), ("hard-b", "cp"), ("hard-b", "pub"), ("cp", "pub")] {
+        wait::until("the other pairs to be direct", SOON, || match path(lab, from, to)? {
+            path if path["state"] == "direct" => Ok(()),
+            path => Err(format!("{from} to {to}: {path}")),
+        })?;
+    }
+    wait::until("the counts of the hard nodes to be written", SOON, || {
+        let object = lab.kubectl_json(&["get", "meshnode", "hard-a"]).map_err(|error| format!("{error:#}"))?;
+        let paths = &object["status"]["paths"];
+        if paths["summary"] == "2d/1r/0x" { Ok(()) } else { Err(paths.to_string()) }
+    })
+}
+
+/// The relay's packets to nodes leave by its own interface and never by the mesh, in which its port and theirs mean nothing.
+fn what_relays_carry_stays_on_the_underlay(lab: &Lab) -> Result<()> {
+    const WATCH: &str = r#"
+table inet wlrelay {
+  counter mesh { }
+  counter underlay { }
+  chain out {
+    type filter hook postrouting priority 300; policy accept;
+    udp sport 51899-51963 oifname "warren0" counter name "mesh"
+    tcp sport 8443 oifname "warren0" counter name "mesh"
+    udp sport 51899-51963 oifname != { "warren0", "lo" } counter name "underlay"
+  }
+}
+"#;
+    let relay = wait_relayed(lab)?["relay"].as_str().context("a relay")?.to_owned();
+    node::namespace(lab, lab.node(&relay)?).nft(WATCH)?;
+    let pods = workload::pods(lab)?;
+    on(&pods, "hard-a")?.check(lab, &["transfer", &format!("http://{}", on(&pods, "hard-b")?.socket()), "1000000"])?;
+    let counted = lab.exec(&relay, "nft", &["list", "table", "inet", "wlrelay"])?;
+    let counters: Vec<&str> = counted.lines().filter(|line| line.contains("packets")).map(str::trim).collect();
+    let [mesh, underlay, ..] = counters[..] else { bail!("reading {counted:?}") };
+    ensure!(mesh.starts_with("packets 0 "), "the relay on {relay} sent into the mesh: {counted}");
+    ensure!(!underlay.starts_with("packets 0 "), "the relay on {relay} carried nothing: {counted}");
+    Ok(())
+}
+
+fn a_relay_starts_anew(lab: &Lab) -> Result<()> {
+    let relay = wait_relayed(lab)?["relay"].as_str().context("a relay")?.to_owned();
+    let pods = workload::pods(lab)?;
+    let (from, to) = (on(&pods, "hard-a")?, on(&pods, "hard-b")?);
+    let of_node = format!("--field-selector=spec.nodeName={relay}");
+    let selector = "app.kubernetes.io/component=relay";
+    let result = during(lab, from, to, RESTART, || {
+        lab.kubectl(&["delete", "pods", "-n", warren::NAMESPACE, "-l", selector, &of_node, "--timeout=60s"]).map(drop)
+    })?;
+    eprintln!("           the relay's pod on {relay} deleted: {result}");
+    ensure!(result["received"].as_u64() > Some(0), "nothing came back: {result}");
+    reach(lab, "after the relay's restart")?;
+    wait_relayed(lab).map(drop)
+}
+
+fn an_agent_starts_anew(lab: &Lab) -> Result<()> {
+    let before = wait_relayed(lab)?;
+    let pods = workload::pods(lab)?;
+    let (from, to) = (on(&pods, "hard-a")?, on(&pods, "hard-b")?);
+    let kill = || lab.exec("hard-a", "pkill", &["-9", "-x", "warren-agent"]).map(drop);
+    let result = during(lab, from, to, RESTART, kill)?;
+    eprintln!("           the agent of hard-a killed: {result}");
+    ensure!(result["received"].as_u64() > Some(0), "nothing came back: {result}");
+    reach(lab, "after an agent's restart")?;
+    let after = wait_relayed(lab)?;
+    eprintln!("           relayed by {} before, by {} after", before["relay"], after["relay"]);
+    Ok(())
+}
+
+/// The other side has no leg with it any more, and its own channels are refused.
+fn a_node_is_removed(lab: &Lab) -> Result<()> {
+    wait_relayed(lab)?;
+    lab.kubectl(&["patch", "meshnode", "hard-b", "--type=merge", "-p", r#"{"spec":{"suspended":true}}"#])?;
+    wait::until("relays to refuse hard-b", SOON, || {
+        let status = agent::ask(lab, "hard-b", "/v1/status").map_err(|error| format!("{error:#}"))?;
+        let relays = status["relays"].as_array().cloned().unwrap_or_default();
+        let refused = |relay: &Value| relay["error"].as_str().is_some_and(|why| why.contains("no admitted node"));
+        if !relays.is_empty() && relays.iter().all(refused) { Ok(()) } else { Err(status["relays"].to_string()) }
+    })?;
+    wait::until("hard-a to have no leg with hard-b", Duration::from_secs(60), || {
+        match path(lab, "hard-a", "hard-b") {
+            Err(gone) if gone.contains("has no peer") => Ok(()),
+            Err(error) => Err(error),
+            Ok(path) if path["legs"].as_array().is_none_or(Vec::is_empty) && path["state"] != "relayed" => Ok(()),
+            Ok(path) => Err(path.to_string()),
+        }
+    })?;
+    lab.kubectl(&["patch", "meshnode", "hard-b", "--type=merge", "-p", r#"{"spec":{"suspended":false}}"#])?;
+    warren::wait_ready(lab)?;
+    reach(lab, "after hard-b is a member again")?;
+    wait_relayed(lab).map(drop)
+}
