@@ -19,7 +19,7 @@ const HARD: [(&str, &str); 2] = [("hard-a", "hard-b"), ("hard-b", "hard-a")];
 
 fn main() -> ExitCode {
     harness::main(
-        Scenario::relayed("t-relay"),
+        Scenario::relayed("t-hard"),
         Set::All,
         &[
             ("helm_install_returns_and_every_node_is_ready", checks::install),
