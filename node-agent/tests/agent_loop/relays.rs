@@ -49,7 +49,7 @@ impl Dialled {
         assert_eq!(self.hears().await, Some(wanted));
     }
 
-    async fn is_let_go(mut self) {
+    async fn hears_the_end(mut self) {
         while self.hears().await.is_some() {}
     }
 }
@@ -123,14 +123,14 @@ async fn a_relay_that_went_is_left_and_one_that_moved_is_sought_where_it_is() {
     let (api, _dir, _, lab, mut dialled) = relayed().await;
     let first = next(&mut dialled).await;
     put_relay(&api, "r", "r", RELAY_KEY, &["198.51.100.8"]);
-    first.is_let_go().await;
+    first.hears_the_end().await;
     let second = next(&mut dialled).await;
     assert_eq!(second.relay.udp, ["198.51.100.8".parse::<IpAddr>().unwrap()]);
     put_relay(&api, "other", "other", [8; 32], &["198.51.100.9"]);
     let third = next(&mut dialled).await;
     assert_eq!(third.relay.name, "other");
     api.delete("meshrelays", "r");
-    second.is_let_go().await;
+    second.hears_the_end().await;
     assert!(!third.say.is_closed(), "the other one stays");
     lab.stop().await;
 }
