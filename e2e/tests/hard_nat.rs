@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             ("long_transfers_are_whole", checks::transfers),
             ("what_relays_carry_stays_on_the_underlay", what_relays_carry_stays_on_the_underlay),
             ("a_relay_that_starts_anew_goes_on_carrying", a_relay_starts_anew),
+            ("a_relay_that_is_killed_costs_moments", a_relay_is_killed),
             ("an_agent_that_starts_anew_finds_its_relayed_pairs", an_agent_starts_anew),
             ("a_removed_node_is_no_members_partner_any_more", a_node_is_removed),
         ],
@@ -126,6 +127,21 @@ fn a_relay_starts_anew(lab: &Lab) -> Result<()> {
     ensure!(result["received"].as_u64() > Some(0), "nothing came back: {result}");
     reach(lab, "after the relay's restart")?;
     wait_relayed(lab).map(drop)
+}
+
+/// Without a word of farewell: the other relay takes over, or this one is there again.
+fn a_relay_is_killed(lab: &Lab) -> Result<()> {
+    let relay = wait_relayed(lab)?["relay"].as_str().context("a relay")?.to_owned();
+    let pods = workload::pods(lab)?;
+    let (from, to) = (on(&pods, "hard-a")?, on(&pods, "hard-b")?);
+    let kill = || lab.exec(&relay, "pkill", &["-9", "-x", "warren-relay"]).map(drop);
+    let result = during(lab, from, to, RESTART, kill)?;
+    eprintln!("           the relay on {relay} killed: {result}");
+    ensure!(result["received"].as_u64() > Some(0), "nothing came back: {result}");
+    reach(lab, "after the relay was killed")?;
+    let after = wait_relayed(lab)?;
+    eprintln!("           relayed by {relay} before, by {} after", after["relay"]);
+    Ok(())
 }
 
 fn an_agent_starts_anew(lab: &Lab) -> Result<()> {
