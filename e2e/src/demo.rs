@@ -31,6 +31,15 @@ pub fn run(scenario: Scenario, exe: &Path, progress: &Progress) -> Result<()> {
             if failures.is_empty() { Ok(matrix) } else { Err(failures.join("; ")) }
         })
     })?;
+    let paths = progress.step("every pair is direct or knows why not", || {
+        crate::wait::until("every pair to be direct or to know why not", warren::CONVERGED, || {
+            let paths = paths(&lab);
+            match paths.values().flat_map(|row| row.values()).filter(|path| !path.is_settled()).count() {
+                0 => Ok(paths),
+                unsettled => Err(format!("{unsettled} do not")),
+            }
+        })
+    })?;
     let report = progress.step("nothing in clear on the internet", || lab.sniffer().verdict())?;
     println!("\n{}", picture::topology(lab.scenario()));
     println!("{}", lab.kubectl(&["get", "nodes", "-o", "wide"])?);
@@ -39,7 +48,7 @@ pub fn run(scenario: Scenario, exe: &Path, progress: &Progress) -> Result<()> {
         "From pod to pod, in milliseconds to connect and be answered, two round trips (row to column):\n\n{}",
         picture::matrix(lab.scenario(), &matrix)
     );
-    println!("How each node reaches each other (row to column):\n\n{}", picture::paths(lab.scenario(), &paths(&lab)));
+    println!("How each node reaches each other (row to column):\n\n{}", picture::paths(lab.scenario(), &paths));
     println!("{} packets on the internet were looked at: none showed a pod or mesh address.\n", report.packets);
     println!("{}", next_steps(&lab));
     if pods.is_empty() {

@@ -64,6 +64,14 @@ pub struct Path {
     pub reason: String,
 }
 
+impl Path {
+    /// Whether it is direct, or everything was tried.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.state == "direct" || !["", "NotTriedYet"].contains(&self.reason.as_str())
+    }
+}
+
 /// What of the paths is direct and what is not, and why.
 #[must_use]
 pub fn paths(scenario: &Scenario, paths: &Paths) -> String {
