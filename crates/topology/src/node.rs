@@ -14,7 +14,7 @@ mod guard;
 mod plan;
 pub mod table;
 
-pub use change::{BeforeAfter, PeerChanges, PeerPlans, PlanChange};
+pub use change::{BeforeAfter, PeerChange, PeerChanges, PeerPlans, PlanChange};
 pub use guard::{CONFIRM_AFTER, LAST_HALF_AFTER};
 pub use plan::NodePlanner;
 pub use table::{Delta, GuardStatus, PeerTable};
@@ -59,7 +59,7 @@ pub struct NodePlan {
 }
 
 /// One WireGuard peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerPlan {
     /// Its name.
     pub name: String,

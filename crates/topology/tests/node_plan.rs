@@ -202,7 +202,7 @@ fn all_nodes_of_one_view_have_each_other() {
 }
 
 #[test]
-fn a_prefix_that_moves_is_taken_from_the_old_peer_first() {
+fn a_prefix_that_moves_is_the_old_peers_until_it_is_the_new_ones() {
     let view = cluster_of(3);
     let own = own_facts(&view, 1);
     let before = plan_for(&view, &own);
@@ -210,7 +210,12 @@ fn a_prefix_that_moves_is_taken_from_the_old_peer_first() {
     let moved = with_entry(&view, 3, |entry| entry.pod_cidrs.clear());
     let moved = with_entry(&moved, 2, |entry| entry.pod_cidrs.extend(pods));
     let changes = plan_for(&moved, &own).changes_since(&before);
-    assert_eq!((changes.remove, changes.shrink, changes.upsert), (vec![], vec![key(3)], vec![key(2)]));
+    let told: Vec<_> = changes.upsert.iter().map(|change| (change.key, change.lent)).collect();
+    assert_eq!((changes.remove, told, changes.remove_last), (vec![], vec![(key(2), 0), (key(3), 0)], vec![]));
     let changes = NodePlan::default().changes_since(&before);
     assert_eq!(changes.remove, [key(2), key(3)]);
+    // One that is gone leaves when its heir has everything.
+    let gone = with_entry(&moved, 3, |entry| entry.public_key = key(9));
+    let changes = plan_for(&gone, &own).changes_since(&before);
+    assert_eq!((changes.remove, changes.remove_last), (vec![], vec![key(3)]));
 }

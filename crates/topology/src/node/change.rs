@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use wire::key::PublicKey;
 
 use crate::node::PeerPlan;
@@ -20,16 +21,31 @@ pub struct PlanChange {
     pub peers: BTreeMap<PublicKey, BeforeAfter>,
 }
 
-/// The same in the order in which it is applied. Removals and shrinking come first: a prefix that moves from one peer to
-/// another never has two owners.
+/// What a device must be told of a change, in this order, whatever it is told at once: a prefix that moves from one peer to
+/// another is at no moment without one of the two.
+///
+/// WireGuard takes a prefix from its peer when it gives it to another, so the one that loses a prefix does nothing for that.
+/// It must not give the prefix up before: each peer keeps what peers further down will take from it. Two that swap theirs
+/// thus do so in three steps (one has both, the other takes its own), and a ring of any length does too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerChanges {
-    /// Peers to remove.
+    /// Peers to remove whose prefixes nobody gets.
     pub remove: Vec<PublicKey>,
-    /// Changed peers that lose an allowed IP.
-    pub shrink: Vec<PublicKey>,
-    /// All other new and changed peers.
-    pub upsert: Vec<PublicKey>,
+    /// Peers to add or change, those that only gain first.
+    pub upsert: Vec<PeerChange>,
+    /// Peers to remove whose prefixes others have by then.
+    pub remove_last: Vec<PublicKey>,
+}
+
+/// What one peer is to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerChange {
+    /// Which peer.
+    pub key: PublicKey,
+    /// All allowed IPs to give it, sorted.
+    pub allowed_ips: Vec<IpNet>,
+    /// How many of those it is not planned to have: peers further down take them.
+    pub lent: usize,
 }
 
 impl PlanChange {
@@ -60,17 +76,41 @@ impl PlanChange {
         }
     }
 
-    /// In which order to make it on a device.
+    /// How to make it on a device. Peers whose allowed IPs stay as they are need not be told anything.
     pub fn order(&self) -> PeerChanges {
         let mut order = PeerChanges::default();
-        for (key, (before, after)) in &self.peers {
-            let kept = |net| after.as_ref().is_some_and(|after| after.allowed_ips.contains(net));
-            match (before, after) {
+        let gains = |(before, after): &BeforeAfter| -> Vec<IpNet> {
+            let had = |net: &&IpNet| before.as_ref().is_some_and(|before| before.allowed_ips.contains(net));
+            after.iter().flat_map(|after| &after.allowed_ips).filter(|net| !had(net)).copied().collect()
+        };
+        let taken: BTreeSet<IpNet> = self.peers.values().flat_map(gains).collect();
+        let (mut growing, mut shrinking) = (Vec::new(), Vec::new());
+        for (key, peer) in &self.peers {
+            match peer {
+                (Some(before), None) if before.allowed_ips.iter().any(|net| taken.contains(net)) => {
+                    order.remove_last.push(*key);
+                }
                 (_, None) => order.remove.push(*key),
-                (Some(before), Some(_)) if !before.allowed_ips.iter().all(kept) => order.shrink.push(*key),
-                _ => order.upsert.push(*key),
+                (None, Some(after)) => growing.push((key, peer, after)),
+                (Some(before), Some(after)) if before.allowed_ips == after.allowed_ips => {}
+                (Some(before), Some(after)) if before.allowed_ips.iter().all(|net| after.allowed_ips.contains(net)) => {
+                    growing.push((key, peer, after));
+                }
+                (Some(_), Some(after)) => shrinking.push((key, peer, after)),
             }
         }
+        // From the last one up, so that what peers further down take is known.
+        let mut taken_later = BTreeSet::new();
+        for (key, peer, after) in growing.into_iter().chain(shrinking).rev() {
+            let lends = |net: &&IpNet| !after.allowed_ips.contains(net) && taken_later.contains(*net);
+            let lent: Vec<IpNet> = peer.0.iter().flat_map(|before| &before.allowed_ips).filter(lends).copied().collect();
+            let mut allowed_ips = after.allowed_ips.clone();
+            allowed_ips.extend(&lent);
+            allowed_ips.sort_unstable();
+            taken_later.extend(gains(peer));
+            order.upsert.push(PeerChange { key: *key, allowed_ips, lent: lent.len() });
+        }
+        order.upsert.reverse();
         order
     }
 }
