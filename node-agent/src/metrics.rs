@@ -106,7 +106,7 @@ impl Metrics {
             registry,
         };
         // Alerts on an increase need the series before the first event.
-        for kind in ["link", "address", "sysctl", "route", "rule", "firewall"] {
+        for kind in ["link", "address", "sysctl", "route", "rule", "firewall", "peer"] {
             metrics.route_repairs.with_label_values(&[kind]).inc_by(0);
         }
         metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);

@@ -8,6 +8,8 @@ mod disk;
 mod membership;
 #[path = "agent_loop/one_of_many.rs"]
 mod one_of_many;
+#[path = "agent_loop/meddlers.rs"]
+mod meddlers;
 #[path = "agent_loop/outages.rs"]
 mod outages;
 #[path = "agent_loop/relays.rs"]

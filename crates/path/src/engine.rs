@@ -180,6 +180,12 @@ impl Engine {
         if self.peers.is_busy(self.now) { COUNTERS_BUSY } else { COUNTERS_IDLE }
     }
 
+    /// Endpoint and keepalive that the device was told last for a peer: what it needs again after it has lost the peer.
+    #[must_use]
+    pub fn endpoint_of(&self, peer: &PublicKey) -> Option<(SocketAddr, Option<Duration>)> {
+        self.peers.get(peer)?.endpoint()
+    }
+
     /// Everything there is to show.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

@@ -135,6 +135,11 @@ impl Peer {
         self.keys.receive_id()
     }
 
+    /// What WireGuard was told.
+    pub(crate) fn endpoint(&self) -> Option<(SocketAddr, Option<Duration>)> {
+        self.endpoint
+    }
+
     /// Takes in what the directory says.
     pub(crate) fn configure(&mut self, config: &PeerConfig, shared: &mut Shared, now: Instant) {
         let offered = &config.candidates[..config.candidates.len().min(MAX_OFFERED)];

@@ -49,7 +49,7 @@ use self::{
     share::Share,
     worker::{Opened, Request, Worker},
 };
-use crate::{Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, PeerStatus};
+use crate::{Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, PeerCounters, PeerStatus};
 
 /// The group (`ip link show group`) of every interface that this crate makes: who made an interface shows in it. The bytes
 /// are "WARR".
@@ -140,6 +140,10 @@ impl Device for Kernel {
 
     fn peers(&self) -> BoxFuture<'_, Result<Vec<PeerStatus>, DeviceError>> {
         Box::pin(async move { self.worker.ask(Request::Peers).await? })
+    }
+
+    fn counters(&self) -> BoxFuture<'_, Result<Vec<PeerCounters>, DeviceError>> {
+        Box::pin(async move { self.worker.ask(Request::Counters).await? })
     }
 
     fn start_handshake<'a>(&'a self, peer: &'a PublicKey) -> BoxFuture<'a, Result<(), DeviceError>> {

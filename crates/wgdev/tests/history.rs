@@ -6,7 +6,7 @@
 #[macro_use]
 mod lab;
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use lab::{
@@ -15,6 +15,7 @@ use lab::{
     private_key,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
+use topology::node::{PeerChange, PeerPlan, PeerPlans, PlanChange};
 use wgdev::{Backend, Delta, Device, DeviceError, Fake, PeerStatus, PeerUpdate};
 use wire::key::PublicKey;
 
@@ -121,19 +122,27 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// From what was found to the plan, in the order of the agent: what goes, what loses a network, the rest. Each is one
-/// message to the kernel.
+/// From what was found to the plan, in the order of the agent, few at once. Each is one message to the kernel.
 fn changes(found: &[PeerStatus], plan: &Plan) -> Vec<Delta> {
-    let before: BTreeMap<_, _> = found.iter().map(|peer| (peer.public_key, peer)).collect();
-    let remove = before.keys().filter(|key| !plan.contains_key(key)).copied().collect();
-    let (mut shrink, mut rest) = (Vec::new(), Vec::new());
-    for (key, update) in plan {
-        let had = before.get(key).map_or(&[][..], |peer| &peer.allowed_ips);
-        let keeps = |net| update.allowed_ips.iter().flatten().any(|kept| kept == net);
-        if had.iter().all(keeps) { &mut rest } else { &mut shrink }.push(update.clone());
+    let peer = |allowed_ips: &[IpNet]| Arc::new(PeerPlan { allowed_ips: allowed_ips.to_vec(), ..PeerPlan::default() });
+    let before: PeerPlans = found.iter().map(|status| (status.public_key, peer(&status.allowed_ips))).collect();
+    let after: PeerPlans =
+        plan.iter().map(|(key, update)| (*key, peer(update.allowed_ips.as_deref().unwrap_or_default()))).collect();
+    let order = PlanChange::between(&before, &after).order();
+    let mut rest = plan.clone();
+    let mut upsert: Vec<PeerUpdate> = Vec::new();
+    for PeerChange { key, allowed_ips, lent: _ } in order.upsert {
+        upsert.extend(rest.remove(&key).map(|update| PeerUpdate { allowed_ips: Some(allowed_ips), ..update }));
     }
-    let deltas = [(vec![], remove), (shrink, vec![]), (rest, vec![])].map(|(upsert, remove)| Delta { upsert, remove });
-    deltas.into_iter().filter(|delta| *delta != Delta::default()).collect()
+    upsert.extend(rest.into_values());
+    let removal = |remove| Delta { upsert: vec![], remove };
+    let upserts = upsert.chunks(2).map(|upsert| Delta { upsert: upsert.to_vec(), remove: vec![] });
+    let deltas = [removal(order.remove)].into_iter().chain(upserts).chain([removal(order.remove_last)]);
+    deltas.filter(|delta| *delta != Delta::default()).collect()
+}
+
+fn owners(peers: &[PeerStatus]) -> BTreeMap<IpNet, PublicKey> {
+    peers.iter().flat_map(|peer| peer.allowed_ips.iter().map(|net| (*net, peer.public_key))).collect()
 }
 
 /// A real device, and the model of it.
@@ -175,16 +184,21 @@ impl<D: Open> World<'_, D> {
         Ok(real)
     }
 
-    /// Does the first few changes of a turn. In between, every peer has what it had or what it shall have.
+    /// Does the first few changes of a turn. In between, every peer has what it shall have and nothing but what it had, and a
+    /// prefix that somebody has before and after has somebody.
     fn turn(&mut self, plan: &Plan, limit: usize) -> Result<(), TestCaseError> {
         let before = self.state()?;
-        let had: BTreeMap<_, _> = before.iter().map(|peer| (peer.public_key, &peer.allowed_ips)).collect();
+        let had = owners(&before);
+        let shall: BTreeMap<IpNet, PublicKey> = plan
+            .iter()
+            .flat_map(|(key, update)| update.allowed_ips.iter().flatten().map(|net| (*net, *key)))
+            .collect();
         for delta in changes(&before, plan).iter().take(limit) {
             self.apply(delta);
-            for PeerStatus { public_key, allowed_ips, .. } in self.state()? {
-                let shall = plan.get(&public_key).and_then(|update| update.allowed_ips.as_ref());
-                let fits = had.get(&public_key) == Some(&&allowed_ips) || shall == Some(&allowed_ips);
-                prop_assert!(fits, "{:?} has {:?}", public_key, allowed_ips);
+            let has = owners(&self.state()?);
+            for net in had.keys().chain(shall.keys()) {
+                let [was, is, will] = [&had, &has, &shall].map(|owners| owners.get(net));
+                prop_assert!(is == was || is == will, "{} is {:?}'s, between {:?} and {:?}", net, is, was, will);
             }
         }
         Ok(())

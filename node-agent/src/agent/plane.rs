@@ -2,6 +2,7 @@
 
 mod applying;
 mod opening;
+mod others;
 
 pub use applying::Planned;
 
@@ -20,7 +21,7 @@ use crate::{
 use crds::mesh::Backend;
 use path::{Candidate, Engine, Event, Input, NatReport, PeerCounters};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
@@ -47,6 +48,11 @@ pub struct Plane {
     /// The peers as last applied, and the revision of that plan.
     peers: PeerPlans,
     revision: Option<u64>,
+    /// Peers that the device refused as they are planned.
+    refused: BTreeSet<PublicKey>,
+    /// When to look at all peers of a device that others can change, and whether they did.
+    look_at: Instant,
+    meddled: bool,
     fed: Fed,
     relays: Relays,
     by_mesh_ip: BTreeMap<IpAddr, PublicKey>,
@@ -69,6 +75,8 @@ pub struct News {
     pub local: bool,
     /// Some path changed.
     pub paths: bool,
+    /// Another program changed peers of the device.
+    pub meddled: bool,
 }
 
 impl Plane {
@@ -106,6 +114,9 @@ impl Plane {
             leftover: found.iter().map(|peer| (peer.public_key, Arc::new(applying::plan_of(peer)))).collect(),
             peers: PeerPlans::new(),
             revision: None,
+            refused: BTreeSet::new(),
+            look_at: now,
+            meddled: false,
             fed: Fed::default(),
             by_mesh_ip: BTreeMap::new(),
             counters_at: now,
@@ -209,6 +220,7 @@ impl Plane {
         if self.counters_at <= now && !self.peers.is_empty() {
             self.read_counters(now).await?;
         }
+        news.meddled = std::mem::take(&mut self.meddled);
         self.engine.handle_timeout(now);
         for _ in 0..EVENT_BUDGET {
             let Some(event) = self.engine.poll_event() else { break };
@@ -243,7 +255,11 @@ impl Plane {
 
     /// Hands the device's counters to the engine.
     async fn read_counters(&mut self, now: Instant) -> Result<(), DeviceError> {
-        let counters = self.device.counters().await?;
+        let counters = if self.look_is_due(now) {
+            self.look(now).await?.iter().map(PeerStatus::counters).collect()
+        } else {
+            self.device.counters().await?
+        };
         let counters = counters.iter().map(|p| PeerCounters {
             public_key: p.public_key,
             rx_bytes: p.rx_bytes,

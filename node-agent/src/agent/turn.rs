@@ -240,6 +240,10 @@ impl Agent {
                 if news != Default::default() {
                     self.report_at = Some(now);
                 }
+                if news.meddled {
+                    self.metrics.route_repairs.with_label_values(&["peer"]).inc();
+                    self.dirty = true;
+                }
             }
             Err(e) => self.device_lost(&e.to_string(), now),
         }

@@ -1,6 +1,7 @@
 //! A device that went on without its agent.
 
 use super::*;
+use std::collections::BTreeMap;
 
 /// A device that outlives agents, with a peer `b` on it as the first agent left it, and what the second is started with.
 async fn left_behind(
@@ -253,4 +254,98 @@ async fn a_port_that_was_fallen_back_to_stays_until_another_is_assigned() {
     api.put("meshnodes", node);
     lab.node_where(|n| n["status"]["listenPort"] == 21820).await;
     lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_others_removed_comes_back_where_it_was() {
+    let (api, address, dir, machine, b) = left_behind(&["10.118.0.2/32", "10.244.2.0/24"], &[]).await;
+    let device = machine.device();
+    let before = device.peers().await.unwrap();
+    let lab = restart(&dir, &api, address, &machine).await;
+    lab.machine.plan_where(|p| p.last().is_some_and(|p| p.routes.len() == 2)).await;
+    device.apply(&Delta { upsert: Vec::new(), remove: vec![b] }).await.unwrap();
+    let back = async {
+        while device.peers().await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, back).await.unwrap();
+    let after = device.peers().await.unwrap().remove(0);
+    assert_eq!((after.endpoint, after.keepalive), (before[0].endpoint, before[0].keepalive));
+    assert_eq!(after.allowed_ips, before[0].allowed_ips);
+    lab.stop().await;
+}
+
+/// While nobody looked, each of many peers got the pods of the next: more than one call to the device takes, so that those
+/// who exchange prefixes are told in different ones.
+#[tokio::test]
+async fn prefixes_that_changed_hands_among_many_peers_are_never_nobodys() {
+    let (api, address, dir, machine, b) = left_behind(&["10.118.0.2/32", "10.244.2.0/24"], &[]).await;
+    let numbers: Vec<u8> = (2..200).collect();
+    let put = |shift: usize| {
+        let moved = |(place, n): (usize, &u8)| {
+            let mut entry = if *n == 2 { peer("b", 2).1 } else { peer(&format!("p{n:03}"), *n).1 };
+            entry["podCIDRs"] = json!([format!("10.244.{}.0/24", numbers[(place + shift) % numbers.len()])]);
+            entry["generation"] = json!(shift + 2);
+            entry
+        };
+        let entries: Vec<Value> = numbers.iter().enumerate().map(moved).collect();
+        for (number, entries) in entries.chunks(64).enumerate() {
+            put_slice(&api, &format!("peers-{number}"), entries);
+        }
+    };
+    let device = machine.device();
+    let nets = async |device: &Fake| {
+        let peers = device.peers().await.unwrap();
+        let of = |p: PeerStatus| p.allowed_ips.into_iter().map(move |net| (net, p.public_key));
+        peers.into_iter().flat_map(of).collect::<BTreeMap<IpNet, PublicKey>>()
+    };
+    let settled = async |owner: PublicKey, net: &str| {
+        let net: IpNet = net.parse().unwrap();
+        let settled = async {
+            while nets(&device).await.get(&net) != Some(&owner) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, settled).await.unwrap();
+    };
+    put(0);
+    let lab = restart(&dir, &api, address, &machine).await;
+    let last = peer("last", 199).0;
+    settled(last, "10.244.199.0/24").await;
+    lab.stop().await;
+    let before = nets(&device).await;
+    assert_eq!(before.len(), 2 * numbers.len());
+    let copy = Fake::of(
+        wgdev::Backend::Kernel,
+        DeviceConfig {
+            name: "warren0".into(),
+            private_key: PrivateKey::from_bytes([250; 32]),
+            listen_port: 21820,
+            fwmark: 0,
+            mtu: 1420,
+        },
+    );
+    let all = device.peers().await.unwrap().into_iter();
+    let upsert = all.map(|p| PeerUpdate { allowed_ips: Some(p.allowed_ips), ..PeerUpdate::new(p.public_key) }).collect();
+    copy.apply(&Delta { upsert, remove: Vec::new() }).await.unwrap();
+    device.take_applied();
+
+    put(1);
+    let lab = restart(&dir, &api, address, &machine).await;
+    for (owner, net) in [(b, "10.244.3.0/24"), (last, "10.244.2.0/24")] {
+        settled(owner, net).await;
+    }
+    lab.stop().await;
+    let (after, applied) = (nets(&device).await, device.take_applied());
+    let configures = |delta: &&Delta| delta.upsert.iter().any(|update| update.allowed_ips.is_some());
+    assert!(applied.iter().filter(configures).count() > 3, "more than one call");
+    for delta in &applied {
+        copy.apply(delta).await.unwrap();
+        let now = nets(&copy).await;
+        for (net, was) in &before {
+            assert!([Some(was), after.get(net)].contains(&now.get(net)), "{net} is {:?}'s", now.get(net));
+        }
+    }
+    assert_eq!(nets(&copy).await, after);
 }

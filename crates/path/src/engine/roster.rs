@@ -52,6 +52,10 @@ impl Roster {
         Some(member.peer)
     }
 
+    pub(super) fn get(&self, key: &PublicKey) -> Option<&Peer> {
+        self.members.get(key).map(|member| &member.peer)
+    }
+
     /// A peer to change: it is looked at in the next turn.
     pub(super) fn get_mut(&mut self, key: &PublicKey) -> Option<&mut Peer> {
         let member = self.members.get_mut(key)?;

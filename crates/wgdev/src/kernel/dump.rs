@@ -11,7 +11,7 @@ use nlink::netlink::AttrIter;
 use wire::key::PublicKey;
 
 use super::message::{allowed_ip, device, peer};
-use crate::PeerStatus;
+use crate::{PeerCounters, PeerStatus};
 
 /// Bytes of the generic header before the attributes.
 const GENERIC_HEADER: usize = 4;
@@ -31,6 +31,28 @@ impl Dump {
     /// in the next one: its key comes again, with the rest of the list and nothing else.
     pub(super) fn parse(messages: &[Vec<u8>]) -> Self {
         let now = SystemTime::now();
+        let mut peers = BTreeMap::new();
+        let mut dump = Self::device(messages, |attributes| add(&mut peers, attributes, now));
+        for status in peers.values_mut() {
+            status.allowed_ips.sort_unstable();
+        }
+        dump.peers = peers;
+        dump
+    }
+
+    /// The device without its peers, and their counters alone, in the kernel's order: of many peers, that is cheaper.
+    pub(super) fn counters(messages: &[Vec<u8>]) -> (Self, Vec<PeerCounters>) {
+        let now = SystemTime::now();
+        let mut all: Vec<PeerCounters> = Vec::new();
+        let dump = Self::device(messages, |attributes| {
+            let more = counters(attributes, now);
+            // The rest of a list that went on: its peer is the last one.
+            all.extend(more.filter(|more| all.last().is_none_or(|last| last.public_key != more.public_key)));
+        });
+        (dump, all)
+    }
+
+    fn device(messages: &[Vec<u8>], mut peer: impl FnMut(&[u8])) -> Self {
         let mut dump = Self::default();
         for message in messages {
             let attributes = message.get(GENERIC_HEADER..).unwrap_or_default();
@@ -39,35 +61,50 @@ impl Dump {
                     device::PUBLIC_KEY => dump.public_key = key(value).filter(|k| *k.as_bytes() != [0; 32]),
                     device::LISTEN_PORT => dump.listen_port = u16::from_ne_bytes(fixed(value).unwrap_or_default()),
                     device::FWMARK => dump.fwmark = u32::from_ne_bytes(fixed(value).unwrap_or_default()),
-                    device::PEERS => AttrIter::new(value).for_each(|(_, value)| dump.add(value, now)),
+                    device::PEERS => AttrIter::new(value).for_each(|(_, value)| peer(value)),
                     _ => {}
                 }
             }
         }
-        for status in dump.peers.values_mut() {
-            status.allowed_ips.sort_unstable();
-        }
         dump
     }
+}
 
-    fn add(&mut self, attributes: &[u8], now: SystemTime) {
-        let known = AttrIter::new(attributes).find(|(kind, _)| *kind == peer::PUBLIC_KEY);
-        let Some(public_key) = known.and_then(|(_, value)| key(value)) else {
-            return;
-        };
-        let status = self.peers.entry(public_key).or_insert_with(|| empty(public_key));
-        for (kind, value) in AttrIter::new(attributes) {
-            match kind {
-                peer::ENDPOINT => status.endpoint = endpoint(value),
-                peer::KEEPALIVE => status.keepalive = keepalive(value),
-                peer::LAST_HANDSHAKE => status.last_handshake = age(value, now),
-                peer::RX_BYTES => status.rx_bytes = u64::from_ne_bytes(fixed(value).unwrap_or_default()),
-                peer::TX_BYTES => status.tx_bytes = u64::from_ne_bytes(fixed(value).unwrap_or_default()),
-                peer::ALLOWED_IPS => status.allowed_ips.extend(AttrIter::new(value).filter_map(|(_, v)| net(v))),
-                _ => {}
-            }
+fn add(peers: &mut BTreeMap<PublicKey, PeerStatus>, attributes: &[u8], now: SystemTime) {
+    let Some(public_key) = key_of(attributes) else {
+        return;
+    };
+    let status = peers.entry(public_key).or_insert_with(|| empty(public_key));
+    for (kind, value) in AttrIter::new(attributes) {
+        match kind {
+            peer::ENDPOINT => status.endpoint = endpoint(value),
+            peer::KEEPALIVE => status.keepalive = keepalive(value),
+            peer::LAST_HANDSHAKE => status.last_handshake = age(value, now),
+            peer::RX_BYTES => status.rx_bytes = u64::from_ne_bytes(fixed(value).unwrap_or_default()),
+            peer::TX_BYTES => status.tx_bytes = u64::from_ne_bytes(fixed(value).unwrap_or_default()),
+            peer::ALLOWED_IPS => status.allowed_ips.extend(AttrIter::new(value).filter_map(|(_, v)| net(v))),
+            _ => {}
         }
     }
+}
+
+fn key_of(attributes: &[u8]) -> Option<PublicKey> {
+    let known = AttrIter::new(attributes).find(|(kind, _)| *kind == peer::PUBLIC_KEY);
+    known.and_then(|(_, value)| key(value))
+}
+
+fn counters(attributes: &[u8], now: SystemTime) -> Option<PeerCounters> {
+    let mut of = empty(key_of(attributes)?).counters();
+    for (kind, value) in AttrIter::new(attributes) {
+        match kind {
+            peer::ENDPOINT => of.endpoint = endpoint(value),
+            peer::LAST_HANDSHAKE => of.last_handshake = age(value, now),
+            peer::RX_BYTES => of.rx_bytes = u64::from_ne_bytes(fixed(value).unwrap_or_default()),
+            peer::TX_BYTES => of.tx_bytes = u64::from_ne_bytes(fixed(value).unwrap_or_default()),
+            _ => {}
+        }
+    }
+    Some(of)
 }
 
 fn empty(public_key: PublicKey) -> PeerStatus {
@@ -179,7 +216,7 @@ mod tests {
         let dump = Dump::parse(&messages);
         assert_eq!(dump.public_key, Some(PublicKey::from_bytes([9; 32])));
         assert_eq!((dump.listen_port, dump.fwmark), (21820, 0x10));
-        let peers: Vec<_> = dump.peers.into_values().collect();
+        let peers: Vec<_> = dump.peers.values().cloned().collect();
         assert_eq!(peers.iter().map(|p| p.public_key.as_bytes()[0]).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!(peers[0].endpoint, Some("[fe80::1%7]:5".parse().unwrap()));
         assert_eq!(peers[1].endpoint, Some("192.0.2.2:1".parse().unwrap()));
@@ -187,6 +224,10 @@ mod tests {
         assert_eq!(nets, ["10.0.1.0/24", "10.0.2.0/24", "fd00::2/128"]);
         assert_eq!(peers[1].keepalive, Some(Duration::from_secs(25)));
         assert_eq!(peers[2].keepalive, None);
+        let (device, mut counters) = Dump::counters(&messages);
+        assert_eq!((device.public_key, device.listen_port, device.fwmark), (dump.public_key, 21820, 0x10));
+        counters.sort_by_key(|counters| counters.public_key);
+        assert_eq!(counters, peers.iter().map(PeerStatus::counters).collect::<Vec<_>>());
     }
 
     #[test]

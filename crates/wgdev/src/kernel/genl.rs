@@ -51,6 +51,11 @@ impl Genl {
     }
 
     pub(super) async fn dump(&self, if_index: u32) -> nlink::Result<Dump> {
+        Ok(Dump::parse(&self.read(if_index).await?))
+    }
+
+    /// The messages of a dump that nothing came between.
+    pub(super) async fn read(&self, if_index: u32) -> nlink::Result<Vec<Vec<u8>>> {
         let mut attempt = 1;
         loop {
             let messages = self.connection.dump_command(self.family, command::GET_DEVICE, message::VERSION, |m| {
@@ -58,7 +63,7 @@ impl Genl {
             });
             match messages.await {
                 Err(error) if error.is_dump_interrupted() && attempt < DUMP_ATTEMPTS => attempt += 1,
-                messages => return Ok(Dump::parse(&messages?)),
+                messages => return messages,
             }
         }
     }

@@ -144,6 +144,22 @@ pub(super) async fn is_up(route: &Connection<Route>, if_index: u32, name: &str) 
     Ok(link.filter(|link| link.name() == Some(name)).map(|link| link.is_up()))
 }
 
+/// What the interface itself counts: packets and bytes of all of its peers, handshakes and keepalives among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Traffic([u64; 4]);
+
+/// What went through the interface so far.
+pub(super) async fn traffic(route: &Connection<Route>, if_index: u32) -> nlink::Result<Traffic> {
+    let link = route.get_link_by_index(if_index).await?;
+    let count = |of: fn(&LinkMessage) -> u64| link.as_ref().map_or(0, of);
+    Ok(Traffic([
+        count(LinkMessage::rx_packets),
+        count(LinkMessage::tx_packets),
+        count(LinkMessage::rx_bytes),
+        count(LinkMessage::tx_bytes),
+    ]))
+}
+
 /// The port of the interface of that name, if it is WireGuard's, up, and has this key.
 pub(super) async fn standing_port(name: &str, key: PublicKey) -> Result<Option<u16>, DeviceError> {
     let route = Connection::<Route>::new().map_err(failed("open a route socket"))?;

@@ -4,7 +4,12 @@
 //! device. So the device can be used from any runtime, a caller that gives up in the midst of a request leaves no half
 //! of it, and there is one order of things.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, stream::BoxStream};
 use nlink::{
@@ -18,14 +23,15 @@ use tokio::{
 use wire::key::PublicKey;
 
 use super::{
+    dump::Dump,
     genl::failed,
     message::{Action, Entry},
     plan::Known,
     port::{Port, PortConfig},
-    setup::{self, Identity, Ready},
+    setup::{self, Identity, Ready, Traffic},
     share::{self, Share},
 };
-use crate::{Datagram, Delta, DeviceConfig, DeviceError, PeerStatus};
+use crate::{Datagram, Delta, DeviceConfig, DeviceError, LIVELY, PeerCounters, PeerStatus};
 
 /// Requests that wait: their only source waits for each answer.
 const REQUESTS: usize = 8;
@@ -34,6 +40,7 @@ const REQUESTS: usize = 8;
 pub(super) enum Request {
     Apply(Delta, oneshot::Sender<Result<(), DeviceError>>),
     Peers(oneshot::Sender<Result<Vec<PeerStatus>, DeviceError>>),
+    Counters(oneshot::Sender<Result<Vec<PeerCounters>, DeviceError>>),
     StartHandshake(PublicKey, oneshot::Sender<Result<(), DeviceError>>),
     OpenPort(oneshot::Sender<io::Result<Arc<Port>>>),
 }
@@ -130,6 +137,31 @@ fn block_on(work: impl Future<Output = ()>) {
     }
 }
 
+/// Since when nothing of the peers' counters can have moved.
+struct Quiet {
+    traffic: Option<Traffic>,
+    since: Instant,
+}
+
+impl Quiet {
+    fn new() -> Self {
+        Self { traffic: None, since: Instant::now() }
+    }
+
+    /// Something else than packets changed a peer.
+    fn disturb(&mut self, now: Instant) {
+        self.since = now;
+    }
+
+    /// Takes the interface's counters in. Whether nothing has happened for so long that there is nothing to tell.
+    fn has_lasted(&mut self, traffic: Traffic, now: Instant) -> bool {
+        if self.traffic.replace(traffic) != Some(traffic) {
+            self.since = now;
+        }
+        now.saturating_duration_since(self.since) >= LIVELY
+    }
+}
+
 type Events = BoxStream<'static, nlink::Result<NetworkEvent>>;
 
 struct Device {
@@ -138,6 +170,7 @@ struct Device {
     ready: Ready,
     /// Whether what is known of the peers is what the kernel has.
     known_is_stale: bool,
+    quiet: Quiet,
     share: Arc<Share>,
     queue: mpsc::Sender<Datagram>,
     receivers: Vec<JoinHandle<()>>,
@@ -156,7 +189,7 @@ impl Device {
         let DeviceConfig { name, private_key, fwmark, .. } = config;
         let identity = Identity { public_key: private_key.public_key(), listen_port: ready.listen_port, fwmark };
         let events = events.into_events().await.boxed();
-        let device = Self { name, identity, ready, known_is_stale: false, share, queue, receivers: Vec::new() };
+        let device = Self { name, identity, ready, known_is_stale: false, quiet: Quiet::new(), share, queue, receivers: Vec::new() };
         Ok((device, events))
     }
 
@@ -213,6 +246,7 @@ impl Device {
         match request {
             Request::Apply(delta, answer) => reply(answer, self.apply(&delta).await),
             Request::Peers(answer) => reply(answer, self.peers().await),
+            Request::Counters(answer) => reply(answer, self.counters().await),
             Request::StartHandshake(peer, answer) => reply(answer, self.start_handshake(peer).await),
             Request::OpenPort(answer) => {
                 let _ = answer.send(self.open_port());
@@ -222,6 +256,7 @@ impl Device {
     }
 
     async fn apply(&mut self, delta: &Delta) -> Result<(), DeviceError> {
+        self.quiet.disturb(Instant::now());
         if self.known_is_stale {
             self.read().await?;
         }
@@ -238,22 +273,44 @@ impl Device {
         self.read().await
     }
 
-    /// All peers, in order. A device with another key, port or mark than ours was taken by somebody.
+    /// The counters of all peers, or of nobody while the interface's own stand still: they count every message of every peer.
+    async fn counters(&mut self) -> Result<Vec<PeerCounters>, DeviceError> {
+        let traffic = setup::traffic(&self.ready.route, self.ready.if_index).await.map_err(failed("read the counters"))?;
+        if self.quiet.has_lasted(traffic, Instant::now()) {
+            return Ok(Vec::new());
+        }
+        let messages = self.ready.genl.read(self.ready.if_index).await.map_err(failed("read the peers"))?;
+        let (dump, mut counters) = Dump::counters(&messages);
+        self.check_identity(&dump)?;
+        for peer in &mut counters {
+            peer.last_handshake.take_if(|ago| self.is_void(*ago));
+        }
+        Ok(counters)
+    }
+
+    /// All peers, in order.
     async fn read(&mut self) -> Result<Vec<PeerStatus>, DeviceError> {
         let dump = self.ready.genl.dump(self.ready.if_index).await.map_err(failed("read the peers"))?;
-        let public_key = dump.public_key.ok_or(DeviceError::Stopped)?;
-        let now = Identity { public_key, listen_port: dump.listen_port, fwmark: dump.fwmark };
-        if now != self.identity {
-            return Err(DeviceError::Stopped);
-        }
+        self.check_identity(&dump)?;
         self.ready.known = Known::of(dump.peers.values());
         self.known_is_stale = false;
-        let is_void = |ago: &mut Duration| self.ready.rekeyed.is_some_and(|at| *ago >= at.elapsed());
         let mut peers: Vec<PeerStatus> = dump.peers.into_values().collect();
         for peer in &mut peers {
-            peer.last_handshake.take_if(is_void);
+            peer.last_handshake.take_if(|ago| self.is_void(*ago));
         }
         Ok(peers)
+    }
+
+    /// A device with another key, port or mark than ours was taken by somebody.
+    fn check_identity(&self, dump: &Dump) -> Result<(), DeviceError> {
+        let public_key = dump.public_key.ok_or(DeviceError::Stopped)?;
+        let now = Identity { public_key, listen_port: dump.listen_port, fwmark: dump.fwmark };
+        if now == self.identity { Ok(()) } else { Err(DeviceError::Stopped) }
+    }
+
+    /// Whether a handshake so long ago was with another key.
+    fn is_void(&self, ago: Duration) -> bool {
+        self.ready.rekeyed.is_some_and(|at| ago >= at.elapsed())
     }
 
     /// A keepalive that is switched on is sent at once, and without a session that is a handshake. Off and on (or on

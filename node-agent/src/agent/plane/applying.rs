@@ -4,13 +4,11 @@ use super::{
     super::intent::{Intent, Leftovers, path_peer},
     Plane,
 };
+use ipnet::IpNet;
 use path::{Input, Session};
 use std::time::Instant;
-use topology::{
-    node::{BeforeAfter, NodePlanner, PeerPlan, PlanChange},
-    peer::Uid,
-};
-use wgdev::{Delta, DeviceError, PeerStatus, PeerUpdate};
+use topology::node::{NodePlanner, PeerChange, PeerPlan, PlanChange};
+use wgdev::{Delta, DeviceError, MAX_PEERS, PeerStatus, PeerUpdate};
 use wire::key::PublicKey;
 
 /// Peers changed in one call, so that no call holds the device's lock for long.
@@ -35,7 +33,7 @@ impl Planned<'_> {
 }
 
 impl Plane {
-    /// Brings device and engine to the plan: removals first, then peers that give up a prefix, then the others.
+    /// Brings device and engine to the plan, in the order of [`topology::node::PeerChanges`].
     pub async fn apply(&mut self, intent: &Intent, planned: Planned<'_>, now: Instant) -> Result<(), DeviceError> {
         self.feed_surroundings(intent, now);
         let abandoned = self.abandoned(intent, planned.planner);
@@ -68,19 +66,56 @@ impl Plane {
         change
     }
 
-    async fn change_device(&self, change: &PlanChange) -> Option<DeviceError> {
-        let order = change.order();
+    async fn change_device(&mut self, change: &PlanChange) -> Option<DeviceError> {
+        let mut order = change.order();
+        let added = change.peers.values().filter(|(before, _)| before.is_none()).count();
+        if self.peers.len() + self.leftover.len() + added > MAX_PEERS {
+            // No room for heirs beside those whom they follow.
+            order.remove.append(&mut order.remove_last);
+        }
+        self.refused.retain(|key| !change.peers.contains_key(key));
         let mut failed = None;
         for keys in order.remove.chunks(REMOVE_CHUNK) {
-            keep_first(&mut failed, self.device.apply(&Delta { remove: keys.to_vec(), upsert: Vec::new() }).await);
+            self.tell(removal(keys), &mut failed).await;
         }
-        for keys in order.shrink.chunks(UPSERT_CHUNK).chain(order.upsert.chunks(UPSERT_CHUNK)) {
-            let upsert: Vec<_> = keys.iter().filter_map(|key| peer_update(key, change.peers.get(key)?)).collect();
-            if !upsert.is_empty() {
-                keep_first(&mut failed, self.device.apply(&Delta { remove: Vec::new(), upsert }).await);
+        for changes in order.upsert.chunks(UPSERT_CHUNK) {
+            let update = |told: &PeerChange| self.update_of(told, change);
+            let upsert = changes.iter().map(update).collect();
+            self.tell(Delta { remove: Vec::new(), upsert }, &mut failed).await;
+        }
+        if matches!(failed, Some(DeviceError::Refused(_))) {
+            // Whoever should have taken what is lent may be among the refused.
+            let lenders = order.upsert.iter().filter(|told| told.lent > 0);
+            let exact = |key| Some(allowed(key, change.peers.get(&key)?.1.as_ref()?.allowed_ips.clone()));
+            let exact: Vec<PeerUpdate> = lenders.filter_map(|told| exact(told.key)).collect();
+            for upsert in exact.chunks(UPSERT_CHUNK).map(<[_]>::to_vec) {
+                self.tell(Delta { remove: Vec::new(), upsert }, &mut failed).await;
             }
         }
+        for keys in order.remove_last.chunks(REMOVE_CHUNK) {
+            self.tell(removal(keys), &mut failed).await;
+        }
         failed
+    }
+
+    async fn tell(&mut self, delta: Delta, failed: &mut Option<DeviceError>) {
+        let result = self.device.apply(&delta).await;
+        if let Err(DeviceError::Refused(refused)) = &result {
+            self.refused.extend(refused.iter().map(|refusal| refusal.public_key));
+        }
+        keep_first(failed, result);
+    }
+
+    /// What the device is told of a peer: one that it lost, where it was reached too.
+    fn update_of(&self, told: &PeerChange, change: &PlanChange) -> PeerUpdate {
+        let update = allowed(told.key, told.allowed_ips.clone());
+        let is_new = change.peers.get(&told.key).is_some_and(|(before, _)| before.is_none());
+        match self.engine.endpoint_of(&told.key).filter(|_| is_new) {
+            Some((endpoint, keepalive)) => {
+                PeerUpdate { endpoint: Some(endpoint), keepalive: Some(keepalive), ..update }
+            }
+            None => update,
+        }
     }
 
     fn change_engine(&mut self, change: &PlanChange, now: Instant) {
@@ -134,24 +169,15 @@ impl Plane {
 
 /// What a device has of a peer, in the form of a plan: what differs from the next plan is changed, and nothing else.
 pub(super) fn plan_of(found: &PeerStatus) -> PeerPlan {
-    PeerPlan {
-        name: String::new(),
-        uid: Uid(String::new()),
-        mesh_ips: Vec::new(),
-        node_ips: Vec::new(),
-        allowed_ips: found.allowed_ips.clone(),
-        routes: Vec::new(),
-        candidates: Vec::new(),
-        listen_port: 0,
-        round: 0,
-    }
+    PeerPlan { allowed_ips: found.allowed_ips.clone(), ..PeerPlan::default() }
 }
 
-/// The change of a peer, if its allowed IPs are others than before.
-fn peer_update(key: &PublicKey, (before, after): &BeforeAfter) -> Option<PeerUpdate> {
-    let allowed_ips = &after.as_ref()?.allowed_ips;
-    let same = before.as_ref().is_some_and(|old| old.allowed_ips == *allowed_ips);
-    (!same).then(|| PeerUpdate { allowed_ips: Some(allowed_ips.clone()), ..PeerUpdate::new(*key) })
+fn removal(keys: &[PublicKey]) -> Delta {
+    Delta { remove: keys.to_vec(), upsert: Vec::new() }
+}
+
+fn allowed(key: PublicKey, allowed_ips: Vec<IpNet>) -> PeerUpdate {
+    PeerUpdate { allowed_ips: Some(allowed_ips), ..PeerUpdate::new(key) }
 }
 
 fn keep_first(failed: &mut Option<DeviceError>, result: Result<(), DeviceError>) {
