@@ -7,6 +7,7 @@ use crate::{
     net::{Contention, NetPlan, PeerRoute, Rerouting},
     status::{bucket::TokenBucket, conditions::Cni},
 };
+use ipnet::IpNet;
 use std::{
     collections::BTreeSet,
     sync::Arc,
@@ -20,6 +21,9 @@ const REPAIR_BURST: u32 = 5;
 const REPAIR_INTERVAL: Duration = Duration::from_secs(2);
 /// Between attempts while something could not be done, plugins that are to be installed among it: nobody announces those.
 const FAILURE_RETRY: Duration = Duration::from_secs(10);
+
+/// Claims that come and go with peers, up to which changing them alone is the cheaper way.
+const FEW: usize = 64;
 
 /// The host network, as found and as programmed.
 pub struct NetworkState {
@@ -104,8 +108,18 @@ impl NetworkState {
         }
     }
 
-    /// Changes the routes of the peers that changed, and of no other. Returns whether that was all there is to do.
-    async fn reroute(&self, host: &dyn Host, plan: &NetPlan, change: &PlanChange) -> bool {
+    /// Changes the routes of the peers that changed, and what is claimed on their account, and nothing else. Returns whether
+    /// that was all there is to do.
+    async fn reroute(
+        &self,
+        host: &dyn Host,
+        (plan, cni): &(NetPlan, Option<CniPlan>),
+        change: &PlanChange,
+    ) -> bool {
+        let standing = self.plan.as_ref().filter(|(_, standing)| standing == cni);
+        let Some((claim, unclaim)) = standing.and_then(|(standing, _)| differing_claims(standing, plan)) else {
+            return false;
+        };
         if self.is_unsettled() || self.programmed.is_none() {
             return false;
         }
@@ -117,6 +131,8 @@ impl NetworkState {
         let change = Rerouting {
             add: after.difference(&before).cloned().collect(),
             remove: before.difference(&after).cloned().collect(),
+            claim,
+            unclaim,
         };
         if change == Rerouting::default() {
             return true;
@@ -149,13 +165,13 @@ impl NetworkState {
     ) -> Option<Vec<&'static str>> {
         let wanted = (plan, cni);
         let revision = planned.planner.revision();
-        let same_frame = self.plan.as_ref() == Some(&wanted);
-        let same = same_frame && self.routed == revision;
+        let same = self.plan.as_ref() == Some(&wanted) && self.routed == revision;
         let due = self.again_at.is_some_and(|at| at <= now);
         if same && !due {
             return None;
         }
-        if same_frame && !due && planned.follows(self.routed) && self.reroute(host, &wanted.0, planned.change).await {
+        if !due && planned.follows(self.routed) && self.reroute(host, &wanted, planned.change).await {
+            self.plan = Some(wanted);
             self.routed = revision;
             return Some(Vec::new());
         }
@@ -189,4 +205,18 @@ impl NetworkState {
             }
         }
     }
+}
+
+/// The claims that one plan has and the other has not, new ones first, if they are few and nothing else differs.
+fn differing_claims(standing: &NetPlan, plan: &NetPlan) -> Option<(Vec<IpNet>, Vec<IpNet>)> {
+    let only_here = |here: &NetPlan, there: &NetPlan| {
+        let there: BTreeSet<IpNet> = there.claims.iter().copied().collect();
+        here.claims.iter().filter(|claim| !there.contains(claim)).copied().collect::<Vec<_>>()
+    };
+    let (claim, unclaim) = match standing.claims == plan.claims {
+        true => Default::default(),
+        false => (only_here(plan, standing), only_here(standing, plan)),
+    };
+    let few = claim.len() + unclaim.len() <= FEW;
+    (few && standing.same_but_claims(plan)).then_some((claim, unclaim))
 }

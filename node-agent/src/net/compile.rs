@@ -110,13 +110,7 @@ pub(super) fn compile(plan: &NetPlan, underlay: &Underlay) -> Desired {
 
     let mut routes: BTreeSet<TableRoute> = peers.into_iter().collect();
     for claim in claims.iter().chain(&plan.own_pod_cidrs) {
-        let prefix = claim.trunc();
-        routes.insert(TableRoute {
-            table: TABLE_MESH,
-            prefix,
-            metric: METRIC_UNREACHABLE,
-            target: Target::Unreachable,
-        });
+        routes.insert(claim_route(claim));
     }
     let throws = guard.throws(&routes);
     let sets = sets(plan, &claims, &throws);
@@ -129,6 +123,11 @@ pub(super) fn compile(plan: &NetPlan, underlay: &Underlay) -> Desired {
 pub(super) fn peer_route(plan: &NetPlan, route: &super::PeerRoute) -> TableRoute {
     let (table, prefix, target) = (table_of(route.kind), route.prefix.trunc(), device(plan, route));
     TableRoute { table, prefix, metric: METRIC_PEER, target }
+}
+
+/// The entry that leaves no packet for a claimed prefix without an answer.
+pub(super) fn claim_route(claim: &IpNet) -> TableRoute {
+    TableRoute { table: TABLE_MESH, prefix: claim.trunc(), metric: METRIC_UNREACHABLE, target: Target::Unreachable }
 }
 
 fn table_of(kind: RouteKind) -> u32 {
@@ -256,6 +255,18 @@ fn rules(plan: &NetPlan, routes: &BTreeSet<TableRoute>) -> Vec<PolicyRule> {
     }
     rules
 }
+
+/// The sets that hold what the mesh claims, as long as nothing protected lies within a claim.
+pub(super) fn claimed(plan: &NetPlan, claims: &[IpNet], guard: &Guard) -> Vec<AddressSet> {
+    let admitted = |claim: &IpNet| guard.admits(*claim, None, &mut BTreeSet::new());
+    let claims: Vec<IpNet> = claims.iter().map(IpNet::trunc).filter(admitted).collect();
+    let mut sets = sets(plan, &claims, &BTreeSet::new());
+    sets.retain(|set| CLAIMED.contains(&set.name));
+    sets
+}
+
+/// Which sets those are.
+const CLAIMED: [&str; 2] = ["mesh", "inside"];
 
 /// The nftables sets, for both families, so that the ruleset never changes when a family comes or goes.
 fn sets(plan: &NetPlan, claims: &[IpNet], throws: &BTreeSet<TableRoute>) -> Vec<AddressSet> {

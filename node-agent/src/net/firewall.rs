@@ -14,6 +14,7 @@ use nlink::netlink::nftables::{Family, Set, SetElement, SetKeyType};
 use nlink::{Connection, Nftables};
 
 use super::compile::{AddressSet, Desired};
+use super::own::{Asked, OwnChanges, Thing};
 use super::{ChangeKind, NFT_TABLE, NetPlan, Report};
 
 /// nlink refuses a nest over 64 KiB, and a transaction over the socket's send buffer (208 KiB by default) is EMSGSIZE: this
@@ -74,6 +75,65 @@ async fn fill(conn: &Connection<Nftables>, set: &AddressSet) -> nlink::Result<us
         conn.transaction().add_set_elements(&handle, chunk).commit(conn).await?;
     }
     Ok(gone.len() + new.len())
+}
+
+/// Brings sets from what they hold to other ranges, in one transaction: no address of both is out of a set for a moment.
+/// `false` if that is more than one message takes.
+pub(super) async fn change(
+    conn: &Connection<Nftables>,
+    before: &[AddressSet],
+    after: &[AddressSet],
+    own: &OwnChanges,
+) -> nlink::Result<bool> {
+    let (mut transaction, mut elements, mut expected) = (conn.transaction(), 0, Vec::new());
+    for (old, new) in before.iter().zip(after).filter(|(old, new)| old.ranges != new.ranges) {
+        let name = name(new);
+        let [had, shall] = [old, new].map(|set| set.ranges.iter().copied().collect::<BTreeSet<_>>());
+        let handle = Set::new(NFT_TABLE, &name).family(Family::Inet).key_type(key_type(new.v6)).interval();
+        for (asked, ranges) in [(Asked::Remove, had.difference(&shall)), (Asked::Set, shall.difference(&had))] {
+            let ranges: Vec<Range> = ranges.map(|(a, b)| (octets(*a), octets(*b))).collect();
+            if ranges.is_empty() {
+                continue;
+            }
+            elements += ranges.len();
+            expected.extend(ranges.iter().flat_map(|range| things(&name, range)).map(|thing| (asked, thing)));
+            let ranges: Vec<SetElement> = ranges.iter().map(element).collect();
+            transaction = match asked {
+                Asked::Remove => transaction.del_set_elements(&handle, &ranges),
+                Asked::Set => transaction.add_set_elements(&handle, &ranges),
+            };
+        }
+    }
+    if elements == 0 || elements > CHUNK {
+        return Ok(elements == 0);
+    }
+    for (asked, thing) in &expected {
+        own.expect(*asked, thing.clone());
+    }
+    let committed = transaction.commit(conn).await;
+    if committed.is_err() {
+        expected.into_iter().for_each(|(asked, thing)| _ = own.forget(asked, thing));
+    }
+    committed.map(|_| true)
+}
+
+/// The elements that the kernel makes of a range: one where it starts, and one behind its end unless nothing is there.
+fn things(set: &str, (first, last): &Range) -> impl Iterator<Item = Thing> + use<> {
+    let thing = |key, ends| Thing::Element { set: set.to_owned(), key, ends };
+    let end = behind(last).map(|key| thing(key, true));
+    [Some(thing(first.clone(), false)), end].into_iter().flatten()
+}
+
+/// The next key, counted as a number; `None` after the last one.
+fn behind(key: &[u8]) -> Option<Vec<u8>> {
+    let mut next = key.to_vec();
+    for byte in next.iter_mut().rev() {
+        *byte = byte.wrapping_add(1);
+        if *byte != 0 {
+            return Some(next);
+        }
+    }
+    None
 }
 
 /// First and last key, as the kernel has them.

@@ -44,6 +44,33 @@ pub struct NetPlan {
     pub cni: bool,
 }
 
+impl NetPlan {
+    /// Whether two plans, whatever they claim, are the same.
+    pub fn same_but_claims(&self, other: &Self) -> bool {
+        let Self {
+            device,
+            mtu,
+            addresses,
+            routes,
+            claims: _,
+            own_pod_cidrs,
+            own_node_cidrs,
+            service_cidrs,
+            mark,
+            listen_port,
+            relay_ports,
+            api_servers,
+            serves_api,
+            masquerade,
+            cni,
+        } = self;
+        (device, addresses, routes, own_pod_cidrs) == (&other.device, &other.addresses, &other.routes, &other.own_pod_cidrs)
+            && (own_node_cidrs, service_cidrs, relay_ports) == (&other.own_node_cidrs, &other.service_cidrs, &other.relay_ports)
+            && (mtu, mark, listen_port, cni) == (&other.mtu, &other.mark, &other.listen_port, &other.cni)
+            && (api_servers, serves_api, masquerade) == (&other.api_servers, &other.serves_api, &other.masquerade)
+    }
+}
+
 /// A prefix behind a programmed peer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PeerRoute {

@@ -14,6 +14,9 @@ use super::{ChangeKind, PROTOCOL, Problem, Report, TABLE_MESH, TABLE_NODES};
 /// What tells two routes of the kernel apart.
 pub(super) type Key = (u32, IpNet, u32);
 
+/// The kind of the route of a claim.
+pub(super) const KIND_OF_CLAIMS: RouteType = RouteType::Unreachable;
+
 /// The kind of a route into the device.
 pub(super) const KIND_OF_PEERS: RouteType = RouteType::Unicast;
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 use futures::stream::{BoxStream, StreamExt, select};
 use nlink::netlink::RtnetlinkGroup;
 use nlink::netlink::events::NetworkEvent;
-use nlink::netlink::nftables::{NftablesEvent, NftablesGroup};
+use nlink::netlink::messages::RouteMessage;
+use nlink::netlink::nftables::{NftablesEvent, NftablesGroup, SetElement, SetElementsEvent};
 use nlink::{Connection, Nftables, Route};
 use tokio::time::{Instant, sleep_until};
 
-use super::own::{Asked, OwnChanges};
+use super::own::{Asked, OwnChanges, Thing};
 use super::routes::key_if_ours;
 use super::{NFT_TABLE, NetError};
 
@@ -71,7 +72,7 @@ pub async fn watch(own: &OwnChanges) -> Result<Watch, NetError> {
     own.clear();
     let nft = Connection::<Nftables>::new().map_err(NetError::netlink("open an nftables socket"))?;
     nft.subscribe(&[NftablesGroup::All]).map_err(NetError::netlink("subscribe to nftables events"))?;
-    let own = own.clone();
+    let (own, own_sets) = (own.clone(), own.clone());
     let network = route.into_events().await.map(move |event| match event {
         Ok(event) => Some(of_network(&event, &own)),
         Err(error) => {
@@ -79,7 +80,13 @@ pub async fn watch(own: &OwnChanges) -> Result<Watch, NetError> {
             lost(&error)
         }
     });
-    let ruleset = nft.into_events().await.map(|event| event.map_or_else(|e| lost(&e), |e| Some(of_ruleset(&e))));
+    let ruleset = nft.into_events().await.map(move |event| match event {
+        Ok(event) => Some(of_ruleset(&event, &own_sets)),
+        Err(error) => {
+            own_sets.clear();
+            lost(&error)
+        }
+    });
     // Either stream's end is the end of both, or one half of the changes would go unseen.
     let events = select(network.chain(end()), ruleset.chain(end()));
     let events = events.filter(|c| std::future::ready(c.is_none_or(Changed::any))).boxed();
@@ -125,16 +132,28 @@ fn of_network(event: &NetworkEvent, own: &OwnChanges) -> Changed {
     let none = Changed::default();
     match event {
         NewLink(_) | DelLink(_) | NewAddress(_) | DelAddress(_) => Changed { links: true, ..none },
-        NewRoute(route) if key_if_ours(route).is_some_and(|key| own.forget(Asked::Set, key)) => none,
-        DelRoute(route) if key_if_ours(route).is_some_and(|key| own.forget(Asked::Remove, key)) => none,
+        NewRoute(route) if is_own(route, Asked::Set, own) => none,
+        DelRoute(route) if is_own(route, Asked::Remove, own) => none,
         NewRoute(_) | DelRoute(_) => Changed { routes: true, ..none },
         NewRule(_) | DelRule(_) => Changed { rules: true, ..none },
         _ => none,
     }
 }
 
+fn is_own(route: &RouteMessage, asked: Asked, own: &OwnChanges) -> bool {
+    key_if_ours(route).is_some_and(|key| own.forget(asked, Thing::Route(key)))
+}
+
+/// Whether somebody else changed one of these elements.
+fn is_strange(event: &SetElementsEvent, asked: Asked, own: &OwnChanges) -> bool {
+    let thing = |e: &SetElement| Thing::Element { set: event.set.clone(), key: e.key().to_vec(), ends: e.is_interval_end() };
+    // Each of them, or the rest would stay expected for ever.
+    let strange = event.elements.iter().filter(|element| !own.forget(asked, thing(element))).count();
+    event.table == NFT_TABLE && strange > 0
+}
+
 /// Only what concerns us: kube-proxy rewrites its own table all day.
-fn of_ruleset(event: &NftablesEvent) -> Changed {
+fn of_ruleset(event: &NftablesEvent, own: &OwnChanges) -> Changed {
     use NftablesEvent::{
         DelChain, DelRule, DelSet, DelSetElements, DelTable, NewChain, NewRule, NewSet, NewSetElements, NewTable,
     };
@@ -143,7 +162,8 @@ fn of_ruleset(event: &NftablesEvent) -> Changed {
         NewChain(c) | DelChain(c) => c.table == NFT_TABLE || super::forward::is_forward(c),
         NewRule(r) | DelRule(r) => r.table == NFT_TABLE,
         NewSet(s) | DelSet(s) => s.table == NFT_TABLE,
-        NewSetElements(e) | DelSetElements(e) => e.table == NFT_TABLE,
+        NewSetElements(e) => is_strange(e, Asked::Set, own),
+        DelSetElements(e) => is_strange(e, Asked::Remove, own),
         _ => false,
     };
     Changed { firewall, ..Changed::default() }

@@ -72,3 +72,28 @@ async fn one_peer_costs_one_device_call_and_one_message_for_each_of_its_routes()
     assert_eq!(lab.machine.rerouted.lock().unwrap().len(), 1);
     lab.stop().await;
 }
+
+#[tokio::test]
+async fn pods_that_no_range_of_the_mesh_covers_are_claimed_alone_too() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    put_slice(&api, "peers-0", &entries(2..60));
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    let routes = |n: usize| move |plans: &Vec<NetPlan>| plans.last().is_some_and(|p| p.routes.len() == n);
+    lab.machine.plan_where(routes(2 * 58)).await;
+    lab.machine.rerouted.lock().unwrap().clear();
+    let plans = lab.machine.plans.borrow().len();
+
+    put_slice(&api, "peers-0", &entries(2..61));
+    let plan = lab.machine.plan_where(routes(2 * 59)).await;
+    let net: IpNet = "10.244.60.0/24".parse().unwrap();
+    assert!(plan.claims.contains(&net));
+    put_slice(&api, "peers-0", &entries(2..60));
+    let plan = lab.machine.plan_where(routes(2 * 58)).await;
+    assert!(!plan.claims.contains(&net));
+    let changed = lab.machine.rerouted.lock().unwrap().clone();
+    let claims: Vec<_> = changed.iter().map(|change| (&change.claim[..], &change.unclaim[..])).collect();
+    assert_eq!(claims, [(&[net][..], &[][..]), (&[][..], &[net][..])]);
+    assert_eq!(lab.machine.plans.borrow().len(), plans + 2, "nothing was programmed as a whole");
+    lab.stop().await;
+}

@@ -332,7 +332,8 @@ fn routes_that_are_changed_alone_stand_as_if_everything_had_been_applied() {
     let ground = lab.apply("a", &plan).ground.expect("everything stands");
     let pods =
         PeerRoute { prefix: "10.244.77.0/24".parse().expect("a prefix"), kind: RouteKind::Pod, src: None, mtu: None };
-    let change = Rerouting { add: vec![pods.clone()], remove: vec![plan.routes.swap_remove(0)] };
+    let remove = vec![plan.routes.swap_remove(0)];
+    let change = Rerouting { add: vec![pods.clone()], remove, ..Rerouting::default() };
     plan.routes.push(pods.clone());
     let (frame, made) = (plan.clone(), change.clone());
     let run = async move || {
@@ -359,9 +360,56 @@ fn routes_that_are_changed_alone_stand_as_if_everything_had_been_applied() {
     // What hides something of the node's own is for the whole plan to refuse.
     let own = PeerRoute { prefix: "10.1.0.0/24".parse().expect("a prefix"), ..pods };
     let ground = lab.apply("a", &plan).ground.expect("everything stands");
-    let change = Rerouting { add: vec![own], remove: Vec::new() };
+    let change = Rerouting { add: vec![own], ..Rerouting::default() };
     let reroute = move || async move { net::reroute(&plan, &ground, &change, &OwnChanges::default()).await };
     assert!(!lab.agent("a", reroute).expect("netlink"));
+}
+
+#[test]
+fn claims_that_are_changed_alone_stand_as_if_everything_had_been_applied() {
+    let Some(lab) = Lab::new() else { return };
+    let plan = carrying("a");
+    let ground = lab.apply("a", &plan).ground.expect("everything stands");
+    let net = |text: &str| text.parse::<ipnet::IpNet>().expect("a prefix");
+    // The first touches what is claimed already, so a range grows; the second stands alone; the third leaves a gap.
+    let claim = vec![net("10.244.4.0/24"), net("10.244.77.0/24")];
+    let unclaim = vec![net("fd00:244:3::/64")];
+    let mut after = plan.clone();
+    after.claims.extend(&claim);
+    after.claims.retain(|claim| !unclaim.contains(claim));
+    let change = Rerouting { claim, unclaim, ..Rerouting::default() };
+    let back =
+        Rerouting { claim: change.unclaim.clone(), unclaim: change.claim.clone(), ..Rerouting::default() };
+    let before = lab.picture("a");
+    let run = |plan: net::NetPlan, change: Rerouting| {
+        let ground = ground.clone();
+        lab.agent("a", move || async move {
+            let own = OwnChanges::default();
+            let mut watch = net::watch(&own).await.expect("watch");
+            let done = net::reroute(&plan, &ground, &change, &own).await.expect("netlink");
+            // Somebody else's change, to have something that is told.
+            let rule = std::process::Command::new("ip").args(["rule", "del", "priority", "11"]).status();
+            assert!(rule.expect("ip").success());
+            (done, watch.changed().await.expect("open"))
+        })
+    };
+    for (plan, change) in [(&after, change), (&plan, back)] {
+        let (done, told) = run(plan.clone(), change);
+        assert!(done);
+        assert!(told.rules && !told.routes && !told.firewall, "our own changes are no news: {told:?}");
+        let repaired = lab.apply("a", plan).changes;
+        assert!(repaired.iter().all(|change| change.kind == ChangeKind::Rule), "{repaired:?}");
+    }
+    assert_same(&before, &lab.picture("a"), "there and back");
+
+    // What a local subnet lies in, what is this node's own, and the last claim of a family are for the whole plan.
+    for claim in ["10.1.0.0/16", "10.244.1.0/24", "192.0.0.0/7"] {
+        let change = Rerouting { claim: vec![net(claim)], ..Rerouting::default() };
+        let (plan, ground) = (plan.clone(), ground.clone());
+        let reroute = move || async move { net::reroute(&plan, &ground, &change, &OwnChanges::default()).await };
+        assert!(!lab.agent("a", reroute).expect("netlink"), "{claim}");
+    }
+    assert_same(&before, &lab.picture("a"), "what is refused changes nothing");
 }
 
 #[test]
