@@ -109,8 +109,9 @@ impl Peer {
             for remote in self.pairs_to_probe(shared, now) {
                 self.ping(remote, shared, now);
             }
-            // With a path in use a later round only asks whether a better one has appeared.
-            if round > 0 && self.direct.is_some() && self.ladder.rung != 0 {
+            // With a path in use a later round only asks whether a better one has appeared; without a pair it asks nobody, and
+            // thousands of peers that say of no address of theirs would cost eight turns each.
+            if round > 0 && (self.direct.is_some() || self.pairs.is_empty()) && self.ladder.rung != 0 {
                 self.ladder.finish_round(now);
             }
             if self.ladder.rung == 0 && self.punch.is_running() {
