@@ -17,6 +17,7 @@ use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    sync::Arc,
     time::Duration,
 };
 use topology::{mesh::MeshConfig, node::PeerTable, spec::NodeSpec};
@@ -58,9 +59,9 @@ pub struct View {
     /// Whether the API has our object; the spec outlives it.
     node_present: bool,
     /// The slices as last told, and the peers in each.
-    told: BTreeMap<String, BTreeSet<String>>,
+    told: BTreeMap<String, Arc<BTreeSet<String>>>,
     /// The slices on disk, and the peers in each.
-    stored: BTreeMap<String, BTreeSet<String>>,
+    stored: BTreeMap<String, Arc<BTreeSet<String>>>,
     relays: BTreeMap<String, MeshRelay>,
     table: PeerTable,
     /// Names of the entries that are others than when [`Self::take_changed`] was called last; `None` stands for all.
@@ -80,7 +81,7 @@ impl View {
             if let Some(slice) = cache.load::<MeshPeerSlice>(&file) {
                 entries.extend(convert::entries(&slice, |_| None));
                 tombstones.extend(convert::tombstones(&slice));
-                stored.insert(slice.name_any(), convert::names(&slice));
+                stored.insert(slice.name_any(), Arc::new(convert::names(&slice)));
             }
         }
         Self {

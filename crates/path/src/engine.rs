@@ -1,6 +1,6 @@
 //! The engine: one per node, for all its peers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -28,6 +28,9 @@ use roster::Roster;
 
 /// Peers of one node: ten times the largest mesh that the design is tested with.
 const MAX_PEERS: usize = 10_000;
+
+/// Places that an empty queue keeps.
+const SPARE_PLACES: usize = 256;
 
 /// Between two readings of the device's counters while packets flow: fine enough to see 300 ms of silence.
 const COUNTERS_BUSY: Duration = Duration::from_millis(250);
@@ -149,19 +152,19 @@ impl Engine {
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.shared.transmits.pop_front()
+        pop(&mut self.shared.transmits)
     }
 
     /// The next message for a relay. It goes out after what [`Self::poll_transmit`] has: a peer that is told
     /// of packets must not answer before they have opened the way.
     pub fn poll_control(&mut self) -> Option<Control> {
-        let waiting = self.shared.controls.pop_front();
+        let waiting = pop(&mut self.shared.controls);
         waiting.or_else(|| self.shared.relays.next_unsaid().map(|(relay, message)| Control { relay, message }))
     }
 
     /// The next thing for the shell to do.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.shared.events.pop_front()
+        pop(&mut self.shared.events)
     }
 
     /// When [`Self::handle_timeout`] wants to be called, and what for. While output is queued that is at once.
@@ -303,6 +306,15 @@ impl Engine {
             self.shared.stats.dropped_junk += 1;
         }
     }
+}
+
+/// Takes the first; a queue that a start of thousands of peers has made long gives its memory back when it is empty.
+fn pop<T>(queue: &mut VecDeque<T>) -> Option<T> {
+    let first = queue.pop_front();
+    if queue.is_empty() && queue.capacity() > SPARE_PLACES {
+        queue.shrink_to(SPARE_PLACES);
+    }
+    first
 }
 
 impl fmt::Debug for Engine {

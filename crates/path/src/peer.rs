@@ -57,6 +57,7 @@ pub(crate) struct Direct {
     since: Instant,
 }
 
+/// What few peers have at a time is boxed: a large mesh has thousands of peers, most of them at rest.
 pub(crate) struct Peer {
     pub(crate) key: PublicKey,
     own_key: PublicKey,
@@ -76,8 +77,8 @@ pub(crate) struct Peer {
     ladder: Ladder,
     punch: Punch,
     nomination: Nomination,
-    trial: Option<Trial>,
-    check: Option<Check>,
+    trial: Option<Box<Trial>>,
+    check: Option<Box<Check>>,
     direct: Option<Direct>,
     relayed: Relayed,
     /// The path that died last, worth trying before all others.
@@ -86,7 +87,7 @@ pub(crate) struct Peer {
     endpoint: Option<(SocketAddr, Option<Duration>)>,
     traffic: Traffic,
     last_switch: Option<Instant>,
-    hold: Option<Hold>,
+    hold: Option<Box<Hold>>,
     /// No better path is tried before this, because the device could not be kept on one.
     resigned_until: Option<Instant>,
     shown: Option<report::Shown>,

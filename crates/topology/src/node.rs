@@ -10,11 +10,13 @@ use crate::peer::{Candidate, Uid};
 use crate::spec::NodeSpec;
 
 mod change;
+mod entries;
 mod guard;
 mod plan;
 pub mod table;
 
 pub use change::{BeforeAfter, PeerChange, PeerChanges, PeerPlans, PlanChange};
+pub use entries::Entries;
 pub use guard::{CONFIRM_AFTER, LAST_HALF_AFTER};
 pub use plan::NodePlanner;
 pub use table::{Delta, GuardStatus, PeerTable};

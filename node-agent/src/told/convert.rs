@@ -125,7 +125,7 @@ fn entry(entry: &PeerEntry) -> Option<Entry> {
         listen_port: entry.listen_port.unwrap_or(DEFAULT_PORT),
         location: None,
         classes: Vec::new(),
-        candidates: entry.candidates.iter().filter_map(candidate).take(MAX_CANDIDATES).collect(),
+        candidates: exact(entry.candidates.iter().filter_map(candidate).take(MAX_CANDIDATES)),
         round: entry.round,
         generation: entry.generation,
     })
@@ -157,12 +157,19 @@ fn candidate(candidate: &mesh_node::Candidate) -> Option<Candidate> {
 }
 
 fn addresses(texts: &[String]) -> Vec<IpAddr> {
-    texts.iter().filter_map(|t| t.parse().ok()).take(MAX_PREFIXES).collect()
+    exact(texts.iter().filter_map(|t| t.parse().ok()).take(MAX_PREFIXES))
 }
 
 /// The prefixes among `texts`, at most 16.
 pub fn nets(texts: &[String]) -> Vec<IpNet> {
-    texts.iter().filter_map(|t| t.parse::<IpNet>().ok()).map(|n| n.trunc()).take(MAX_PREFIXES).collect()
+    exact(texts.iter().filter_map(|t| t.parse::<IpNet>().ok()).map(|n| n.trunc()).take(MAX_PREFIXES))
+}
+
+/// A list without spare places: what is said of thousands of peers stays in memory.
+fn exact<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut list: Vec<T> = items.collect();
+    list.shrink_to_fit();
+    list
 }
 
 #[cfg(test)]

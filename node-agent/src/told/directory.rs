@@ -9,6 +9,7 @@ use crds::{MeshPeerSlice, names};
 use kube::ResourceExt;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 use topology::{
@@ -25,7 +26,7 @@ impl View {
                 self.table.handle_tombstones(convert::tombstones(slice), now)
             }
             Fed::Applied(slice) => {
-                self.told.insert(slice.name_any(), convert::names(slice));
+                self.told.insert(slice.name_any(), Arc::new(convert::names(slice)));
                 self.table.handle_slice(&slice.name_any(), self.entries(slice), now)
             }
             Fed::Deleted(name) => {
@@ -54,8 +55,8 @@ impl View {
         let peers = all.objects.iter().filter(|slice| !is_removed(&slice.name_any())).take(MAX_SLICES);
         let mut lists: BTreeMap<String, Vec<Entry>> =
             peers.clone().map(|slice| (slice.name_any(), self.entries(slice))).collect();
-        let mut told: BTreeMap<String, BTreeSet<String>> =
-            peers.map(|slice| (slice.name_any(), convert::names(slice))).collect();
+        let mut told: BTreeMap<String, Arc<BTreeSet<String>>> =
+            peers.map(|slice| (slice.name_any(), Arc::new(convert::names(slice)))).collect();
         // A slice that is there and can't be read is as it was.
         for name in all.unreadable.iter().filter(|name| !is_removed(name)) {
             let names = self.told.get(name).cloned().unwrap_or_default();
@@ -92,7 +93,9 @@ impl View {
     }
 
     fn keep_slice(&mut self, slice: &MeshPeerSlice) {
-        let (name, names) = (slice.name_any(), convert::names(slice));
+        let name = slice.name_any();
+        // The same list as that of what was told, not another copy.
+        let names = self.told.get(&name).cloned().unwrap_or_else(|| Arc::new(convert::names(slice)));
         if self.would_lose(&name, &names) || (self.stored.len() >= MAX_SLICES && !self.stored.contains_key(&name)) {
             return;
         }

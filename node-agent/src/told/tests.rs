@@ -89,7 +89,7 @@ fn a_revocation_outlives_a_restart_although_the_guard_holds_others() {
         Told::Slices(Fed::Listed(vec![slice("peers-0", 1..5), slice("peers-1", 11..13)].into())),
         Duration::ZERO,
     );
-    let names = |view: &View| view.table().entries().keys().cloned().collect::<Vec<_>>();
+    let names = |view: &View| view.table().entries().names().cloned().collect::<Vec<_>>();
     // Peers vanish without a word, and the guard keeps them. Then one is revoked, and one is new.
     let now = Duration::from_secs(1);
     view.handle(Told::Slices(Fed::Applied(slice("peers-0", 1..2))), now);

@@ -61,7 +61,7 @@ impl Peer {
         self.traffic.checked = Some(now);
         // Only the nominator initiates, except when it does not seem to notice.
         let patience = if self.nominates { HANDSHAKE } else { HANDSHAKE * 3 };
-        self.check = Some(Check {
+        self.check = Some(Box::new(Check {
             started: now,
             ponged: false,
             pings: 0,
@@ -69,7 +69,7 @@ impl Peer {
             token: shared.nonces.token(),
             echoes: 0,
             handshake_due: Some(now + patience),
-        });
+        }));
         self.drive_check(shared, now);
     }
 

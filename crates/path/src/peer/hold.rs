@@ -61,7 +61,7 @@ impl Peer {
             return;
         };
         let until = now + self.hold_round(left);
-        self.hold = Some(Hold { left, since: now, until, next: now + gap, rounds: 1, gap });
+        self.hold = Some(Box::new(Hold { left, since: now, until, next: now + gap, rounds: 1, gap }));
     }
 
     /// Points the device at the chosen path again.

@@ -36,7 +36,7 @@ pub(super) struct Nomination {
     /// The address that the epoch stands for.
     remote: Option<SocketAddr>,
     /// Arrived before this side had proof of its own.
-    pending: Option<(Arrival, u64, Instant)>,
+    pending: Option<Box<(Arrival, u64, Instant)>>,
     ask_at: Option<Instant>,
     asks: u32,
     heeded: Option<Instant>,
@@ -63,7 +63,7 @@ impl Peer {
         if self.nominates {
             return self.choose(shared, now);
         }
-        if let Some((arrival, epoch, since)) = self.nomination.pending
+        if let Some((arrival, epoch, since)) = self.nomination.pending.as_deref().copied()
             && arrival.from == from
         {
             self.nomination.pending = None;
@@ -123,7 +123,7 @@ impl Peer {
         self.nomination.epoch = self.nomination.epoch.saturating_add(1);
         self.nomination.remote = Some(remote);
         let token = shared.nonces.token();
-        self.trial = Some(Trial::nominating(remote, self.nomination.epoch, token, penalised, now));
+        self.trial = Some(Box::new(Trial::nominating(remote, self.nomination.epoch, token, penalised, now)));
         if at_once {
             self.move_to_trial(true, shared, now);
         }
@@ -249,7 +249,7 @@ impl Peer {
             return;
         }
         if !self.pairs.get(&from).is_some_and(|pair| pair.is_proven(now)) {
-            self.nomination.pending = Some((arrival, epoch, now));
+            self.nomination.pending = Some(Box::new((arrival, epoch, now)));
             self.ping(from, shared, now);
             return;
         }

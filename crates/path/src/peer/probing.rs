@@ -17,9 +17,12 @@ const REQUEST_LIFETIME: Duration = Duration::from_secs(5);
 /// Transaction ids of the peer's requests remembered against replay: what ten replies a second take half a minute to fill.
 const MAX_SEEN: usize = 256;
 
-/// Requests under way, and those of the peer that were seen.
+/// Requests under way, and those of the peer that were seen. Of most peers of a large mesh there are none, ever.
 #[derive(Debug, Default)]
-pub(super) struct Requests {
+pub(super) struct Requests(Option<Box<Log>>);
+
+#[derive(Debug, Default)]
+struct Log {
     sent: BTreeMap<TransactionId, (SocketAddr, Instant)>,
     order: VecDeque<TransactionId>,
     seen: VecDeque<TransactionId>,
@@ -27,34 +30,37 @@ pub(super) struct Requests {
 
 impl Requests {
     pub(super) fn insert(&mut self, tx: TransactionId, remote: SocketAddr, now: Instant) {
-        if self.order.len() >= MAX_REQUESTS
-            && let Some(oldest) = self.order.pop_front()
+        let log = self.0.get_or_insert_default();
+        if log.order.len() >= MAX_REQUESTS
+            && let Some(oldest) = log.order.pop_front()
         {
-            self.sent.remove(&oldest);
+            log.sent.remove(&oldest);
         }
-        self.order.push_back(tx);
-        self.sent.insert(tx, (remote, now));
+        log.order.push_back(tx);
+        log.sent.insert(tx, (remote, now));
     }
 
     /// When the request that this answers was sent, if it is one of ours and was sent to there lately.
     pub(super) fn answered(&mut self, tx: TransactionId, from: SocketAddr, now: Instant) -> Option<Instant> {
-        let (remote, at) = *self.sent.get(&tx)?;
+        let sent = &mut self.0.as_mut()?.sent;
+        let (remote, at) = *sent.get(&tx)?;
         if remote != from {
             return None;
         }
-        self.sent.remove(&tx);
+        sent.remove(&tx);
         (now.saturating_duration_since(at) <= REQUEST_LIFETIME).then_some(at)
     }
 
     /// Remembers a request of the peer. Returns whether it is new.
     pub(super) fn first_sight(&mut self, tx: TransactionId) -> bool {
-        if self.seen.contains(&tx) {
+        let seen = &mut self.0.get_or_insert_default().seen;
+        if seen.contains(&tx) {
             return false;
         }
-        if self.seen.len() >= MAX_SEEN {
-            self.seen.pop_front();
+        if seen.len() >= MAX_SEEN {
+            seen.pop_front();
         }
-        self.seen.push_back(tx);
+        seen.push_back(tx);
         true
     }
 }

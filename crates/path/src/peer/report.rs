@@ -35,11 +35,11 @@ impl Peer {
 
     pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let ladder = self.wanted.then(|| self.ladder.poll_timeout()).flatten();
-        let trial = self.trial.as_ref().and_then(super::Trial::poll_timeout);
-        let check = self.check.as_ref().and_then(super::Check::poll_timeout);
+        let trial = self.trial.as_deref().and_then(super::Trial::poll_timeout);
+        let check = self.check.as_deref().and_then(super::Check::poll_timeout);
         let punch = self.punch.poll_timeout();
         let lost = self.lost.map(|lost| lost.probe_at);
-        let hold = self.hold.as_ref().and_then(super::Hold::poll_timeout);
+        let hold = self.hold.as_deref().and_then(super::Hold::poll_timeout);
         let news = self.lost.map(|lost| lost.at + RECONNECTING).filter(|at| now < *at);
         // The end of a penalty changes what is shown.
         let forgiven = self.pairs.values().filter_map(|pair| pair.penalised_until(now)).min();

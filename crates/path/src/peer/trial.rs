@@ -168,7 +168,7 @@ impl Peer {
         let mut trial = Trial::nominating(remote, epoch, token, penalised, now);
         trial.follows = true;
         trial.acked = true;
-        self.trial = Some(trial);
+        self.trial = Some(Box::new(trial));
         let has_path = self.direct.is_some() || self.relayed.is_confirmed();
         let fresh = !has_path && !self.traffic.has_session(now);
         self.move_to_trial(fresh, shared, now);
@@ -191,7 +191,7 @@ impl Peer {
         }
         self.endpoint = Some((remote, session.keepalive));
         self.refresh_keepalive(shared, now);
-        self.trial = Some(Trial::adopting(remote, shared.nonces.token(), now));
+        self.trial = Some(Box::new(Trial::adopting(remote, shared.nonces.token(), now)));
         self.drive_trial(shared, now);
     }
 

@@ -14,7 +14,7 @@ pub fn check_node(own: &SelfFacts, mesh: &MeshConfig, peers: &PeerTable, plan: &
     let mut found = Vec::new();
     check_allowed_ips(peers, plan, &mut found);
     check_routes(own, mesh, plan, &mut found);
-    for entry in peers.entries().values() {
+    for entry in peers.entries().iter() {
         let hosts = entry.node_ips.iter().copied().map(prefix::host);
         found.extend(
             hosts

@@ -1,6 +1,6 @@
 //! From the peer table to the plan of one node.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use crate::candidates;
 use crate::mesh::MeshConfig;
 use crate::node::change::PlanChange;
+use crate::node::entries::Entries;
 use crate::node::{NodePlan, PeerPlan, PeerTable, Refusal, RefusalReason, SelfFacts, UnderlayKind, UnderlayOverlap};
 use crate::peer::{Candidate, Entry};
 use crate::prefix::{self, PrefixMap};
@@ -80,7 +81,7 @@ struct Planner {
     /// Every pod range that a slice names, for the candidate filter.
     pod_cidrs: PrefixMap<()>,
     /// What was planned, by name.
-    entries: BTreeMap<String, Arc<Entry>>,
+    entries: Entries,
 }
 
 impl Planner {
@@ -92,7 +93,7 @@ impl Planner {
             underlay: PrefixMap::default(),
             owners: PrefixMap::default(),
             pod_cidrs: PrefixMap::default(),
-            entries: BTreeMap::new(),
+            entries: Entries::default(),
         };
         let mine = spec.mesh_ips.iter().chain(&spec.node_ips).copied();
         let mine = mine.map(prefix::host).chain(spec.pod_cidrs.iter().copied()).chain(spec.routes.iter().copied());
@@ -110,9 +111,8 @@ impl Planner {
             own_mesh_ips: spec.mesh_ips,
             ..NodePlan::default()
         };
-        let others = peers.entries().iter().filter(|(name, _)| **name != self.own.name);
-        self.entries = others.map(|(name, entry)| (name.clone(), entry.clone())).collect();
-        let entries: Vec<Arc<Entry>> = self.entries.values().cloned().collect();
+        self.entries = peers.entries().iter().filter(|entry| entry.name != self.own.name).cloned().collect();
+        let entries: Vec<Arc<Entry>> = self.entries.iter().cloned().collect();
         for net in entries.iter().flat_map(|entry| &entry.pod_cidrs).chain(&plan.own_pod_cidrs) {
             self.pod_cidrs.insert(*net, ());
         }
@@ -195,14 +195,14 @@ impl Planner {
             plan.unreachable.insert(at, net.trunc());
         }
         let peer = Arc::new(self.peer(entry, plan));
-        self.entries.insert(entry.name.clone(), entry.clone());
+        self.entries.insert(entry.clone());
         plan.peers.insert(key, peer.clone());
         Some(peer)
     }
 
     /// Whether a candidate of somebody lies in one of these pod ranges.
     fn has_candidate_in(&self, pods: &BTreeSet<IpNet>) -> bool {
-        let mut candidates = self.entries.values().flat_map(|entry| &entry.candidates);
+        let mut candidates = self.entries.iter().flat_map(|entry| &entry.candidates);
         candidates.any(|candidate| pods.iter().any(|range| range.contains(&candidate.addr.ip())))
     }
 
@@ -285,9 +285,13 @@ impl Planner {
         let mut allowed: Vec<IpNet> = entry.claims().filter(|net| self.claim(entry, *net, plan)).collect();
         allowed.sort();
         allowed.dedup();
+        // There are thousands of them, and they stay.
+        allowed.shrink_to_fit();
         let has = |addrs: &[IpAddr]| {
             let has = |addr: &&IpAddr| allowed.contains(&prefix::host(**addr));
-            addrs.iter().filter(has).copied().collect::<Vec<_>>()
+            let mut has: Vec<IpAddr> = addrs.iter().filter(has).copied().collect();
+            has.shrink_to_fit();
+            has
         };
         PeerPlan {
             name: entry.name.clone(),
@@ -339,6 +343,7 @@ impl Planner {
         let (mut kept, _) = candidates::sanitise(&self.mesh, in_pod_cidr, &entry.candidates);
         // Two homes may well have the same private address: a packet to it would only ever reach ourselves.
         kept.retain(|candidate| !self.own.own_addresses.contains(&candidate.addr.ip()));
+        kept.shrink_to_fit();
         kept
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use wire::key::PublicKey;
 
+use crate::node::entries::Entries;
 use crate::node::guard::{Guard, Peers};
 use crate::peer::{Entry, Tombstone};
 
@@ -19,10 +20,10 @@ pub use crate::node::guard::GuardStatus;
 #[derive(Clone, Debug, Default)]
 pub struct PeerTable {
     own_name: String,
-    /// Slice name -> node name -> entry.
-    slices: BTreeMap<String, BTreeMap<String, Arc<Entry>>>,
+    /// By their names.
+    slices: BTreeMap<String, Entries>,
     tombstones: BTreeMap<String, Vec<Tombstone>>,
-    effective: BTreeMap<String, Arc<Entry>>,
+    effective: Entries,
     guard: Guard,
 }
 
@@ -57,7 +58,7 @@ impl PeerTable {
             let known = table.effective.get(&entry.name);
             let is_newest = known.is_none_or(|known| known.generation < entry.generation);
             if is_newest && !table.is_buried(&entry) {
-                table.effective.insert(entry.name.clone(), Arc::new(entry));
+                table.effective.insert(Arc::new(entry));
             }
         }
         table
@@ -72,27 +73,23 @@ impl PeerTable {
     ) -> Delta {
         self.guard.note_list(now);
         self.tombstones = by_node(tombstones);
-        self.slices = slices.into_iter().map(|(slice, entries)| (slice, by_name(entries))).collect();
+        self.slices = slices.into_iter().map(|(slice, entries)| (slice, shared(entries).collect())).collect();
         // A list without a single entry is a fault (deleted objects, an empty database), never the end of a mesh.
         let confirms = self.slices.values().any(|slice| !slice.is_empty());
-        let listed = self.slices.values().flat_map(BTreeMap::keys);
-        let affected = listed.chain(self.effective.keys()).cloned().collect();
+        let listed = self.slices.values().flat_map(Entries::names);
+        let affected = listed.chain(self.effective.names()).cloned().collect();
         self.settle(affected, confirms, now)
     }
 
     /// One slice was added or changed.
     pub fn handle_slice(&mut self, name: &str, entries: Vec<Entry>, now: Duration) -> Delta {
-        let mut new = by_name(entries);
         let old = self.slices.remove(name).unwrap_or_default();
-        let mut affected = BTreeSet::new();
-        for (name, entry) in &mut new {
-            match old.get(name) {
-                // One value, however often it is told.
-                Some(known) if known == entry => entry.clone_from(known),
-                _ => _ = affected.insert(name.clone()),
-            }
-        }
-        affected.extend(old.into_keys().filter(|name| !new.contains_key(name)));
+        // One value, however often it is told.
+        let known = |entry: Arc<Entry>| old.get(&entry.name).filter(|known| **known == entry).cloned().unwrap_or(entry);
+        let new: Entries = shared(entries).map(known).collect();
+        let is_news = |entry: &&Arc<Entry>| !old.get(&entry.name).is_some_and(|known| Arc::ptr_eq(known, entry));
+        let mut affected: BTreeSet<String> = new.iter().filter(is_news).map(|entry| entry.name.clone()).collect();
+        affected.extend(old.names().filter(|name| !new.contains(name)).cloned());
         self.slices.insert(name.to_owned(), new);
         self.settle(affected, false, now)
     }
@@ -100,7 +97,7 @@ impl PeerTable {
     /// One slice was deleted.
     pub fn handle_slice_deleted(&mut self, name: &str, now: Duration) -> Delta {
         let old = self.slices.remove(name).unwrap_or_default();
-        self.settle(old.into_keys().collect(), false, now)
+        self.settle(old.names().cloned().collect(), false, now)
     }
 
     /// The slice `removed` was added or changed.
@@ -119,7 +116,7 @@ impl PeerTable {
     }
 
     /// The entries in force, our own included, by name.
-    pub fn entries(&self) -> &BTreeMap<String, Arc<Entry>> {
+    pub fn entries(&self) -> &Entries {
         &self.effective
     }
 
@@ -186,9 +183,9 @@ impl PeerTable {
     fn put(&mut self, entry: Arc<Entry>, delta: &mut Delta) {
         let name = entry.name.clone();
         self.guard.forget(&name);
-        let before = self.effective.insert(name.clone(), entry);
-        let after = &self.effective[&name];
-        if name == self.own_name || before.as_ref() == Some(after) {
+        let before = self.effective.insert(entry.clone());
+        let after = entry;
+        if name == self.own_name || before.as_ref() == Some(&after) {
             return;
         }
         if let Some(before) = before.filter(|before| before.public_key != after.public_key) {
@@ -204,14 +201,13 @@ impl PeerTable {
     }
 
     fn peer_count(&self) -> usize {
-        let own = usize::from(self.effective.contains_key(&self.own_name));
+        let own = usize::from(self.effective.contains(&self.own_name));
         self.effective.len() - own
     }
 }
 
-fn by_name(entries: Vec<Entry>) -> BTreeMap<String, Arc<Entry>> {
-    let named = entries.into_iter().map(|entry| (entry.name.clone(), Arc::new(entry)));
-    named.collect()
+fn shared(entries: Vec<Entry>) -> impl Iterator<Item = Arc<Entry>> {
+    entries.into_iter().map(Arc::new)
 }
 
 fn by_node(tombstones: Vec<Tombstone>) -> BTreeMap<String, Vec<Tombstone>> {
