@@ -128,7 +128,8 @@ impl<'a> Pair<'a> {
     pub fn usage(&self) -> Result<Usage> {
         self.processes.iter().try_fold(Usage::default(), |sum, process| {
             let one = usage::of(process.pid())?;
-            Ok(Usage { cpu: sum.cpu + one.cpu, rss_mib: sum.rss_mib.max(one.rss_mib) })
+            let file_mib = sum.file_mib.max(one.file_mib);
+            Ok(Usage { cpu: sum.cpu + one.cpu, rss_mib: sum.rss_mib.max(one.rss_mib), file_mib })
         })
     }
 }

@@ -8,6 +8,7 @@ mod directory;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -27,8 +28,22 @@ use crate::progress::Progress;
 use crate::{teardown, wait};
 use api::{Api, Running};
 
-/// The goals are about the first and the last.
-const SIZES: [usize; 3] = [100, 1_000, 5_000];
+/// What is measured. The goals are about the first and the last without more.
+const CASES: [Case; 4] = [
+    Case { peers: 100, pods: false },
+    Case { peers: 1_000, pods: false },
+    Case { peers: 5_000, pods: false },
+    Case { peers: 5_000, pods: true },
+];
+
+/// One directory, and what the agent makes of it.
+#[derive(Clone, Copy)]
+struct Case {
+    peers: usize,
+    /// Whether the mesh carries the packets of pods, and does not name their ranges: each of them is a claim of its own.
+    pods: bool,
+}
+
 const NODE: &str = "bench";
 const API: &str = "192.0.2.1";
 /// An agent with five thousand peers needs seconds.
@@ -45,14 +60,20 @@ const FLAT: f64 = 1.2;
 
 /// What one size measured.
 struct Measured {
-    peers: usize,
+    case: Case,
     apply: f64,
     apply_cpu: f64,
-    rss_mib: f64,
+    memory: Usage,
     /// In percent of a core.
     idle: f64,
-    delta_ms: Vec<f64>,
-    delta_cpu_ms: Vec<f64>,
+    deltas: Deltas,
+}
+
+/// Milliseconds from the write to the route, and of CPU.
+#[derive(Default)]
+struct Deltas {
+    time: Vec<f64>,
+    cpu: Vec<f64>,
 }
 
 /// Measures every size.
@@ -71,28 +92,33 @@ fn all_sizes(parts: &Parts, dir: &Path, rounds: usize, progress: &Progress) -> R
     outside.ip(&["link add eth0 type bridge", &format!("addr add {API}/24 dev eth0"), "link set eth0 up"])?;
     let api = progress.step("API server", || Api::start(parts, &outside, API, dir))?;
     api.create("meshes", &directory::mesh())?;
-    let measured = SIZES.into_iter().map(|peers| {
-        progress
-            .step(&format!("{peers} peers"), || one_size(&api, &outside, &dir.join(peers.to_string()), peers, rounds))
+    let measured = CASES.into_iter().enumerate().map(|(number, case)| {
+        let one = || one_case(&api, &outside, &dir.join(number.to_string()), case, rounds);
+        progress.step(&case.name(), one)
     });
     measured.collect()
 }
 
-fn one_size(api: &Api, outside: &Namespace, dir: &Path, peers: usize, rounds: usize) -> Result<Measured> {
+fn one_case(api: &Api, outside: &Namespace, dir: &Path, case: Case, rounds: usize) -> Result<Measured> {
+    let Case { peers, pods } = case;
     fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     api.clear("meshnodes")?;
     api.clear("meshpeerslices")?;
+    if pods {
+        api.patch("meshes", "default", &directory::without_pod_ranges())?;
+    }
     api.create("meshnodes", &directory::node(NODE))?;
     directory::slices(peers).try_for_each(|slice| api.create("meshpeerslices", &slice))?;
-    let inside = Namespace::of(LAB, &format!("n{peers}"));
+    let port = format!("p{peers}{}", if pods { "p" } else { "" });
+    let inside = Namespace::of(LAB, &format!("n{port}"));
     inside.create()?;
-    inside.ip(&[&format!("link add eth0 type veth peer name p{peers} netns {}", outside.name())])?;
-    outside.ip(&[&format!("link set p{peers} master eth0 up")])?;
+    inside.ip(&[&format!("link add eth0 type veth peer name {port} netns {}", outside.name())])?;
+    outside.ip(&[&format!("link set {port} master eth0 up")])?;
     inside.ip(&["addr add 192.0.2.2/24 dev eth0", "link set eth0 up", &format!("route add default via {API}")])?;
-    let agent = Agent::start(api, &inside, dir)?;
-    let result = agent.observe(api, peers, rounds);
+    let agent = Agent::start(api, &inside, dir, pods)?;
+    let result = agent.observe(api, case, rounds);
     drop(agent);
-    outside.ip(&[&format!("link del p{peers}")])?;
+    outside.ip(&[&format!("link del {port}")])?;
     result
 }
 
@@ -104,11 +130,13 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(api: &Api, namespace: &Namespace, dir: &Path) -> Result<Self> {
+    fn start(api: &Api, namespace: &Namespace, dir: &Path, pods: bool) -> Result<Self> {
         let path = |name: &str| dir.join(name).display().to_string();
         let kubeconfig = api.kubeconfig().display().to_string();
         let (state, socket) = (path("state"), path("socket"));
+        let cni = if pods { "external" } else { "none" };
         let args = ["--kubeconfig", &kubeconfig, "--node-name", NODE, "--state-dir", &state, "--socket", &socket];
+        let args = [&args[..], &["--cni-mode", cni]].concat();
         let program = binary("warren-agent");
         let mut command = namespace.command(&program.to_string_lossy(), &args);
         let began = Instant::now();
@@ -116,7 +144,8 @@ impl Agent {
         Ok(Self { namespace: namespace.clone(), socket: socket.into(), began, process })
     }
 
-    fn observe(&self, api: &Api, peers: usize, rounds: usize) -> Result<Measured> {
+    fn observe(&self, api: &Api, case: Case, rounds: usize) -> Result<Measured> {
+        let peers = case.peers;
         let apply = self.wait_applied(peers)?;
         let apply_cpu = self.usage()?.cpu;
         std::thread::sleep(IDLE);
@@ -124,26 +153,24 @@ impl Agent {
         std::thread::sleep(IDLE);
         let after = self.usage()?;
         let idle = (after.cpu - before.cpu) / since.elapsed().as_secs_f64();
-        let mut measured = Measured {
-            peers,
-            apply,
-            apply_cpu,
-            rss_mib: after.rss_mib,
-            idle: idle * 100.0,
-            delta_ms: Vec::new(),
-            delta_cpu_ms: Vec::new(),
-        };
+        let deltas = self.join(api, peers..peers + rounds * JOINS, idle)?;
+        Ok(Measured { case, apply, apply_cpu, memory: after, idle: idle * 100.0, deltas })
+    }
+
+    /// Lets these peers join one after the other.
+    fn join(&self, api: &Api, peers: Range<usize>, idle: f64) -> Result<Deltas> {
         let routes = Routes::watch(&self.namespace)?;
-        for peer in peers..peers + rounds * JOINS {
+        let mut deltas = Deltas::default();
+        for peer in peers {
             let (before, began) = (self.usage()?, Instant::now());
             api.patch("meshpeerslices", &directory::slice_of(peer), &directory::joining(peer))?;
             let seen = routes.wait(&directory::mesh_address(peer))?;
-            measured.delta_ms.push(seen.duration_since(began).as_secs_f64() * 1e3);
+            deltas.time.push(seen.duration_since(began).as_secs_f64() * 1e3);
             std::thread::sleep(SETTLED);
             let used = self.usage()?.cpu - before.cpu - idle * began.elapsed().as_secs_f64();
-            measured.delta_cpu_ms.push(used * 1e3);
+            deltas.cpu.push(used * 1e3);
         }
-        Ok(measured)
+        Ok(deltas)
     }
 
     /// Waits until every peer is known and has its route; seconds since the start.
@@ -213,31 +240,44 @@ impl Routes {
     }
 }
 
+impl Deltas {
+    fn rows(&self, time: String, cpu: String) -> [Row; 2] {
+        let row = |name, list: &[f64]| Row::new(name, "ms", Spread::of(list.iter().copied()));
+        [row(time, &self.time), row(cpu, &self.cpu)]
+    }
+}
+
+impl Case {
+    fn name(self) -> String {
+        format!("{} peers{}", self.peers, if self.pods { " and pods, no `podCIDRs`" } else { "" })
+    }
+}
+
 fn rows(measured: &[Measured]) -> Vec<Row> {
     let mut rows = Vec::new();
     for m in measured {
-        let name = |what: &str| format!("{} peers: {what}", m.peers);
+        let name = |what: &str| format!("{}: {what}", m.case.name());
         let one = |value: f64| Spread::of([value]);
-        let memory = 15.0 + m.peers as f64 * 3e3 / f64::from(1 << 20);
+        let memory = 15.0 + m.case.peers as f64 * 3e3 / f64::from(1 << 20);
         rows.extend([
             Row::new(name("start to the last route"), "s", one(m.apply)),
             Row::new(name("CPU of that"), "s", one(m.apply_cpu)),
-            Row::new(name("memory"), "MiB", one(m.rss_mib)).goal(Goal::Most((memory * 10.0).round() / 10.0)),
+            Row::new(name("memory"), "MiB", one(m.memory.rss_mib)).goal(Goal::Most((memory * 10.0).round() / 10.0)),
+            Row::new(name("of it pages of the program"), "MiB", one(m.memory.file_mib)),
             Row::new(name("idle CPU"), "% of a core", one(m.idle)).goal(Goal::Most(0.1)),
-            Row::new(name("one peer joins, write to route"), "ms", Spread::of(m.delta_ms.iter().copied())),
-            Row::new(name("CPU of that"), "ms", Spread::of(m.delta_cpu_ms.iter().copied())),
         ]);
+        rows.extend(m.deltas.rows(name("one peer joins, write to route"), name("CPU of that")));
     }
-    if let [first, .., last] = measured {
-        let ratio = |of: fn(&Measured) -> &Vec<f64>| {
-            let median = |m: &Measured| Spread::of(of(m).iter().copied()).median();
+    let mut alike = measured.iter().filter(|m| !m.case.pods);
+    if let (Some(first), Some(last)) = (alike.next(), alike.next_back()) {
+        let ratio = |of: fn(&Deltas) -> &Vec<f64>| {
+            let median = |m: &Measured| Spread::of(of(&m.deltas).iter().copied()).median();
             Spread::of([median(last) / median(first)])
         };
-        let what = format!("{} peers to {}", last.peers, first.peers);
+        let what = format!("{} to {}", last.case.name(), first.case.peers);
         rows.extend([
-            Row::new(format!("one peer joins, {what}: time"), "ratio", ratio(|m| &m.delta_ms)).goal(Goal::Most(FLAT)),
-            Row::new(format!("one peer joins, {what}: CPU"), "ratio", ratio(|m| &m.delta_cpu_ms))
-                .goal(Goal::Most(FLAT)),
+            Row::new(format!("one peer joins, {what}: time"), "ratio", ratio(|m| &m.time)).goal(Goal::Most(FLAT)),
+            Row::new(format!("one peer joins, {what}: CPU"), "ratio", ratio(|m| &m.cpu)).goal(Goal::Most(FLAT)),
         ]);
     }
     rows

@@ -16,6 +16,8 @@ const TICKS: f64 = 100.0;
 pub struct Usage {
     /// Resident memory in MiB.
     pub rss_mib: f64,
+    /// What of it are pages of files, which are the program's own: read again whenever they are needed.
+    pub file_mib: f64,
     /// CPU time of all its threads that still run, in seconds.
     pub cpu: f64,
 }
@@ -24,15 +26,18 @@ pub struct Usage {
 pub fn of(pid: i32) -> Result<Usage> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
-    let kib: f64 = kib.with_context(|| format!("no VmRSS in {path}"))?;
+    let mib = |name: &str| {
+        let kib =
+            status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse::<f64>().ok());
+        kib.map(|kib| kib / 1024.0).with_context(|| format!("no {name} in {path}"))
+    };
     // Per thread in nanoseconds: the ticks of /proc/PID/stat are a fifth of what an idle agent may use in a minute.
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("listing threads")?;
     let nanoseconds = |path: std::path::PathBuf| -> Option<f64> {
         fs::read_to_string(path.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
     };
     let cpu: f64 = tasks.flatten().filter_map(|task| nanoseconds(task.path())).sum();
-    Ok(Usage { rss_mib: kib / 1024.0, cpu: cpu / 1e9 })
+    Ok(Usage { rss_mib: mib("VmRSS:")?, file_mib: mib("RssFile:")?, cpu: cpu / 1e9 })
 }
 
 /// Processes of this name that run in the network namespace, without the short ones that kubelet starts as probes.
@@ -91,6 +96,7 @@ mod tests {
         let me = i32::try_from(std::process::id()).unwrap();
         let began = started(me).unwrap();
         assert!(began <= Instant::now());
-        assert!(of(me).unwrap().rss_mib > 0.5);
+        let used = of(me).unwrap();
+        assert!(used.rss_mib > used.file_mib && used.file_mib > 0.1);
     }
 }

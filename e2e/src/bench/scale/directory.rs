@@ -41,6 +41,12 @@ pub fn mesh() -> Value {
     object("Mesh", "default", spec)
 }
 
+/// A change of these settings: the ranges of the pods are not named.
+#[must_use]
+pub fn without_pod_ranges() -> Value {
+    json!({"spec": {"podCIDRs": []}})
+}
+
 /// The peers `0..count` in slices.
 pub fn slices(count: usize) -> impl Iterator<Item = Value> {
     let slice = move |number: usize| {
