@@ -5,8 +5,10 @@
 
 mod support;
 
+use nlink::{Connection, Wireguard, netlink::genl::wireguard::AllowedIp};
 use serde_json::{Value, json};
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::UdpSocket,
     process::{Command, Stdio},
     thread,
@@ -180,6 +182,64 @@ fn a_node_moves_between_backends_with_key_port_and_addresses() {
     }
     lab.reach("a", B);
     assert_eq!(lab.status("b")["backend"], "kernel");
+}
+
+/// Does something to the device of a node as another program does: with nlink's own driver and none of our code.
+fn as_another_program<T: Send + 'static>(
+    lab: &Lab,
+    node: &str,
+    work: impl AsyncFnOnce(Connection<Wireguard>) -> nlink::Result<T> + Send + 'static,
+) -> T {
+    let space = lab.spaces.full(node);
+    let run = move || {
+        enter(&space).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { work(Connection::new_async().await?).await })
+    };
+    thread::spawn(run).join().unwrap().unwrap()
+}
+
+/// The peers of a node's device, and what each may send from.
+fn peers(lab: &Lab, node: &str) -> BTreeMap<[u8; 32], BTreeSet<String>> {
+    let device = as_another_program(lab, node, async |wg| wg.get_device_by_name("warren0").await);
+    let mut peers = BTreeMap::<_, BTreeSet<String>>::new();
+    for peer in device.peers {
+        let nets = peer.allowed_ips.iter().map(|net| format!("{}/{}", net.addr, net.cidr));
+        peers.entry(peer.public_key).or_default().extend(nets);
+    }
+    peers
+}
+
+#[test]
+fn what_another_program_does_to_peers_is_undone_while_the_agent_runs() {
+    let Some(lab) = lab() else { return };
+    let planned = peers(&lab, "a");
+    let (b, stranger) = (*planned.keys().next().unwrap(), [7; 32]);
+    assert_eq!(planned.len(), 1);
+    let undone = |what: &str| {
+        let began = Instant::now();
+        assert_ne!(peers(&lab, "a"), planned, "{what}: nothing was changed");
+        while peers(&lab, "a") != planned {
+            assert!(began.elapsed() < DEADLINE, "{what}\n{}", lab.logs());
+            thread::sleep(Duration::from_millis(50));
+        }
+        let undone = began.elapsed();
+        let reached = lab.reach("a", B);
+        eprintln!("{what}: undone after {undone:?}, {reached:?} more until the peer is reached");
+    };
+    as_another_program(&lab, "a", async move |wg| wg.del_peer_by_name("warren0", b).await);
+    undone("a peer was removed");
+    let net = |text: &str| AllowedIp { addr: text.parse().unwrap(), cidr: 24 };
+    let nets = [net("10.99.0.0")];
+    as_another_program(&lab, "a", async move |wg| {
+        wg.set_peer_by_name("warren0", b, |peer| peer.replace_allowed_ips().allowed_ips(nets)).await
+    });
+    undone("a peer's allowed IPs were replaced");
+    let nets = [net("10.244.2.0")];
+    as_another_program(&lab, "a", async move |wg| {
+        wg.set_peer_by_name("warren0", stranger, |peer| peer.allowed_ips(nets)).await
+    });
+    undone("a stranger took a prefix");
 }
 
 #[test]
