@@ -4,12 +4,12 @@
 
 #[path = "agent_loop/disk.rs"]
 mod disk;
+#[path = "agent_loop/meddlers.rs"]
+mod meddlers;
 #[path = "agent_loop/membership.rs"]
 mod membership;
 #[path = "agent_loop/one_of_many.rs"]
 mod one_of_many;
-#[path = "agent_loop/meddlers.rs"]
-mod meddlers;
 #[path = "agent_loop/outages.rs"]
 mod outages;
 #[path = "agent_loop/relays.rs"]

@@ -49,7 +49,9 @@ use self::{
     share::Share,
     worker::{Opened, Request, Worker},
 };
-use crate::{Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, PeerCounters, PeerStatus};
+use crate::{
+    Backend, BoxFuture, Datagram, Delta, Device, DeviceConfig, DeviceError, DeviceStats, PeerCounters, PeerStatus,
+};
 
 /// The group (`ip link show group`) of every interface that this crate makes: who made an interface shows in it. The bytes
 /// are "WARR".

@@ -189,10 +189,8 @@ impl<D: Open> World<'_, D> {
     fn turn(&mut self, plan: &Plan, limit: usize) -> Result<(), TestCaseError> {
         let before = self.state()?;
         let had = owners(&before);
-        let shall: BTreeMap<IpNet, PublicKey> = plan
-            .iter()
-            .flat_map(|(key, update)| update.allowed_ips.iter().flatten().map(|net| (*net, *key)))
-            .collect();
+        let shall: BTreeMap<IpNet, PublicKey> =
+            plan.iter().flat_map(|(key, update)| update.allowed_ips.iter().flatten().map(|net| (*net, *key))).collect();
         for delta in changes(&before, plan).iter().take(limit) {
             self.apply(delta);
             let has = owners(&self.state()?);

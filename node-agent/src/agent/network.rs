@@ -110,12 +110,7 @@ impl NetworkState {
 
     /// Changes the routes of the peers that changed, and what is claimed on their account, and nothing else. Returns whether
     /// that was all there is to do.
-    async fn reroute(
-        &self,
-        host: &dyn Host,
-        (plan, cni): &(NetPlan, Option<CniPlan>),
-        change: &PlanChange,
-    ) -> bool {
+    async fn reroute(&self, host: &dyn Host, (plan, cni): &(NetPlan, Option<CniPlan>), change: &PlanChange) -> bool {
         let standing = self.plan.as_ref().filter(|(_, standing)| standing == cni);
         let Some((claim, unclaim)) = standing.and_then(|(standing, _)| differing_claims(standing, plan)) else {
             return false;

@@ -64,8 +64,10 @@ impl NetPlan {
             masquerade,
             cni,
         } = self;
-        (device, addresses, routes, own_pod_cidrs) == (&other.device, &other.addresses, &other.routes, &other.own_pod_cidrs)
-            && (own_node_cidrs, service_cidrs, relay_ports) == (&other.own_node_cidrs, &other.service_cidrs, &other.relay_ports)
+        (device, addresses, routes, own_pod_cidrs)
+            == (&other.device, &other.addresses, &other.routes, &other.own_pod_cidrs)
+            && (own_node_cidrs, service_cidrs, relay_ports)
+                == (&other.own_node_cidrs, &other.service_cidrs, &other.relay_ports)
             && (mtu, mark, listen_port, cni) == (&other.mtu, &other.mark, &other.listen_port, &other.cni)
             && (api_servers, serves_api, masquerade) == (&other.api_servers, &other.serves_api, &other.masquerade)
     }

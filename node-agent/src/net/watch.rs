@@ -146,7 +146,8 @@ fn is_own(route: &RouteMessage, asked: Asked, own: &OwnChanges) -> bool {
 
 /// Whether somebody else changed one of these elements.
 fn is_strange(event: &SetElementsEvent, asked: Asked, own: &OwnChanges) -> bool {
-    let thing = |e: &SetElement| Thing::Element { set: event.set.clone(), key: e.key().to_vec(), ends: e.is_interval_end() };
+    let thing =
+        |e: &SetElement| Thing::Element { set: event.set.clone(), key: e.key().to_vec(), ends: e.is_interval_end() };
     // Each of them, or the rest would stay expected for ever.
     let strange = event.elements.iter().filter(|element| !own.forget(asked, thing(element))).count();
     event.table == NFT_TABLE && strange > 0

@@ -327,7 +327,8 @@ async fn prefixes_that_changed_hands_among_many_peers_are_never_nobodys() {
         },
     );
     let all = device.peers().await.unwrap().into_iter();
-    let upsert = all.map(|p| PeerUpdate { allowed_ips: Some(p.allowed_ips), ..PeerUpdate::new(p.public_key) }).collect();
+    let upsert =
+        all.map(|p| PeerUpdate { allowed_ips: Some(p.allowed_ips), ..PeerUpdate::new(p.public_key) }).collect();
     copy.apply(&Delta { upsert, remove: Vec::new() }).await.unwrap();
     device.take_applied();
 

@@ -378,8 +378,7 @@ fn claims_that_are_changed_alone_stand_as_if_everything_had_been_applied() {
     after.claims.extend(&claim);
     after.claims.retain(|claim| !unclaim.contains(claim));
     let change = Rerouting { claim, unclaim, ..Rerouting::default() };
-    let back =
-        Rerouting { claim: change.unclaim.clone(), unclaim: change.claim.clone(), ..Rerouting::default() };
+    let back = Rerouting { claim: change.unclaim.clone(), unclaim: change.claim.clone(), ..Rerouting::default() };
     let before = lab.picture("a");
     let run = |plan: net::NetPlan, change: Rerouting| {
         let ground = ground.clone();

@@ -103,7 +103,8 @@ impl PlanChange {
         let mut taken_later = BTreeSet::new();
         for (key, peer, after) in growing.into_iter().chain(shrinking).rev() {
             let lends = |net: &&IpNet| !after.allowed_ips.contains(net) && taken_later.contains(*net);
-            let lent: Vec<IpNet> = peer.0.iter().flat_map(|before| &before.allowed_ips).filter(lends).copied().collect();
+            let lent: Vec<IpNet> =
+                peer.0.iter().flat_map(|before| &before.allowed_ips).filter(lends).copied().collect();
             let mut allowed_ips = after.allowed_ips.clone();
             allowed_ips.extend(&lent);
             allowed_ips.sort_unstable();

@@ -189,7 +189,16 @@ impl Device {
         let DeviceConfig { name, private_key, fwmark, .. } = config;
         let identity = Identity { public_key: private_key.public_key(), listen_port: ready.listen_port, fwmark };
         let events = events.into_events().await.boxed();
-        let device = Self { name, identity, ready, known_is_stale: false, quiet: Quiet::new(), share, queue, receivers: Vec::new() };
+        let device = Self {
+            name,
+            identity,
+            ready,
+            known_is_stale: false,
+            quiet: Quiet::new(),
+            share,
+            queue,
+            receivers: Vec::new(),
+        };
         Ok((device, events))
     }
 
@@ -275,7 +284,8 @@ impl Device {
 
     /// The counters of all peers, or of nobody while the interface's own stand still: they count every message of every peer.
     async fn counters(&mut self) -> Result<Vec<PeerCounters>, DeviceError> {
-        let traffic = setup::traffic(&self.ready.route, self.ready.if_index).await.map_err(failed("read the counters"))?;
+        let traffic =
+            setup::traffic(&self.ready.route, self.ready.if_index).await.map_err(failed("read the counters"))?;
         if self.quiet.has_lasted(traffic, Instant::now()) {
             return Ok(Vec::new());
         }

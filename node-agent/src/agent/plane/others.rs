@@ -45,7 +45,8 @@ impl Plane {
                 None => self.leftover.contains_key(&status.public_key),
             };
             if !same {
-                let peers = if self.peers.contains_key(&status.public_key) { &mut self.peers } else { &mut self.leftover };
+                let peers =
+                    if self.peers.contains_key(&status.public_key) { &mut self.peers } else { &mut self.leftover };
                 peers.insert(status.public_key, Arc::new(applying::plan_of(status)));
                 differs = true;
             }
