@@ -59,6 +59,7 @@ impl NetPlan {
             mark,
             listen_port,
             relay_ports,
+            relay_tcp_ports,
             api_servers,
             serves_api,
             masquerade,
@@ -66,8 +67,8 @@ impl NetPlan {
         } = self;
         (device, addresses, routes, own_pod_cidrs)
             == (&other.device, &other.addresses, &other.routes, &other.own_pod_cidrs)
-            && (own_node_cidrs, service_cidrs, relay_ports)
-                == (&other.own_node_cidrs, &other.service_cidrs, &other.relay_ports)
+            && (own_node_cidrs, service_cidrs) == (&other.own_node_cidrs, &other.service_cidrs)
+            && (relay_ports, relay_tcp_ports) == (&other.relay_ports, &other.relay_tcp_ports)
             && (mtu, mark, listen_port, cni) == (&other.mtu, &other.mark, &other.listen_port, &other.cni)
             && (api_servers, serves_api, masquerade) == (&other.api_servers, &other.serves_api, &other.masquerade)
     }

@@ -75,7 +75,7 @@ impl Echoes {
 impl Peer {
     /// A leg is ready: use it if it is needed.
     pub(super) fn consider_relay(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) {
-        if !self.wanted || self.direct.is_some() || self.trial.as_ref().is_some_and(super::Trial::has_moved) {
+        if !self.wanted || self.direct.is_some() || self.trial.as_ref().is_some_and(|trial| trial.has_moved()) {
             return;
         }
         let ready = self.relayed.legs.iter().find(|leg| leg.relay == relay && leg.is_ready());
@@ -258,7 +258,7 @@ impl Peer {
     /// Asks whether the relayed path in use is still there, unless that is being done, or was just done.
     pub(super) fn start_relay_check(&mut self, shared: &mut Shared, now: Instant) {
         let recent = self.traffic.checked.is_some_and(|at| now.saturating_duration_since(at) < MIN_GAP);
-        let tries = self.trial.as_ref().is_some_and(super::Trial::has_moved);
+        let tries = self.trial.as_ref().is_some_and(|trial| trial.has_moved());
         if !self.relayed.is_confirmed() || self.relayed.echoes.is_some() || tries || recent {
             return;
         }
