@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each sets up what it needs, or says exactly what is missing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help kernel-lane guest-lane setup setup-tests parts build release images generate check test unit lab recovery faults sim demo demo-env demo-down bench bench-userspace bench-kernel clean
+.PHONY: help kernel-lane guest-lane setup setup-tests parts build release images generate check test unit lab recovery faults sim demo demo-env demo-down bench bench-userspace bench-relay bench-kernel clean
 
 TARGET := x86_64-unknown-linux-gnu
 OUT = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
@@ -75,6 +75,9 @@ bench: setup-tests parts build ## measured figures, as ratios against a referenc
 
 bench-userspace: setup-tests build ## the userspace device against wireguard-go, in full: a quarter of an hour
 	@$(OUT)/ci/warren-bench userspace
+
+bench-relay: setup-tests build ## what the relay forwards, beside the kernel's NAT and coturn: some minutes
+	@$(OUT)/ci/warren-bench relay
 
 bench-kernel: setup-tests ## what Warren costs the kernel's WireGuard: per datagram here, throughput in a virtual machine
 	@./e2e/kernel/bench.sh

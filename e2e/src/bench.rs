@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod connect;
 pub mod datagrams;
 pub mod echo;
+pub mod forward;
 pub mod idle;
 pub mod machine;
 pub mod pair;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -33,11 +34,19 @@ pub fn of(pid: i32) -> Result<Usage> {
     };
     // Per thread in nanoseconds: the ticks of /proc/PID/stat are a fifth of what an idle agent may use in a minute.
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("listing threads")?;
-    let nanoseconds = |path: std::path::PathBuf| -> Option<f64> {
-        fs::read_to_string(path.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
-    };
-    let cpu: f64 = tasks.flatten().filter_map(|task| nanoseconds(task.path())).sum();
+    let cpu: f64 = tasks.flatten().filter_map(|task| nanoseconds(&task.path())).sum();
     Ok(Usage { rss_mib: mib("VmRSS:")?, file_mib: mib("RssFile:")?, cpu: cpu / 1e9 })
+}
+
+/// CPU time of the threads of this name, in seconds.
+pub fn of_threads(pid: i32, name: &str) -> Result<f64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("listing threads")?;
+    let named = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name);
+    Ok(tasks.flatten().map(|task| task.path()).filter(named).filter_map(|path| nanoseconds(&path)).sum::<f64>() / 1e9)
+}
+
+fn nanoseconds(task: &Path) -> Option<f64> {
+    fs::read_to_string(task.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
 }
 
 /// Processes of this name that run in the network namespace, without the short ones that kubelet starts as probes.

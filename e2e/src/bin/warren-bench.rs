@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use e2e::bench::{self, LAB, connect, idle, machine, profile, scale, stream, throughput, userspace};
+use e2e::bench::{self, LAB, connect, forward, idle, machine, profile, scale, stream, throughput, userspace};
 use e2e::images::binary;
 use e2e::parts::{self, Parts};
 use e2e::progress::Progress;
@@ -32,7 +32,7 @@ struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Everything but `userspace` and `profile`.
+    /// Everything but `userspace`, `relay` and `profile`.
     All,
     /// One TCP stream through Warren's device, a bare gotatun and wireguard-go.
     Throughput,
@@ -40,6 +40,8 @@ enum Part {
     Scale,
     /// Warren's device against wireguard-go: TCP and UDP, each way and both, few peers and many. Takes a quarter of an hour.
     Userspace,
+    /// What the relay forwards, beside the kernel's NAT and coturn. Takes some minutes.
+    Relay,
     /// Where the time of a userspace device goes, by samples that perf takes.
     Profile,
     /// Restarted agents and a stopped control plane, in the lab.
@@ -51,7 +53,7 @@ enum Part {
 impl Part {
     /// Only measured when it is asked for by name.
     fn is_apart(self) -> bool {
-        matches!(self, Self::Userspace | Self::Profile)
+        matches!(self, Self::Userspace | Self::Relay | Self::Profile)
     }
 }
 
@@ -87,6 +89,11 @@ fn run(args: Args) -> Result<()> {
         stream::check_machine()?;
         let peers: Vec<usize> = peers.into_iter().map(usize::from).collect();
         for table in userspace::measure(&peers, rounds, seconds, &progress)? {
+            println!("{table}");
+        }
+    }
+    if wanted(Part::Relay) {
+        for table in forward::measure(rounds, seconds, &progress)? {
             println!("{table}");
         }
     }
