@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each sets up what it needs, or says exactly what is missing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help kernel-lane guest-lane setup setup-tests parts build release images generate check test unit lab recovery faults sim demo demo-env demo-down bench bench-userspace bench-relay bench-kernel clean
+.PHONY: help kernel-lane lifecycle guest-lane setup setup-tests parts build release images generate check test unit lab recovery faults sim demo demo-env demo-down bench bench-userspace bench-relay bench-kernel clean
 
 TARGET := x86_64-unknown-linux-gnu
 OUT = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
@@ -60,6 +60,9 @@ recovery: ## the long form of the recovery tests: the control plane is gone for 
 
 faults: ## what docs/faults.md tells, with its figures: an API that is too busy for ten minutes, etcd gone, nodes that come back alone
 	@./e2e/stages.sh parts build faults
+
+lifecycle: ## upgrade and rollback under traffic, and what an uninstall leaves
+	@./e2e/stages.sh parts build lifecycle
 
 demo: parts build ## a real cluster behind real NATs, with Warren as its only network
 	@$(LAB) demo

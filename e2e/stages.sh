@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the named stages in order, stops at the first that fails, and says how long each took.
-# Usage: stages.sh STAGE...   with STAGE one of: check parts build unit kernel lab recovery guest faults
+# Usage: stages.sh STAGE...   with STAGE one of: check parts build unit kernel lab recovery guest faults lifecycle
 set -uo pipefail
 cd "$(dirname "$0")/.."
 summary=()
@@ -22,6 +22,7 @@ lab_tests() { cargo test --locked --workspace "${@/#/--test=}"; }
 stage_lab() { lab_tests lab demo single dual_stack nat_api trust hard_nat; }
 stage_recovery() { lab_tests recovery; }
 stage_guest() { lab_tests guest; }
+stage_lifecycle() { lab_tests lifecycle; }
 stage_faults() {
 	FAULT_SECONDS=600 cargo test --locked --workspace --test=agent_loop -- outages --nocapture &&
 		FAULT_PAUSE=10 cargo test --locked --workspace --test=node_faults -- --nocapture &&

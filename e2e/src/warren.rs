@@ -21,6 +21,11 @@ pub const CONVERGED: Duration = Duration::from_secs(180);
 
 /// Labels the nodes that answer STUN, installs the chart and returns what Helm said.
 pub fn install(lab: &Lab) -> Result<String> {
+    install_with(lab, &[])
+}
+
+/// The same with further settings (`--set a=b`).
+pub fn install_with(lab: &Lab, further: &[&str]) -> Result<String> {
     let reachable = |site: &Site| matches!(site, Site::Public | Site::OneToOne { .. });
     let running = lab.running();
     for node in running.iter().filter(|node| reachable(&node.site)) {
@@ -30,12 +35,27 @@ pub fn install(lab: &Lab) -> Result<String> {
     let labels = json!({"pod-security.kubernetes.io/enforce": "privileged"});
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}});
     lab.apply(&namespace.to_string())?;
-    helm(lab, &["install", RELEASE], &[])
+    helm(lab, &["install", RELEASE], further)
 }
 
 /// The same settings again, with further ones (`--set a=b`).
 pub fn upgrade(lab: &Lab, further: &[&str]) -> Result<String> {
     helm(lab, &["upgrade", RELEASE], further)
+}
+
+/// Back to an earlier revision of the release.
+pub fn rollback(lab: &Lab, revision: u32) -> Result<String> {
+    let revision = revision.to_string();
+    lab.helm(&["rollback", RELEASE, &revision, "-n", NAMESPACE, "--wait", "--timeout", INSTALL])
+}
+
+/// Waits until Kubernetes has replaced every pod of the release: Helm's `--wait` may return before the last agents.
+pub fn wait_rolled_out(lab: &Lab) -> Result<()> {
+    for workload in ["daemonset/warren-agent", "daemonset/warren-relay", "deployment/warren-operator"] {
+        let timeout = format!("--timeout={INSTALL}");
+        lab.kubectl(&["rollout", "status", "-n", NAMESPACE, workload, &timeout])?;
+    }
+    Ok(())
 }
 
 fn helm(lab: &Lab, verb: &[&str], further: &[&str]) -> Result<String> {
@@ -80,6 +100,14 @@ pub fn wait_condition(lab: &Lab, kind: &str, condition: &str) -> Result<()> {
             (_, false) => Err(lacking.join("; ")),
             _ => Ok(()),
         }
+    })
+}
+
+/// The same for one object.
+pub fn wait_condition_of(lab: &Lab, kind: &str, name: &str, condition: &str) -> Result<()> {
+    wait::until(&format!("{condition} on {kind} {name}"), CONVERGED, || {
+        let object = lab.kubectl_json(&["get", kind, name]).map_err(|error| format!("{error:#}"))?;
+        lacks(&object, condition).map_or(Ok(()), Err)
     })
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde::Serialize;
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -122,29 +123,52 @@ pub fn icmp(to: IpAddr, size: usize, timeout: Duration) -> Result<String> {
     bail!("no echo of {size} bytes from {to}")
 }
 
-/// A steady stream: what came back, and the longest time in which nothing did.
-pub fn stream(to: SocketAddr, length: Duration, interval: Duration, grace: Duration) -> Result<String> {
+/// What came back of a steady stream of packets.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Steady {
+    /// How many were sent.
+    sent: u64,
+    /// How many of them came back.
+    received: u64,
+    /// The longest time in which none did.
+    silence_ms: f64,
+}
+
+/// A steady stream until `is_over` says so of the time since its begin; the last packets have `grace` to come back.
+pub fn stream(
+    to: SocketAddr,
+    interval: Duration,
+    grace: Duration,
+    is_over: impl Fn(Duration) -> bool,
+) -> Result<Steady> {
     let socket = udp_socket(to, interval)?;
     let begin = Instant::now();
-    let (mut sent, mut received, mut silence, mut last) = (0_u64, 0_u64, Duration::ZERO, begin);
-    let mut seen = std::collections::BTreeSet::new();
-    while begin.elapsed() < length + grace && (begin.elapsed() < length || received < sent) {
-        if begin.elapsed() < length && begin.elapsed() >= interval * u32::try_from(sent).unwrap_or(u32::MAX) {
-            sent += 1;
-            // A route that is missing for a moment is part of what is measured.
-            let _ = socket.send(&sent.to_be_bytes());
+    let (mut sent, mut received, mut silence, mut last) = (0_u64, 0_u64, Duration::ZERO, Duration::ZERO);
+    let (mut seen, mut ended) = (std::collections::BTreeSet::new(), None);
+    loop {
+        let now = begin.elapsed();
+        let due = interval * u32::try_from(sent).unwrap_or(u32::MAX);
+        match ended {
+            Some(at) if received == sent || now >= at + grace => break,
+            None if is_over(now) => ended = Some(now),
+            None if now >= due => {
+                sent += 1;
+                // A route that is missing for a moment is part of what is measured.
+                let _ = socket.send(&sent.to_be_bytes());
+            }
+            _ => {}
         }
         let next = (interval * u32::try_from(sent).unwrap_or(u32::MAX)).saturating_sub(begin.elapsed());
         socket.set_read_timeout(Some(next.max(Duration::from_millis(1))))?;
         let mut buffer = [0; 8];
         if socket.recv(&mut buffer).is_ok() && seen.insert(buffer) {
             received += 1;
-            silence = silence.max(last.elapsed());
-            last = Instant::now();
+            silence = silence.max(begin.elapsed().saturating_sub(last));
+            last = begin.elapsed();
         }
     }
-    silence = silence.max(length.saturating_sub(last.duration_since(begin)));
-    Ok(json!({"sent": sent, "received": received, "silence_ms": silence.as_secs_f64() * 1000.0}).to_string())
+    silence = silence.max(ended.unwrap_or_default().saturating_sub(last));
+    Ok(Steady { sent, received, silence_ms: silence.as_secs_f64() * 1000.0 })
 }
 
 /// Writes the bytes that [`read_pattern`] expects.
@@ -168,12 +192,17 @@ pub fn read_pattern(input: &mut impl Read, bytes: u64) -> Result<u64> {
             .get(..length)
             .filter(|chunk| !chunk.is_empty())
             .with_context(|| format!("it ended after {at} of {bytes} bytes"))?;
-        if !chunk.iter().zip(at..).all(|(byte, at)| *byte == pattern(at)) {
+        if !is_pattern(chunk, at) {
             bail!("wrong bytes after {at} of {bytes}");
         }
         at += length as u64;
     }
     Ok(at)
+}
+
+/// Whether these are the bytes that follow the first `at`.
+pub fn is_pattern(bytes: &[u8], at: u64) -> bool {
+    bytes.iter().zip(at..).all(|(byte, at)| *byte == pattern(at))
 }
 
 fn pattern(at: u64) -> u8 {

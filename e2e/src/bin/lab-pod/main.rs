@@ -1,6 +1,7 @@
 //! What the lab's pods run: a server that says where it is, and the checks that reach others.
 
 mod check;
+mod endless;
 mod http;
 mod serve;
 mod webhook;
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use serde_json::json;
 
 /// The lab's workload.
 #[derive(Debug, Parser)]
@@ -101,6 +103,19 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         interval: u64,
     },
+    /// The same to several echo servers at once until SIGTERM, and print JSON by their names.
+    Pings {
+        /// Milliseconds between two packets to the same server.
+        #[arg(long, default_value_t = 100)]
+        interval: u64,
+        /// NAME=ADDRESS:PORT
+        targets: Vec<String>,
+    },
+    /// Download by one connection, at leisure, until SIGTERM, and print JSON: how many bytes, and the longest pause in milliseconds.
+    Flow {
+        /// Where a lab-pod serves, as http://ADDRESS:PORT
+        url: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -118,8 +133,11 @@ fn main() -> ExitCode {
         Command::Observed { from, observers } => check::observed(from, &observers, timeout),
         Command::Icmp { to, size } => check::icmp(to, size, timeout),
         Command::Stream { to, seconds, interval } => {
-            check::stream(to, Duration::from_secs(seconds), Duration::from_millis(interval), timeout)
+            let is_over = |now| now >= Duration::from_secs(seconds);
+            check::stream(to, Duration::from_millis(interval), timeout, is_over).map(|steady| json!(steady).to_string())
         }
+        Command::Pings { interval, targets } => endless::pings(&targets, Duration::from_millis(interval), timeout),
+        Command::Flow { url } => endless::flow(&url, timeout),
     };
     match result {
         Ok(text) => {
