@@ -112,7 +112,9 @@ fn collect(lab: &Lab, target: &Path) -> Result<()> {
         let dir = state.node(&node.name);
         let to = target.join(&node.name);
         fs::create_dir_all(&to).with_context(|| format!("making {}", to.display()))?;
-        for log in ["node.log", "containerd.log", "kubelet.log", "kube-proxy.log", "console", "output"] {
+        for log in
+            ["node.log", "containerd.log", "kubelet.log", "kube-proxy.log", "warren-agent.log", "console", "output"]
+        {
             let _ = fs::copy(dir.join(log), to.join(log));
         }
         if lab.scenario().is_guest(&node.name) {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::images::{binary, reference};
 use crate::lab::Lab;
+use crate::scenario::Node;
 use crate::wait;
 
 /// Where the lab's workload runs.
@@ -70,7 +71,12 @@ pub fn deploy(lab: &Lab) -> Result<Vec<Pod>> {
 
 /// The pods, once there is a running one on every running node.
 pub fn pods(lab: &Lab) -> Result<Vec<Pod>> {
-    let expected = lab.running().len();
+    pods_on(lab, &lab.running())
+}
+
+/// The pods, once there is a running one on each of these nodes: not every machine runs pods.
+pub fn pods_on(lab: &Lab, nodes: &[&Node]) -> Result<Vec<Pod>> {
+    let expected = nodes.len();
     wait::until(&format!("a running pod on each of {expected} nodes"), STARTED, || {
         let list = lab
             .kubectl_json(&["get", "pods", "-n", NAMESPACE, "-l", "app=lab-pod"])
