@@ -61,7 +61,7 @@ recovery: ## the long form of the recovery tests: the control plane is gone for 
 faults: ## what docs/faults.md tells, with its figures: an API that is too busy for ten minutes, etcd gone, nodes that come back alone
 	@./e2e/stages.sh parts build faults
 
-lifecycle: ## upgrade and rollback under traffic, what an uninstall leaves, and an agent without Kubernetes
+lifecycle: ## upgrade and rollback under traffic, what an uninstall leaves, beside another CNI, and without Kubernetes
 	@./e2e/stages.sh parts build lifecycle
 
 demo: parts build ## a real cluster behind real NATs, with Warren as its only network

@@ -22,7 +22,7 @@ lab_tests() { cargo test --locked --workspace "${@/#/--test=}"; }
 stage_lab() { lab_tests lab demo single dual_stack nat_api trust hard_nat; }
 stage_recovery() { lab_tests recovery; }
 stage_guest() { lab_tests guest; }
-stage_lifecycle() { lab_tests lifecycle external; }
+stage_lifecycle() { lab_tests lifecycle other_cni external; }
 stage_faults() {
 	FAULT_SECONDS=600 cargo test --locked --workspace --test=agent_loop -- outages --nocapture &&
 		FAULT_PAUSE=10 cargo test --locked --workspace --test=node_faults -- --nocapture &&

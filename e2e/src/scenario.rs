@@ -140,6 +140,12 @@ impl Scenario {
         Self { later: vec!["home-a".into()], ..Self::of(name, vec![control_plane(), home_a()]) }
     }
 
+    /// Two public nodes.
+    #[must_use]
+    pub fn pair(name: &str) -> Self {
+        Self::of(name, vec![control_plane(), public()])
+    }
+
     /// A control plane behind 1:1 NAT that advertises its private address, a public worker and a home.
     #[must_use]
     pub fn nat_api(name: &str) -> Self {

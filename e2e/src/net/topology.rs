@@ -121,6 +121,24 @@ pub fn attach(scenario: &Scenario, spec: &Node) -> Result<()> {
     default_route(&eth0, v4, v6)
 }
 
+/// Joins nodes by a switch of their own, besides the internet: each gets this interface with the address.
+pub fn switch(scenario: &Scenario, device: &str, ports: &[(&Node, Ipv4Net)]) -> Result<()> {
+    let lan = Namespace::of(&scenario.name, "lan");
+    lan.create()?;
+    lan.ip(&["link add switch type bridge", "link set switch up"])?;
+    for (spec, address) in ports {
+        let own = node(&scenario.name, &spec.name);
+        let port = uplink(&spec.name);
+        own.ip(&[
+            &format!("link add {device} type veth peer name {port} netns {}", lan.name()),
+            &format!("addr add {address} dev {device}"),
+            &format!("link set {device} up"),
+        ])?;
+        lan.ip(&[&format!("link set {port} master switch up")])?;
+    }
+    Ok(())
+}
+
 /// Removes a node's link and namespace, as pulling its plug would.
 pub fn detach(scenario: &Scenario, spec: &Node) -> Result<()> {
     let lab = &scenario.name;
