@@ -26,6 +26,8 @@ use serde_json::json;
 const DEVICE: &str = "eth1";
 /// The addresses of the two nodes there.
 const ADDRESSES: [&str; 2] = ["192.168.77.1/24", "192.168.77.2/24"];
+/// What Warren has nothing to do with here, under whatever name: the folder of CNI configurations, and the pods' ranges.
+const OF_THE_CNI: [&str; 2] = ["/etc/cni", "10.244."];
 /// Namespaces, pods and kube-proxy's rules settle within half a minute.
 const SETTLED: Duration = Duration::from_secs(120);
 
@@ -199,7 +201,8 @@ fn nothing_was_touched(before: &BTreeMap<String, Snapshot>, now: &BTreeMap<Strin
     Ok(())
 }
 
-/// By name, or by the table and the protocol that its routes and rules have.
+/// By name, or by the table and the protocol that its routes and rules have; and never where the CNI's part begins.
 fn is_ours(line: &str) -> bool {
-    line.contains(": + ") && ["warren", "table 2182", "proto 218"].iter().any(|word| line.contains(word))
+    let ours = ["warren", "table 2182", "proto 218"].iter().any(|word| line.contains(word));
+    line.contains(": + ") && ours && !OF_THE_CNI.iter().any(|word| line.contains(word))
 }
