@@ -146,7 +146,7 @@ pub(super) async fn is_up(route: &Connection<Route>, if_index: u32, name: &str) 
 
 /// What the interface itself counts: packets and bytes of all of its peers, handshakes and keepalives among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Traffic([u64; 4]);
+pub(super) struct Traffic(pub(super) [u64; 4]);
 
 /// What went through the interface so far.
 pub(super) async fn traffic(route: &Connection<Route>, if_index: u32) -> nlink::Result<Traffic> {

@@ -372,3 +372,26 @@ fn reply<T>(answer: oneshot::Sender<Result<T, DeviceError>>, result: Result<T, D
     let _ = answer.send(result);
     goes_on
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_nothing_to_tell_once_the_interface_has_stood_still() {
+        let mut quiet = Quiet::new();
+        let began = quiet.since;
+        let mut lasted = |traffic: u64, after: Duration| quiet.has_lasted(Traffic([traffic; 4]), began + after);
+        assert!(!lasted(1, Duration::ZERO));
+        assert!(!lasted(1, LIVELY - Duration::from_millis(1)));
+        assert!(lasted(1, LIVELY));
+        // A packet of anybody, and the peers are told of for as long again.
+        assert!(!lasted(2, LIVELY + Duration::from_secs(1)));
+        assert!(!lasted(2, LIVELY * 2));
+        assert!(lasted(2, LIVELY * 2 + Duration::from_secs(1)));
+        // So is a change that no packet made.
+        quiet.disturb(began + LIVELY * 3);
+        assert!(!quiet.has_lasted(Traffic([2; 4]), began + LIVELY * 4 - Duration::from_secs(1)));
+        assert!(quiet.has_lasted(Traffic([2; 4]), began + LIVELY * 4));
+    }
+}
