@@ -10,10 +10,9 @@ use wgdev::{Backend, DeviceError, PeerStatus};
 
 /// Between two looks at all peers.
 const LOOK: Duration = Duration::from_secs(5);
-/// A look at thousands of peers takes milliseconds: the next one waits a thousand times as long, so that looking costs a
-/// thousandth of a processor ..
-const SHARE: u32 = 1_000;
-/// .. unless that would be longer than this.
+/// A peer takes microseconds to look at: the more there are, the longer the next look waits ..
+const LOOK_PER_PEER: Duration = Duration::from_millis(6);
+/// .. but not longer than this. By their number and not by the clock, which a busy machine makes run fast.
 const LOOK_LAST: Duration = Duration::from_secs(30);
 
 impl Plane {
@@ -24,9 +23,9 @@ impl Plane {
 
     /// All peers of the device, after noting which of them are others than were applied.
     pub(super) async fn look(&mut self, now: Instant) -> Result<Vec<PeerStatus>, DeviceError> {
-        let began = Instant::now();
         let found = self.device.peers().await?;
-        self.look_at = now + (began.elapsed() * SHARE).clamp(LOOK, LOOK_LAST);
+        let peers = u32::try_from(found.len()).unwrap_or(u32::MAX);
+        self.look_at = now + LOOK_PER_PEER.saturating_mul(peers).clamp(LOOK, LOOK_LAST);
         if self.revision.is_some() && self.note_differences(&found) {
             tracing::warn!("another program changed peers of the mesh device; putting them back");
             // Whoever is asked to apply the plan next finds out by itself what that takes.
