@@ -72,7 +72,16 @@ struct Pending {
     files: BTreeMap<Name, Option<Vec<u8>>>,
     /// What the disk refused.
     refused: BTreeMap<Name, Option<Vec<u8>>>,
-    busy: bool,
+    /// What is being written.
+    writing: Option<(Name, Option<Vec<u8>>)>,
+}
+
+impl Pending {
+    /// The newest content that the disk does not have yet, if there is any; it may be that there is to be none.
+    fn newest(&self, name: &Name) -> Option<&Option<Vec<u8>>> {
+        let writing = self.writing.as_ref().filter(|(writing, _)| writing == name).map(|(_, content)| content);
+        self.files.get(name).or(writing).or_else(|| self.refused.get(name))
+    }
 }
 
 impl Queue {
@@ -111,10 +120,7 @@ impl Cache {
     /// Reads an object, be it still on its way to the disk or refused by it. A file that can't be trusted is moved aside and counts as absent.
     pub fn load<T: DeserializeOwned>(&self, name: &Name) -> Option<T> {
         let path = self.folder.join(&name.0);
-        let waiting = {
-            let pending = self.queue.lock();
-            pending.files.get(name).or_else(|| pending.refused.get(name)).cloned()
-        };
+        let waiting = self.queue.lock().newest(name).cloned();
         if let Some(waiting) = waiting {
             return waiting.and_then(|content| decode(&content).ok());
         }
@@ -164,7 +170,7 @@ impl Cache {
     /// Waits until everything asked for is on disk, or has failed.
     pub fn flush(&self) {
         let mut pending = self.queue.lock();
-        while pending.busy || !pending.files.is_empty() {
+        while pending.writing.is_some() || !pending.files.is_empty() {
             pending = self.queue.wake.wait(pending).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -210,7 +216,7 @@ impl Writer {
                     self.tell(Some(format!("{}: {e}", path.display())));
                 }
             }
-            pending.busy = false;
+            pending.writing = None;
             self.queue.wake.notify_all();
         }
     }
@@ -224,7 +230,7 @@ impl Writer {
         let mut pending = self.queue.lock();
         loop {
             if let Some(work) = pending.files.pop_first() {
-                pending.busy = true;
+                pending.writing = Some(work.clone());
                 return work;
             }
             let wait = retry_at.saturating_duration_since(Instant::now());
@@ -322,6 +328,22 @@ mod tests {
             assert!(!path.exists());
             assert_eq!(fs::read(cache.folder.join("mesh.corrupt")).unwrap(), bad);
         }
+    }
+
+    #[test]
+    fn what_is_being_written_is_what_is_there() {
+        let dir = TempDir::new("cache");
+        let (report, failed) = watch::channel(None);
+        let (folder, queue) = (dir.path().to_owned(), Arc::new(Queue::default()));
+        // No thread: the test itself stops in the middle of a write.
+        let cache = Cache { clock: Clock::of(&folder), folder: folder.clone(), queue: queue.clone(), failed };
+        let writer = Writer { folder, queue, report, retry: RETRY };
+        let name = Name::single("mesh");
+        cache.store(&name, &1);
+        writer.next(Instant::now());
+        assert_eq!(cache.load::<u8>(&name), Some(1));
+        cache.store(&name, &2);
+        assert_eq!(cache.load::<u8>(&name), Some(2));
     }
 
     #[test]
