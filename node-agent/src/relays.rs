@@ -168,7 +168,7 @@ impl Relays {
         for relay in wanted.iter().take(MAX_RELAYS) {
             if !self.channels.contains_key(&relay.id) {
                 self.start(relay.clone(), now);
-                news.push((relay.id, RelayNews::Connecting));
+                news.push((relay.id, RelayNews::Connecting { addresses: relay.udp.clone() }));
             }
         }
         news

@@ -35,7 +35,10 @@ impl fmt::Debug for RelayId {
 #[derive(Debug, Clone)]
 pub enum RelayNews {
     /// The channel is being made. What would be said over it waits, for a short while.
-    Connecting,
+    Connecting {
+        /// Where the relay's UDP ports are, best first: a session that the device kept is recognised as relayed by them.
+        addresses: Vec<IpAddr>,
+    },
     /// It carries messages. The engine speaks first, with Hello.
     Open {
         /// Where the relay's UDP ports are, best first.
@@ -148,12 +151,17 @@ pub(crate) fn preference(relay: &RelayId, one: &PublicKey, other: &PublicKey) ->
 
 impl Relay {
     /// Its channel is there: everybody is to be met over it.
-    pub(crate) fn opened(&mut self, mut addresses: Vec<IpAddr>, peers: impl Iterator<Item = PublicKey>) {
-        addresses.truncate(MAX_ADDRESSES);
+    pub(crate) fn opened(&mut self, addresses: Vec<IpAddr>, peers: impl Iterator<Item = PublicKey>) {
         self.channel = ControlChannel::Open;
-        self.addresses = addresses.into_iter().map(|ip| ip.to_canonical()).collect();
+        self.stands_at(addresses);
         self.drains = false;
         self.unsaid = peers.map(|peer| (peer, true)).collect();
+    }
+
+    /// Where its UDP ports are.
+    pub(crate) fn stands_at(&mut self, mut addresses: Vec<IpAddr>) {
+        addresses.truncate(MAX_ADDRESSES);
+        self.addresses = addresses.into_iter().map(|ip| ip.to_canonical()).collect();
     }
 
     /// Its channel is not there.

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use path::{Event, Input, Session, Transmit};
+use path::{Event, Input, PathState, RelayNews, Session, Transmit};
 use support::{Bench, addr};
 use wire::probe::Probe;
 
@@ -48,6 +48,31 @@ fn pass(bench: &mut Bench, time: Duration) -> Vec<Event> {
     }
     bench.now = end;
     events
+}
+
+#[test]
+fn a_session_at_a_relay_is_never_called_direct() {
+    for nominates in [true, false] {
+        let mut bench = Bench::new(nominates);
+        let relay = addr("192.0.2.9:51900");
+        bench.relay(RelayNews::Connecting { addresses: vec![relay.ip()] });
+        bench.add_peer(&[PEER]);
+        let session =
+            Session { peer: bench.peer, endpoint: relay, keepalive: Some(KEEPALIVE), last_handshake: KEEPALIVE };
+        bench.input(Input::Sessions(vec![session]));
+        let events = bench.events();
+        assert!(touches(&events).is_empty());
+        let token = events.iter().find_map(|e| if let Event::SendEcho { token, .. } = e { Some(*token) } else { None });
+        let peer = bench.peer;
+        // The relay's channel takes as long as it likes.
+        bench.input(Input::EchoReply { peer, token: token.unwrap() });
+        let states = bench.events().into_iter().filter_map(|event| match event {
+            Event::PathChanged { state, .. } => Some(state),
+            _ => None,
+        });
+        let last = states.last().expect("news");
+        assert!(matches!(last, PathState::Relayed { endpoint, .. } if endpoint == relay), "{last:?}");
+    }
 }
 
 #[test]

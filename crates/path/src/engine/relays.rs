@@ -13,7 +13,13 @@ use crate::relay::{ControlChannel, RelayId, RelayNews};
 impl Engine {
     pub(super) fn handle_relay(&mut self, id: RelayId, news: RelayNews) {
         match news {
-            RelayNews::Connecting => self.channel_lost(id, ControlChannel::Connecting),
+            RelayNews::Connecting { addresses } => {
+                self.channel_lost(id, ControlChannel::Connecting);
+                if let Some(relay) = self.shared.relays.entry(id) {
+                    relay.stands_at(addresses);
+                    self.recognise_relays();
+                }
+            }
             RelayNews::Closed => self.channel_lost(id, ControlChannel::Absent),
             RelayNews::Open { addresses } => {
                 // What was told over a channel before this one is void.
@@ -23,8 +29,7 @@ impl Engine {
                     return;
                 };
                 relay.opened(addresses, self.peers.keys());
-                let (shared, now) = (&mut self.shared, self.now);
-                self.peers.for_each(|peer| peer.recognise_relay(shared, now));
+                self.recognise_relays();
                 self.shared.send_control(id, ToRelay::Hello { version: VERSION, node: self.public_key });
                 self.channel_changed();
             }
@@ -84,6 +89,11 @@ impl Engine {
             }
             ToNode::Pong | ToNode::Data { .. } => {}
         }
+    }
+
+    fn recognise_relays(&mut self) {
+        let (shared, now) = (&mut self.shared, self.now);
+        self.peers.for_each(|peer| peer.recognise_relay(shared, now));
     }
 
     fn channel_lost(&mut self, id: RelayId, channel: ControlChannel) {

@@ -152,7 +152,8 @@ impl World {
             return;
         }
         for relay in 0..self.relays.len() {
-            self.relay_news(relay, node, RelayNews::Connecting);
+            let addresses = vec![self.relays[relay].plane.address()];
+            self.relay_news(relay, node, RelayNews::Connecting { addresses });
             let delay = self.signal_delay();
             let start = self.nodes[node].starts;
             self.after(delay, Action::Connect { relay, node, start });
