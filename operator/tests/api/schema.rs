@@ -169,6 +169,7 @@ pub async fn every_rule_accepts_and_refuses(cluster: &Cluster) -> Result<()> {
     said.extend(pools_only_grow(cluster).await?);
     said.insert(another_node_uid(cluster).await?);
     status_limits(cluster).await?;
+    said.insert(relay_without_an_address(cluster).await?);
     every_message_was_heard(&said)
 }
 
@@ -251,6 +252,24 @@ async fn status_limits(cluster: &Cluster) -> Result<()> {
         }
     }
     Ok(())
+}
+
+async fn relay_without_an_address(cluster: &Cluster) -> Result<String> {
+    use kube::api::{Patch, PatchParams};
+    cluster
+        .create(json!({ "apiVersion": "warren.dev/v1alpha1", "kind": "MeshRelay", "metadata": { "name": "n" }, "spec": {} }))
+        .await?;
+    let api = cluster.all::<crds::MeshRelay>();
+    let patch = |address: &str| Patch::Merge(json!({ "status": { "addresses": ["192.0.2.7", address] } }));
+    api.patch_status("n", &PatchParams::default(), &patch("2001:db8::7")).await?;
+    let says = "each entry must be an address like 192.0.2.7";
+    match api.patch_status("n", &PatchParams::default(), &patch("relay.example.org")).await {
+        Ok(_) => bail!("a relay's address must be one"),
+        Err(error) => {
+            ensure!(error.to_string().contains(says), "expected {says:?}, found: {error}");
+            Ok(error.to_string())
+        }
+    }
 }
 
 /// Every CEL rule of every definition was seen to refuse something.
