@@ -17,8 +17,8 @@ use super::PATIENCE;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Held while a child is started, and while a port is bound. A child has a copy of every descriptor
-/// until it becomes its program, so a port that a test has just closed would still be taken.
+/// Held while a child runs or is started, and while a port is bound. A child has a copy of every descriptor
+/// until it has become its program, so a port that a test has just closed would still be taken.
 static NO_CHILD: Mutex<()> = Mutex::new(());
 
 pub(super) fn no_child() -> MutexGuard<'static, ()> {
@@ -68,14 +68,9 @@ impl Namespace {
     pub fn command(&self, program: &str, args: &str) -> String {
         let (program, args) = (program.to_owned(), args.to_owned());
         self.run(move || {
-            let guard = no_child();
-            let child = Command::new(&program)
-                .args(args.split_whitespace())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn();
-            drop(guard);
-            let output = child.unwrap().wait_with_output().unwrap();
+            // To its end: `spawn` returns when the kernel has replaced the program, which is a moment before it closes the descriptors.
+            let _guard = no_child();
+            let output = Command::new(&program).args(args.split_whitespace()).output().unwrap();
             let error = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(output.status.success(), "{program} {args}: {error}");
             String::from_utf8_lossy(&output.stdout).into_owned()
