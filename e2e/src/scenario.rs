@@ -20,6 +20,10 @@ pub const OUTSIDE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 1), 2
 pub const OUTSIDE_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 1), 64);
 /// The port of the API server.
 pub const API_PORT: u16 = 6443;
+/// Where a relay's control channel is, by QUIC over UDP ..
+pub const RELAY_QUIC_PORT: u16 = 51899;
+/// .. and by TLS over TCP.
+pub const RELAY_TLS_PORT: u16 = 8443;
 
 /// Ethernet's.
 pub const MTU: u16 = 1500;

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::run;
 use crate::net::{shaper, topology};
 use crate::process::Process;
-use crate::scenario::{API_PORT, OUTSIDE, Scenario};
+use crate::scenario::{API_PORT, OUTSIDE, RELAY_QUIC_PORT, RELAY_TLS_PORT, Scenario};
 use crate::state::{State, write};
 use crate::wait;
 use inspect::{Rules, inspect};
@@ -146,7 +146,13 @@ impl Sniffer {
         inner.extend([MESH, UNIQUE_LOCAL].map(|net| net.parse::<IpNet>().expect("the constants are networks")));
         let cluster: Vec<IpAddr> = self.scenario.nodes.iter().map(|node| IpAddr::V4(node.outer_v4())).collect();
         let carried = if carried { self.scenario.carried_addresses() } else { Vec::new() };
-        let rules = Rules { inner, carried, cluster, underlay_ports: vec![API_PORT] };
+        let rules = Rules {
+            inner,
+            carried,
+            cluster,
+            underlay_ports: vec![API_PORT, RELAY_TLS_PORT],
+            underlay_udp_ports: vec![RELAY_QUIC_PORT],
+        };
         write(&self.state.dir().join("sniffer-rules.json"), serde_json::to_string(&rules)?)
     }
 }

@@ -24,8 +24,10 @@ pub struct Rules {
     pub carried: Vec<IpAddr>,
     /// The nodes' addresses on the underlay.
     pub cluster: Vec<IpAddr>,
-    /// TCP ports that are reached by the underlay on purpose: the API server's.
+    /// TCP ports that are reached by the underlay on purpose, all of them with TLS: the API server's, and a relay's control channel.
     pub underlay_ports: Vec<u16>,
+    /// UDP ports likewise: a relay's control channel over QUIC.
+    pub underlay_udp_ports: Vec<u16>,
 }
 
 struct Header {
@@ -73,9 +75,13 @@ fn exposes_carried(header: &Header, body: &[u8], rules: &Rules) -> bool {
         return false;
     }
     let port = |at| body.get(at..at + 2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_be_bytes);
+    let known = |known: &[u16]| [port(0), port(2)].into_iter().flatten().any(|port| known.contains(&port));
     match header.protocol {
-        TCP => ![port(0), port(2)].into_iter().flatten().any(|port| rules.underlay_ports.contains(&port)),
-        UDP => !body.get(8..).is_some_and(|payload| is_wireguard(payload) || is_stun(payload)),
+        TCP => !known(&rules.underlay_ports),
+        UDP => {
+            let outer = |payload| is_wireguard(payload) || is_stun(payload) || wire::relay::is_relay(payload);
+            !known(&rules.underlay_udp_ports) && !body.get(8..).is_some_and(outer)
+        }
         // Destination unreachable, packet too big and time exceeded are answers of the underlay about the underlay.
         ICMP => !matches!(body.first(), Some(3 | 11)),
         ICMP6 => !matches!(body.first(), Some(1..=3)),
@@ -151,6 +157,7 @@ mod tests {
             carried: vec![NODE.into()],
             cluster: vec![CP.into(), HOME.into()],
             underlay_ports: vec![6443],
+            underlay_udp_ports: vec![51899],
         }
     }
 
@@ -230,6 +237,8 @@ mod tests {
         assert!(seen(UDP, &udp(5, 6, b"hello")));
         assert!(!seen(UDP, &udp(5, 6, &[&[1, 0, 0, 0][..], &[0; 28]].concat())), "WireGuard");
         assert!(!seen(UDP, &udp(5, 6, &[&[0, 1, 0, 0][..], &STUN_COOKIE, &[0; 12]].concat())), "STUN");
+        assert!(!seen(UDP, &udp(5, 6, &[&[0x81][..], &[0; 79]].concat())), "a relay's message");
+        assert!(!seen(UDP, &udp(51899, 6, b"QUIC")) && seen(TCP, &tcp(51899, 6)), "a relay's control channel");
         assert!(!seen(ICMP, &[3, 4, 0, 0]) && seen(ICMP, &[8, 0, 0, 0]));
     }
 
