@@ -54,12 +54,14 @@ mod stats;
 mod table;
 
 pub use allocation::Destination;
-pub use exchange::{Arrival, Config, Event, Forward, Input, News, NodeId, RefusedReason, ReleasedReason, Transmit};
+pub use exchange::{Arrival, Config, Event, Forward, Input, News, NodeId, Transmit};
 pub use limits::{BIND_DEADLINE, IDLE_DEADLINE, MAX_ALLOCATIONS, MAX_NODES, MAX_PORTS};
 pub use pace::Rate;
 pub use schedule::Schedule;
 pub use source::is_admissible;
 pub use stats::{Outcome, Stats};
+/// What nodes are told by the control channel, word for word.
+pub use wire::control::{RefusedReason, ReleasedReason};
 
 use allocation::Allocation;
 use limits::{MAX_EVENTS, MAX_TRANSMITS};

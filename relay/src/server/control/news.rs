@@ -1,10 +1,10 @@
 //! What the data plane has to say to nodes.
 
 use wire::PublicKey;
-use wire::control::{self, Leg, ToNode};
+use wire::control::{Leg, ToNode};
 
 use super::{Refusal, Sessions};
-use crate::server::plane::{Event, News, RefusedReason, ReleasedReason};
+use crate::server::plane::{Event, News};
 
 impl Sessions {
     /// Passes news on to who is here and has asked about the partner, or for the pair. Others hear nothing: an offer of a node that
@@ -24,32 +24,13 @@ impl Sessions {
             News::Allocated { allocation, side, port, key, counter } => {
                 ToNode::Allocated { partner, leg: Leg { allocation, side, port, key, counter } }
             }
-            News::Refused(reason) => ToNode::Refused { partner, reason: refused(reason) },
+            News::Refused(reason) => ToNode::Refused { partner, reason },
             // BOUND has told the node itself, by the way that counts.
             News::Bound { .. } => return,
             News::Ready => ToNode::Ready(partner),
             News::Unbound => ToNode::Unbound(partner),
-            News::Released(reason) => ToNode::Released { partner, reason: released(reason) },
+            News::Released(reason) => ToNode::Released { partner, reason },
         };
         self.say(id, message);
-    }
-}
-
-const fn refused(reason: RefusedReason) -> control::RefusedReason {
-    match reason {
-        RefusedReason::NotAdmitted => control::RefusedReason::NotAdmitted,
-        RefusedReason::PortsExhausted => control::RefusedReason::PortsExhausted,
-        RefusedReason::Full => control::RefusedReason::Full,
-        RefusedReason::TooMany => control::RefusedReason::TooMany,
-    }
-}
-
-const fn released(reason: ReleasedReason) -> control::ReleasedReason {
-    match reason {
-        ReleasedReason::Asked => control::ReleasedReason::Asked,
-        ReleasedReason::NotBound => control::ReleasedReason::NotBound,
-        ReleasedReason::Idle => control::ReleasedReason::Idle,
-        ReleasedReason::Removed => control::ReleasedReason::Removed,
-        ReleasedReason::Unwanted => control::ReleasedReason::Unwanted,
     }
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use ipnet::IpNet;
+use wire::control::{RefusedReason, ReleasedReason};
 use wire::relay::{AllocationId, LegKey, MESSAGE_LEN, Side};
 
 use super::Destination;
@@ -123,34 +124,6 @@ pub enum News {
     Unbound,
     /// It is gone.
     Released(ReleasedReason),
-}
-
-/// Why there is no allocation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefusedReason {
-    /// One of the two is not admitted, or both are the same.
-    NotAdmitted,
-    /// No port is free at both.
-    PortsExhausted,
-    /// The relay has as many allocations as it may.
-    Full,
-    /// The node asks too often.
-    TooMany,
-}
-
-/// Why an allocation went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReleasedReason {
-    /// One of the two released it.
-    Asked,
-    /// It was not bound in time.
-    NotBound,
-    /// One of its legs was silent for too long.
-    Idle,
-    /// One of the two is not a member any more.
-    Removed,
-    /// One of the two wanted its port for a pair of its own, and never wanted this one.
-    Unwanted,
 }
 
 /// One or more datagrams of one source, as a socket gave them.
