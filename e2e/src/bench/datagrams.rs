@@ -3,15 +3,13 @@
 //! The sender offers more and more until clearly fewer arrive than before. Whatever gets lost is counted: the figure is what the
 //! receiver got, at the offered rate that served it best, beside what was lost on the way there.
 
-use std::fs::File;
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use nix::sched::{CloneFlags, setns};
+use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::bench::pair::{MESH, Pair};
@@ -51,7 +49,7 @@ pub struct Delivered {
 /// Looks for the highest rate that arrives.
 pub fn highest(pair: &Pair<'_>) -> Result<Delivered> {
     let receiver = Receiver::start(&pair.ends[1].namespace)?;
-    let sender = enter(&pair.ends[0].namespace, || {
+    let sender = pair.ends[0].namespace.enter(|| {
         let socket = UdpSocket::bind((MESH[0], 0)).context("binding the sender")?;
         socket.connect((MESH[1], PORT)).context("connecting the sender")?;
         Ok(socket)
@@ -115,7 +113,7 @@ struct Receiver {
 
 impl Receiver {
     fn start(namespace: &Namespace) -> Result<Self> {
-        let socket = enter(namespace, || UdpSocket::bind((MESH[1], PORT)).context("binding the receiver"))?;
+        let socket = namespace.enter(|| UdpSocket::bind((MESH[1], PORT)).context("binding the receiver"))?;
         setsockopt(&socket, sockopt::RcvBufForce, &ROOM).context("making room at the receiver")?;
         socket.set_read_timeout(Some(DRAINED)).context("setting a timeout")?;
         let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -156,15 +154,4 @@ impl Drop for Receiver {
             let _ = thread.join();
         }
     }
-}
-
-/// Makes a socket inside the namespace; it stays there, and this thread does not.
-fn enter(namespace: &Namespace, make: impl FnOnce() -> Result<UdpSocket> + Send + 'static) -> Result<UdpSocket> {
-    let path = namespace.path();
-    let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-    let inside = move || {
-        setns(&file, CloneFlags::CLONE_NEWNET).context("entering the namespace")?;
-        make()
-    };
-    thread::spawn(inside).join().map_err(|_| anyhow!("the thread in the namespace panicked"))?
 }

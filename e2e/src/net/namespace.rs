@@ -1,11 +1,13 @@
 //! One named network namespace.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
 
 use crate::command::{command, run, run_with_input};
 
@@ -73,6 +75,17 @@ impl Namespace {
         let mut inside = command("nsenter", [net.as_str(), "--", program]);
         inside.args(args);
         inside
+    }
+
+    /// Runs `job` inside, in a thread of its own: what it opens belongs there, and the caller stays where it is.
+    pub fn enter<T: Send + 'static>(&self, job: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        let path = self.path();
+        let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let inside = move || {
+            setns(&file, CloneFlags::CLONE_NEWNET).context("entering the namespace")?;
+            job()
+        };
+        thread::spawn(inside).join().map_err(|_| anyhow!("the thread in the namespace panicked"))?
     }
 
     /// Runs `ip` commands inside, in order, in one process.

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use wire::relay::{AllocationId, Body, Frame, Header, LegKey, Side, seal};
 
 use super::load::{receive, send};
-use super::wires::{Wires, inside};
+use super::wires::Wires;
 
 /// A running data plane and the one that speaks to it.
 pub struct Relay {
@@ -34,7 +34,7 @@ impl Relay {
     pub fn start(wires: &Wires, config: Config) -> Result<Self> {
         let runtime = Builder::new_current_thread().build().context("a runtime")?;
         let forwarder =
-            inside(&wires.middle, move || Forwarder::start(config, [1; 32]).context("starting the data plane"))?;
+            wires.middle.enter(move || Forwarder::start(config, [1; 32]).context("starting the data plane"))?;
         let control = forwarder.control();
         let events = runtime.block_on(control.subscribe())?;
         Ok(Self { forwarder, control, events, runtime })

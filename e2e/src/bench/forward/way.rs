@@ -11,7 +11,7 @@ use socket2::Socket;
 
 use super::leg::{self, Relay};
 use super::turn;
-use super::wires::{End, FAR, FIRST_PORT, NEAR, RECEIVER, Wires, inside};
+use super::wires::{End, FAR, FIRST_PORT, NEAR, RECEIVER, Wires};
 use crate::bench::usage;
 use crate::net::namespace::Namespace;
 use crate::wait;
@@ -163,11 +163,11 @@ fn by_coturn(wires: &Wires, from: &[Socket], pairs: usize) -> Result<(Vec<Flow>,
     let server = SocketAddr::from((NEAR, TURN_PORT));
     let listens = wires.middle.clone();
     wait::until("coturn", STARTED, || {
-        let table = inside(&listens, || std::fs::read_to_string("/proc/thread-self/net/udp").context("the sockets"));
+        let table = listens.enter(|| std::fs::read_to_string("/proc/thread-self/net/udp").context("the sockets"));
         let open = format!(":{TURN_PORT:04X} ");
         table.is_ok_and(|table| table.contains(&open)).then_some(()).ok_or_else(|| "no socket yet".to_owned())
     })?;
-    for (index, socket) in from.iter().take(pairs).enumerate() {
+    for (index, socket) in from.iter().enumerate() {
         turn::allocate(socket, server, SocketAddr::from((RECEIVER, super::wires::port(index))))
             .with_context(|| format!("allocation {index} of coturn"))?;
     }

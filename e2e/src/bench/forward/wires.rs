@@ -1,11 +1,8 @@
 //! Three namespaces in a row.
 
-use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::thread;
 
-use anyhow::{Context, Result, anyhow};
-use nix::sched::{CloneFlags, setns};
+use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use udpsock::control;
@@ -55,7 +52,7 @@ impl Wires {
             End::Sender => (&self.sender, SENDER),
             End::Receiver => (&self.receiver, RECEIVER),
         };
-        inside(namespace, move || (0..count).map(|index| open(SocketAddr::from((ip, port(index))))).collect())
+        namespace.enter(move || (0..count).map(|index| open(SocketAddr::from((ip, port(index))))).collect())
     }
 }
 
@@ -85,15 +82,4 @@ fn open(address: SocketAddr) -> Result<Socket> {
     control::receive_merged(&socket).context("asking for merged datagrams")?;
     socket.bind(&address.into()).with_context(|| format!("binding {address}"))?;
     Ok(socket)
-}
-
-/// Runs `job` in the namespace: what it opens belongs there.
-pub fn inside<T: Send + 'static>(namespace: &Namespace, job: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let path = namespace.path();
-    let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-    let entered = move || {
-        setns(&file, CloneFlags::CLONE_NEWNET).context("entering the namespace")?;
-        job()
-    };
-    thread::spawn(entered).join().map_err(|_| anyhow!("the thread in the namespace panicked"))?
 }
