@@ -79,12 +79,18 @@ pub enum ToRelay {
     },
     /// Are you there? For channels that have no keepalive of their own.
     Ping,
-    /// A WireGuard message for the partner of this allocation, from a node that cannot send UDP.
+    /// A WireGuard message for the partner of this allocation, from a node whose leg is this channel.
     Data {
         /// Whose leg.
         allocation: AllocationId,
         /// At most [`MAX_FORWARDED_LEN`] bytes.
         packet: Vec<u8>,
+    },
+    /// My leg of the pair with this node is this channel: I cannot send UDP. Valid once the pair was [`ToNode::Allocated`]; it binds the leg
+    /// as a BIND does that was answered, and whichever of the two came last counts. The leg goes with the channel.
+    Attach {
+        /// With whom.
+        partner: PublicKey,
     },
 }
 
@@ -121,7 +127,7 @@ pub enum ToNode {
         /// Why.
         reason: RefusedReason,
     },
-    /// Both legs are bound: packets pass from now on.
+    /// Both legs are bound, to an address or a channel each: packets pass from now on.
     Ready(PublicKey),
     /// Another leg took your source, so the NAT in between gave it to somebody else: bind again.
     Unbound(PublicKey),
@@ -153,7 +159,7 @@ pub enum ToNode {
     },
     /// I am here.
     Pong,
-    /// A WireGuard message of your partner.
+    /// A WireGuard message of your partner, for a leg that is this channel.
     Data {
         /// Of which pair.
         allocation: AllocationId,

@@ -29,6 +29,7 @@ fn to_relay() -> Vec<ToRelay> {
         ToRelay::Signal { to: NODE, bytes: vec![3; 356] },
         ToRelay::Ping,
         ToRelay::Data { allocation: AllocationId(u64::MAX), packet: vec![4; MAX_FORWARDED_LEN] },
+        ToRelay::Attach { partner: NODE },
     ];
     all.extend(addresses().map(|to| ToRelay::Stray { to, tx: TX }));
     all

@@ -204,6 +204,7 @@ fn expected_to_relay(row: &Row) -> Option<ToRelay> {
         "stray" => ToRelay::Stray { to: row.text("address").parse().unwrap(), tx: TransactionId(row.array("tx")) },
         "ping" => ToRelay::Ping,
         "data" => ToRelay::Data { allocation: allocation(row), packet: bytes() },
+        "attach" => ToRelay::Attach { partner: key() },
         _ => return None,
     })
 }

@@ -254,6 +254,7 @@ controls = [
     ("stray", {"address": show(V4), **tx}, (0x07, TX, address(*V4))),
     ("ping", {}, (0x08,)),
     ("data", {"allocation": "%016x" % 5, "bytes": "04000000"}, (0x09, u64(5), b"\x04\0\0\0")),
+    ("attach", key, (0x0A, NODE)),
     ("welcome", {"boot": 2**64 - 1, "address": show(V4)}, (0x81, u64(2**64 - 1), address(*V4))),
     ("welcome", {"boot": 0, "address": show(V6)}, (0x81, u64(0), address(*V6))),
     *[("denied", {"reason": n}, (0x82, bytes([n]))) for n in range(5)],

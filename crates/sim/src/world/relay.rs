@@ -306,7 +306,8 @@ impl World {
                 let news = host.plane.release(key, partner);
                 self.tell_all(relay, news);
             }
-            ToRelay::Ping | ToRelay::Data { .. } => {}
+            // Every node of this world sends UDP.
+            ToRelay::Ping | ToRelay::Data { .. } | ToRelay::Attach { .. } => {}
         }
     }
 

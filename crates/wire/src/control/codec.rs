@@ -24,6 +24,7 @@ mod kind {
     pub(super) const STRAY: u8 = 0x07;
     pub(super) const PING: u8 = 0x08;
     pub(super) const DATA: u8 = 0x09;
+    pub(super) const ATTACH: u8 = 0x0a;
 
     pub(super) const WELCOME: u8 = 0x81;
     pub(super) const DENIED: u8 = 0x82;
@@ -74,6 +75,7 @@ impl ToRelay {
             Self::Data { allocation, packet } => {
                 message.kind(kind::DATA).u64(allocation.0).tail(packet, MAX_FORWARDED_LEN)
             }
+            Self::Attach { partner } => message.kind(kind::ATTACH).key(partner),
         };
         message.finish();
     }
@@ -127,6 +129,7 @@ pub fn decode_to_relay(message: &[u8]) -> Result<ToRelay, Malformed> {
         kind::STRAY => ToRelay::Stray { tx: TransactionId(rest.array()?), to: rest.address()? },
         kind::PING => ToRelay::Ping,
         kind::DATA => ToRelay::Data { allocation: AllocationId(rest.u64()?), packet: rest.tail(MAX_FORWARDED_LEN)? },
+        kind::ATTACH => ToRelay::Attach { partner: rest.key()? },
         _ => return Err(Malformed),
     };
     rest.finish(decoded)

@@ -25,7 +25,7 @@ impl Sessions {
             ToRelay::Stray { to, tx } => self.stray(session, to, tx, remote, now),
             ToRelay::Ping => self.say(session, ToNode::Pong),
             // Legs over the channel are not there yet, so no allocation has one.
-            ToRelay::Data { .. } => self.stats.refused(Refusal::Data),
+            ToRelay::Data { .. } | ToRelay::Attach { .. } => self.stats.refused(Refusal::Data),
         }
     }
 
