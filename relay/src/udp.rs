@@ -1,21 +1,27 @@
 //! The shell of the [data plane](crate::server::plane): a thread with a socket for every relay port.
 //!
-//! The thread runs without a runtime and shares nothing with the rest of the process but three queues: commands in, events out, and
-//! a snapshot of counters. Whatever becomes of those who speak to it, also by a panic, it goes on with what it has; a front end
+//! The thread runs without a runtime and shares nothing with the rest of the process but queues: commands and the packets of channels in,
+//! events out, packets out by the queue of each channel, and a snapshot of counters. Whatever becomes of those who speak to it, also by a panic, it goes on with what it has; a front end
 //! that starts anew subscribes to the events again and asks for its nodes' allocations again.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use channel::Outlet;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
+use wire::control::ToNode;
 
-use crate::server::plane::{Config, Event, Input, Stats};
+use crate::server::plane::{ChannelId, Config, Event, Input, Stats};
 
+mod line;
 mod run;
 mod socket;
 
+use line::Bell;
+pub use line::Inlet;
 pub use socket::bind;
 
 /// Commands that wait for the thread. Senders wait beyond that, so a burst of requests slows those who make it.
@@ -35,10 +41,16 @@ pub struct Snapshot {
     pub send_errors: u64,
     /// Receptions that failed.
     pub receive_errors: u64,
+    /// Packets that were dropped because a channel's lane was full: its node reads slowly, or its path is slow.
+    pub slow: u64,
+    /// Times that packets were dropped because their channel had just ended.
+    pub unreachable: u64,
 }
 
 enum Command {
     Input(Input),
+    /// What goes to this channel goes in here.
+    Open(ChannelId, Outlet<ToNode>),
     Subscribe(mpsc::Sender<Event>),
 }
 
@@ -55,7 +67,10 @@ pub struct Forwarder {
 #[derive(Debug, Clone)]
 pub struct Control {
     commands: mpsc::Sender<Command>,
-    wake: Arc<EventFd>,
+    bell: Arc<Bell>,
+    inlet: Inlet,
+    /// How many channels were named.
+    named: Arc<AtomicU64>,
 }
 
 /// The data plane has ended.
@@ -71,14 +86,16 @@ impl Forwarder {
     pub fn start(config: Config, seed: [u8; 32]) -> io::Result<Self> {
         let sockets = bind(&config)?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let wake = Arc::new(EventFd::from_flags(flags)?);
+        let bell = Arc::new(Bell::new(EventFd::from_flags(flags)?));
+        let (inlet, lines) = line::lines(Arc::clone(&bell));
         let stop = Arc::new(EventFd::from_flags(flags)?);
         let snapshot = Arc::default();
         let (commands, inbox) = mpsc::channel(COMMANDS);
-        let signals = run::Signals { wake: Arc::clone(&wake), stop: Arc::clone(&stop), inbox };
+        let signals = run::Signals { bell: Arc::clone(&bell), stop: Arc::clone(&stop), inbox, lines };
         let run = run::Run::new(config, seed, sockets, signals, Arc::clone(&snapshot))?;
         let thread = std::thread::Builder::new().name("relay-udp".into()).spawn(move || run.run())?;
-        Ok(Self { control: Control { commands, wake }, stop, snapshot, thread: Some(thread) })
+        let control = Control { commands, bell, inlet, named: Arc::default() };
+        Ok(Self { control, stop, snapshot, thread: Some(thread) })
     }
 
     /// A handle to speak to it.
@@ -121,7 +138,28 @@ impl Control {
         self.command(Command::Input(input)).await
     }
 
-    /// The events from now on; those that nobody took until then come first. The subscriber before gets no more.
+    /// A number for a channel, which was given to none before, in no life of whoever holds them.
+    #[must_use]
+    pub fn name_channel(&self) -> ChannelId {
+        ChannelId(self.named.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Says where packets for this channel go, until it is detached.
+    ///
+    /// # Errors
+    /// When the data plane has ended.
+    pub async fn open(&self, channel: ChannelId, outlet: Outlet<ToNode>) -> Result<(), Ended> {
+        self.command(Command::Open(channel, outlet)).await
+    }
+
+    /// Where packets of channels go in.
+    #[must_use]
+    pub fn inlet(&self) -> Inlet {
+        self.inlet.clone()
+    }
+
+    /// The events from now on; those that nobody took until then come first. The subscriber before gets no more, and its channels are
+    /// legs no more.
     ///
     /// # Errors
     /// When the data plane has ended.
@@ -133,7 +171,7 @@ impl Control {
 
     async fn command(&self, command: Command) -> Result<(), Ended> {
         self.commands.send(command).await.map_err(|_| Ended)?;
-        let _ = self.wake.write(1);
+        self.bell.ring();
         Ok(())
     }
 }

@@ -5,6 +5,8 @@
 #[path = "plane/support.rs"]
 mod support;
 
+#[path = "plane/attach.rs"]
+mod attach;
 #[path = "plane/binding.rs"]
 mod binding;
 #[path = "plane/colouring.rs"]

@@ -225,7 +225,7 @@ impl Dial {
         let socket = self.socket(address, Type::STREAM)?;
         let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
         let stream = socket.connect(address).await?;
-        stream.set_nodelay(true)?;
+        tls::prepare(&stream)?;
         let name = ServerName::IpAddress(address.ip().into());
         let stream = TlsConnector::from(Arc::new(self.config.clone())).connect(name, stream).await?;
         if stream.get_ref().1.alpn_protocol() != Some(ALPN) {

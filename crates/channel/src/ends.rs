@@ -10,8 +10,10 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::TlsStream;
 use wire::control::{ToNode, ToRelay};
+use wire::relay::AllocationId;
 
 use crate::message::{Frames, Message};
+use crate::packets::Packets;
 use crate::queue::Queue;
 use crate::{RecvError, SendError};
 
@@ -48,6 +50,22 @@ pub type RelayChannel = Channel<ToNode, ToRelay>;
 pub struct Sender<Out = ToRelay> {
     open: Arc<Open>,
     messages: PhantomData<fn(Out)>,
+}
+
+/// Hands packets over without keeping the channel open.
+#[derive(Debug)]
+pub struct Outlet<Out = ToRelay> {
+    queue: Arc<Queue>,
+    messages: PhantomData<fn(Out)>,
+}
+
+/// What a [`Receiver`] has heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard<In = ToNode> {
+    /// A message that is no packet.
+    Message(In),
+    /// Packets, which are where they were asked for.
+    Packets,
 }
 
 /// Hears things.
@@ -160,6 +178,21 @@ impl<Out: Message> Sender<Out> {
         self.open.queue.push(message)
     }
 
+    /// Hands packets over. They leave behind all messages, in lanes of their own; where there is no room the oldest of the
+    /// allocation are dropped, as a network would. Returns how many.
+    ///
+    /// # Errors
+    /// When the channel has ended.
+    pub fn offer<'a>(&self, packets: impl IntoIterator<Item = (AllocationId, &'a [u8])>) -> Result<usize, SendError> {
+        self.open.queue.offer::<Out>(packets)
+    }
+
+    /// A handle for packets alone, with which the channel does not stay open.
+    #[must_use]
+    pub fn outlet(&self) -> Outlet<Out> {
+        Outlet { queue: Arc::clone(&self.open.queue), messages: PhantomData }
+    }
+
     /// What carries the channel.
     #[must_use]
     pub fn transport(&self) -> Transport {
@@ -186,6 +219,22 @@ impl<Out> Clone for Sender<Out> {
     }
 }
 
+impl<Out: Message> Outlet<Out> {
+    /// As [`Sender::offer`].
+    ///
+    /// # Errors
+    /// When the channel has ended.
+    pub fn offer<'a>(&self, packets: impl IntoIterator<Item = (AllocationId, &'a [u8])>) -> Result<usize, SendError> {
+        self.queue.offer::<Out>(packets)
+    }
+}
+
+impl<Out> Clone for Outlet<Out> {
+    fn clone(&self) -> Self {
+        Self { queue: Arc::clone(&self.queue), messages: PhantomData }
+    }
+}
+
 impl Drop for Open {
     fn drop(&mut self) {
         self.queue.close();
@@ -202,6 +251,24 @@ impl<In: Message> Receiver<In> {
             return Ok(None);
         }
         let result = self.next().await;
+        self.watch(result)
+    }
+
+    /// The next message that is no packet, or all packets that are here before it, up to a turn's worth. Packets go where the argument
+    /// says, behind what is there. As [`Self::recv`] otherwise; for channels that carry much.
+    ///
+    /// # Errors
+    /// Those of [`Self::recv`].
+    pub async fn hear(&mut self, packets: &mut Packets) -> Result<Option<Heard<In>>, RecvError> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let result = self.next_or_packets(packets).await;
+        self.watch(result)
+    }
+
+    /// Ends the channel unless there was something to hear.
+    fn watch<T>(&mut self, result: Result<Option<T>, RecvError>) -> Result<Option<T>, RecvError> {
         if !matches!(result, Ok(Some(_))) {
             self.is_over = true;
             self.queue.end();
@@ -211,42 +278,76 @@ impl<In: Message> Receiver<In> {
 
     async fn next(&mut self) -> Result<Option<In>, RecvError> {
         loop {
-            while let Some(message) = self.frames.next::<In>()? {
-                if !message.is_keepalive() {
-                    return Ok(Some(message));
-                }
-                if In::IS_ASKED {
-                    // No room for it: then the other end does not read and is about to be closed.
-                    let _ = self.queue.push(&ToNode::Pong);
-                }
+            if let Some(message) = self.next_here()? {
+                return Ok(Some(message));
             }
-            let room = self.frames.room();
-            let read = async {
-                match &mut self.reader {
-                    Reader::Quic(_, stream) => stream.read_buf(room).await,
-                    Reader::Tls(stream) => stream.read_buf(room).await,
-                }
-            };
-            let read = tokio::select! {
-                read = read => read,
-                () = self.queue.ended() => return Ok(None),
-                () = passed(self.idle_at) => return Err(RecvError::Idle),
-            };
-            match read {
-                Ok(0) if self.frames.is_empty() => return Ok(None),
-                Ok(0) => return Err(RecvError::Truncated),
-                Ok(_) => self.idle_at = self.idle_at.map(|_| Instant::now() + IDLE),
-                Err(error) => return self.lost(error),
+            if !self.read().await? {
+                return Ok(None);
             }
         }
     }
 
+    async fn next_or_packets(&mut self, packets: &mut Packets) -> Result<Option<Heard<In>>, RecvError> {
+        loop {
+            self.frames.packets::<In>(packets)?;
+            if !packets.is_empty() {
+                return Ok(Some(Heard::Packets));
+            }
+            if let Some(message) = self.next_here()? {
+                return Ok(Some(Heard::Message(message)));
+            }
+            if !self.read().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The next message of those that have come.
+    fn next_here(&mut self) -> Result<Option<In>, RecvError> {
+        while let Some(message) = self.frames.next::<In>()? {
+            if !message.is_keepalive() {
+                return Ok(Some(message));
+            }
+            if In::IS_ASKED {
+                // No room for it: then the other end does not read and is about to be closed.
+                let _ = self.queue.push(&ToNode::Pong);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads once; `false` at the end.
+    async fn read(&mut self) -> Result<bool, RecvError> {
+        let room = self.frames.room();
+        let read = async {
+            match &mut self.reader {
+                Reader::Quic(_, stream) => stream.read_buf(room).await,
+                Reader::Tls(stream) => stream.read_buf(room).await,
+            }
+        };
+        let read = tokio::select! {
+            read = read => read,
+            () = self.queue.ended() => return Ok(false),
+            () = passed(self.idle_at) => return Err(RecvError::Idle),
+        };
+        match read {
+            Ok(0) if self.frames.is_empty() => Ok(false),
+            Ok(0) => Err(RecvError::Truncated),
+            Ok(length) => {
+                self.frames.came(length);
+                self.idle_at = self.idle_at.map(|_| Instant::now() + IDLE);
+                Ok(true)
+            }
+            Err(error) => self.lost(error),
+        }
+    }
+
     /// What an error of the transport means.
-    fn lost(&self, error: std::io::Error) -> Result<Option<In>, RecvError> {
+    fn lost(&self, error: std::io::Error) -> Result<bool, RecvError> {
         use quinn::ConnectionError::{ApplicationClosed, LocallyClosed, TimedOut};
         let Reader::Quic(connection, _) = &self.reader else { return Err(RecvError::Lost(error)) };
         match connection.close_reason() {
-            Some(ApplicationClosed(_) | LocallyClosed) if self.frames.is_empty() => Ok(None),
+            Some(ApplicationClosed(_) | LocallyClosed) if self.frames.is_empty() => Ok(false),
             Some(ApplicationClosed(_) | LocallyClosed) => Err(RecvError::Truncated),
             Some(TimedOut) => Err(RecvError::Idle),
             _ => Err(RecvError::Lost(error)),

@@ -17,6 +17,9 @@
 //! [`Ping`](wire::control::ToRelay::Ping) that the other end answers; neither leaves this crate. After [`IDLE`] without a sign the channel ends.
 //! Dropping the last sender closes it, after what was said last.
 //!
+//! Packets of nodes that cannot send UDP travel on the same stream ([`Sender::offer`], [`Receiver::hear`]). They wait behind all messages,
+//! in a lane for each allocation, and are dropped where a message would end the channel: who reads slowly loses packets and nothing else.
+//!
 //! # What it refuses
 //!
 //! * To speak TLS 1.2, to resume sessions, to send early data, to take certificates.
@@ -28,18 +31,22 @@ mod connect;
 mod ends;
 mod gate;
 mod identity;
+mod lanes;
 mod listen;
 mod message;
+mod packets;
 mod queue;
 mod quic;
 mod tls;
 
 pub use connect::{Attempt, ConnectError, HEAD_START, MAX_ADDRESSES, Options, STAGGER, Target, connect};
-pub use ends::{Channel, IDLE, KEEPALIVE, Receiver, RelayChannel, Sender, Transport};
+pub use ends::{Channel, Heard, IDLE, KEEPALIVE, Outlet, Receiver, RelayChannel, Sender, Transport};
 pub use gate::{MAX_NEWCOMERS, MAX_NEWCOMERS_OF_SOURCE, Place};
 pub use identity::{IDENTITY_LEN, Identity};
+pub use lanes::{LANE_LEN, LANE_PACKETS, LANES_LEN};
 pub use listen::{HANDSHAKE_TIMEOUT, Incoming, ListenError, Listener};
 pub use message::Message;
+pub use packets::{PACKET_COST, PACKETS_COST, Packets};
 pub use queue::QUEUE_LEN;
 
 /// Why something could not be said.

@@ -260,7 +260,7 @@ async fn tls_handshake(
     stream: TcpStream,
     remote: SocketAddr,
 ) -> io::Result<([u8; IDENTITY_LEN], RelayChannel)> {
-    stream.set_nodelay(true)?;
+    tls::prepare(&stream)?;
     let stream = acceptor.accept(stream).await?;
     let (_, session) = stream.get_ref();
     let identity = tls::proven(session.peer_certificates()).ok_or_else(no_key)?;

@@ -1,5 +1,6 @@
 //! TLS 1.3 with raw public keys on both sides (RFC 7250): no certificate, no name, no authority, no session that is resumed.
 
+use std::io;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,9 +13,21 @@ use rustls::version::TLS13;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
 };
+use socket2::SockRef;
+use tokio::net::TcpStream;
 use wire::control::ALPN;
 
 use crate::identity::{IDENTITY_LEN, Identity, from_spki};
+
+/// Bytes that the kernel holds of a connection and has not sent. Beyond that packets wait, and grow old and are dropped, where they can be
+/// told apart; below it a fast path would run dry between two writes.
+const UNSENT_LEN: u32 = 128 * 1024;
+
+/// Sets a connection up to carry small messages at once, and packets without a long queue.
+pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_LEN)
+}
 
 /// For a node that will speak to the relay with this identity and to nobody else.
 pub(crate) fn client_config(identity: &Identity, relay: [u8; IDENTITY_LEN]) -> Result<ClientConfig, Error> {

@@ -152,6 +152,12 @@ pub fn is_relay(datagram: &[u8]) -> bool {
     datagram.len() == MESSAGE_LEN && codec::Kind::of(datagram[0]).is_some()
 }
 
+/// Whether a WireGuard message belongs to a handshake rather than being data: what a session cannot begin without.
+#[must_use]
+pub fn is_handshake(message: &[u8]) -> bool {
+    matches!(message, [1..=3, 0, 0, 0, ..])
+}
+
 /// Whether a relay may forward a datagram: a WireGuard message of one of the four types, reserved bytes zero, with the
 /// length that its type has (the WireGuard paper, section 5.4; data is 32 bytes and more).
 #[must_use]

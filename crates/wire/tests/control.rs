@@ -77,7 +77,7 @@ fn to_node() -> Vec<ToNode> {
     all
 }
 
-fn encoded<T>(message: &T, encode: fn(&T, &mut Vec<u8>)) -> Vec<u8> {
+fn encoded<T>(message: &T, encode: impl Fn(&T, &mut Vec<u8>)) -> Vec<u8> {
     let mut bytes = vec![0xee];
     encode(message, &mut bytes);
     bytes.remove(0);
@@ -126,14 +126,30 @@ fn a_leg_key_is_not_printed() {
     assert!(!shown.contains("171") && !shown.contains("abab"), "{shown}");
 }
 
+#[test]
+fn data_is_read_and_written_without_owning_the_packet() {
+    let (allocation, packet) = (AllocationId(0x0102_0304_0506_0708), vec![4; 1432]);
+    let to_relay = encoded(&ToRelay::Data { allocation, packet: packet.clone() }, ToRelay::encode);
+    let to_node = encoded(&ToNode::Data { allocation, packet: packet.clone() }, ToNode::encode);
+    assert_eq!(encoded(&(), |(), out| ToRelay::encode_data(allocation, &packet, out)), to_relay);
+    assert_eq!(encoded(&(), |(), out| ToNode::encode_data(allocation, &packet, out)), to_node);
+    let expected = Some((allocation, packet.as_slice()));
+    assert_eq!((ToRelay::as_data(&to_relay), ToNode::as_data(&to_node)), (expected, expected));
+    assert_eq!((ToRelay::as_data(&to_node), ToNode::as_data(&to_relay)), (None, None), "each from its own side");
+    let longest = [to_relay.as_slice(), &[0; MAX_FORWARDED_LEN]].concat();
+    assert!(ToRelay::as_data(&longest).is_none() && ToRelay::as_data(&to_relay[..8]).is_none());
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_a_message_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(message) = decode_to_relay(&bytes) {
             prop_assert_eq!(encoded(&message, ToRelay::encode).len(), bytes.len());
+            prop_assert_eq!(ToRelay::as_data(&bytes).is_some(), matches!(message, ToRelay::Data { .. }));
         }
         if let Ok(message) = decode_to_node(&bytes) {
             prop_assert_eq!(encoded(&message, ToNode::encode).len(), bytes.len());
+            prop_assert_eq!(ToNode::as_data(&bytes).is_some(), matches!(message, ToNode::Data { .. }));
         }
     }
 }

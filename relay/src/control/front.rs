@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use channel::{Incoming, Listener, Place, Receiver, RecvError, Sender, Transport};
+use channel::{Heard, Incoming, Listener, Packets, Place, Receiver, RecvError, Sender, Transport};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, sleep_until};
@@ -16,8 +16,8 @@ use super::stray::Strays;
 use super::{Board, Doors, Front, Update};
 use crate::addresses;
 use crate::server::control::{Config, Input, Output, SessionId, Sessions};
-use crate::server::plane::Event;
-use crate::udp;
+use crate::server::plane::{self, Event};
+use crate::udp::{self, Inlet};
 
 /// Messages of all nodes that wait for their turn. Beyond that each node waits with its next one.
 const HEARD: usize = 1024;
@@ -89,7 +89,7 @@ fn open(identity: &channel::Identity, quic: SocketAddr, tls: SocketAddr, board: 
 
 /// What a reader hands over.
 #[derive(Debug)]
-enum Heard {
+enum News {
     Said(ToRelay),
     Nonsense,
     Gone,
@@ -97,6 +97,8 @@ enum Heard {
 
 struct Open {
     sender: Sender<ToNode>,
+    /// Whether the data plane knows where packets for it go.
+    has_outlet: bool,
     /// Kept until it is clear that this one belongs here.
     _place: Option<Place>,
 }
@@ -105,9 +107,8 @@ struct Owner {
     sessions: Sessions,
     open: BTreeMap<SessionId, Open>,
     readers: JoinSet<()>,
-    heard: mpsc::Receiver<(SessionId, Heard)>,
-    hears: mpsc::Sender<(SessionId, Heard)>,
-    last_session: u64,
+    heard: mpsc::Receiver<(SessionId, News)>,
+    hears: mpsc::Sender<(SessionId, News)>,
     own: Vec<std::net::IpAddr>,
     plane: udp::Control,
     strays: Strays,
@@ -123,7 +124,6 @@ impl Owner {
             readers: JoinSet::new(),
             heard,
             hears,
-            last_session: 0,
             own: Vec::new(),
             plane,
             strays: Strays::default(),
@@ -133,21 +133,21 @@ impl Owner {
 
     async fn opened(&mut self, incoming: Incoming) -> anyhow::Result<()> {
         let Incoming { identity, channel, place } = incoming;
-        self.last_session += 1;
-        let session = SessionId(self.last_session);
+        let session = SessionId(self.plane.name_channel().0);
         let (sender, receiver) = channel.split();
-        self.open.insert(session, Open { sender, _place: Some(place) });
-        self.readers.spawn(read(session, receiver, self.hears.clone()));
+        self.open.insert(session, Open { sender, has_outlet: false, _place: Some(place) });
+        let reader = Reader { session, receiver, hears: self.hears.clone(), inlet: self.plane.inlet() };
+        self.readers.spawn(reader.read());
         self.input(Input::Opened { session, identity }).await
     }
 
-    async fn take(&mut self, session: SessionId, heard: Heard) -> anyhow::Result<()> {
+    async fn take(&mut self, session: SessionId, heard: News) -> anyhow::Result<()> {
         // What was still on its way from a channel that is closed by now.
         let Some(open) = self.open.get(&session) else { return Ok(()) };
         let input = match heard {
-            Heard::Said(message) => Input::Heard { session, message, remote: open.sender.remote() },
-            Heard::Nonsense => Input::Nonsense(session),
-            Heard::Gone => {
+            News::Said(message) => Input::Heard { session, message, remote: open.sender.remote() },
+            News::Nonsense => Input::Nonsense(session),
+            News::Gone => {
                 self.open.remove(&session);
                 Input::Gone(session)
             }
@@ -225,7 +225,7 @@ impl Owner {
                 }
             }
             Output::Close(session) => drop(self.open.remove(&session)),
-            Output::Plane(input) => self.plane.send(input).await.context("cannot speak to the data plane")?,
+            Output::Plane(input) => self.tell_plane(input).await.context("cannot speak to the data plane")?,
             Output::Stray { session, to, tx } => match self.strays.send(to, tx).await {
                 Ok(from) => return Ok(Some(Input::StraySent { session, tx, from })),
                 Err(error) => tracing::debug!(%error, "a stray packet was not sent"),
@@ -233,22 +233,54 @@ impl Owner {
         }
         Ok(None)
     }
+
+    async fn tell_plane(&mut self, input: plane::Input) -> Result<(), udp::Ended> {
+        if let plane::Input::Attach { channel, .. } = &input
+            && let Some(open) = self.open.get_mut(&SessionId(channel.0))
+            && !std::mem::replace(&mut open.has_outlet, true)
+        {
+            self.plane.open(*channel, open.sender.outlet()).await?;
+        }
+        self.plane.send(input).await
+    }
 }
 
-async fn read(session: SessionId, mut receiver: Receiver<ToRelay>, hears: mpsc::Sender<(SessionId, Heard)>) {
-    loop {
-        let heard = match receiver.recv().await {
-            Ok(Some(message)) => Heard::Said(message),
-            Ok(None) => Heard::Gone,
-            Err(RecvError::Malformed | RecvError::TooLong { .. }) => Heard::Nonsense,
-            Err(error) => {
-                tracing::debug!(session = session.0, %error, "a channel has ended");
-                Heard::Gone
+/// Reads one channel: messages go to the owner, packets past it to the data plane.
+struct Reader {
+    session: SessionId,
+    receiver: Receiver<ToRelay>,
+    hears: mpsc::Sender<(SessionId, News)>,
+    inlet: Inlet,
+}
+
+impl Reader {
+    async fn read(mut self) {
+        let mut has_said_hello = false;
+        loop {
+            let mut packets = Packets::default();
+            let news = match self.receiver.hear(&mut packets).await {
+                Ok(Some(Heard::Packets)) if has_said_hello => {
+                    match self.inlet.carry(self.session.into(), packets).await {
+                        Ok(()) => continue,
+                        Err(udp::Ended) => return,
+                    }
+                }
+                Ok(Some(Heard::Packets)) => News::Nonsense,
+                Ok(Some(Heard::Message(message))) => {
+                    has_said_hello |= matches!(message, ToRelay::Hello { .. });
+                    News::Said(message)
+                }
+                Ok(None) => News::Gone,
+                Err(RecvError::Malformed | RecvError::TooLong { .. }) => News::Nonsense,
+                Err(error) => {
+                    tracing::debug!(session = self.session.0, %error, "a channel has ended");
+                    News::Gone
+                }
+            };
+            let is_last = !matches!(news, News::Said(_));
+            if self.hears.send((self.session, news)).await.is_err() || is_last {
+                return;
             }
-        };
-        let is_last = !matches!(heard, Heard::Said(_));
-        if hears.send((session, heard)).await.is_err() || is_last {
-            return;
         }
     }
 }

@@ -37,7 +37,7 @@ struct Sources {
 }
 
 /// Outcomes that are neither a drop nor data.
-const BINDINGS: [Outcome; 2] = [Outcome::Challenged, Outcome::Bound];
+const BINDINGS: [Outcome; 3] = [Outcome::Challenged, Outcome::Bound, Outcome::Attached];
 
 impl Carrying {
     pub(super) fn new() -> prometheus::Result<Self> {

@@ -14,7 +14,8 @@
 //!
 //! [`Input::Opened`], a Hello within [`HELLO_TIMEOUT`], [`ToNode::Welcome`] or [`ToNode::Denied`]; then whatever is said, until the
 //! channel is [`Input::Gone`], a newer session replaces it, or the member goes. Legs are the data plane's: they outlive sessions, so
-//! traffic flows on while agents restart, and end with the member.
+//! traffic flows on while agents restart, and end with the member. Only a leg that is a channel ends with it: [`ToRelay::Attach`] makes it
+//! that, and what is sent on it passes by this logic, from the shell to the data plane.
 //!
 //! # What it refuses
 //!
@@ -229,6 +230,10 @@ impl Sessions {
         }
         let Some(gone) = self.sessions.remove(&session) else { return };
         self.strays_due.remove(&(gone.next_stray_at, session));
+        if gone.has_attached {
+            let by = members::node_id(&gone.node);
+            self.outputs.push_back(Output::Plane(plane::Input::Detach { by, channel: session.into() }));
+        }
         if self.by_node.get(&gone.node) == Some(&session) {
             self.by_node.remove(&gone.node);
         }

@@ -16,9 +16,10 @@
 //! 2. Each node whose agent wants the pair sends BIND, is challenged, answers, is [`News::Bound`]: that is its consent. Data flows once
 //!    both have, and both hear [`News::Ready`]. If one does not within [`BIND_DEADLINE`], the allocation goes.
 //! 3. BIND again every minute, and when the address may have changed. A leg that is authentic at a new address moves; if that address was
-//!    another leg's, that one is unbound and told so.
+//!    another leg's, that one is unbound and told so. A node that cannot send UDP says [`Input::Attach`] instead: its leg is then its channel,
+//!    until it binds an address after all or the channel ends. Whichever came last counts, and packets follow it.
 //! 4. It ends by [`Input::Release`] of either, when one of them is removed, or when one leg was silent for
-//!    [`IDLE_DEADLINE`]: nobody is sent to who has not lately shown that he is there (as RFC 7675 has it).
+//!    [`IDLE_DEADLINE`]: nobody is sent to who has not lately shown that he is there (as RFC 7675 has it). An open channel shows it.
 //!
 //! A new process knows nothing. Agents ask again, hinting at the port they had, and bind again. WireGuard's sessions go on.
 //!
@@ -29,7 +30,7 @@
 //! * To send where a message says: no message names a destination. It sends to sources that answered a challenge, and to none of its own,
 //!   loopback, link-local or multicast addresses.
 //! * To carry anything but WireGuard messages. Every datagram of a merged batch is looked at.
-//! * To queue data. What cannot be sent on at once is dropped, as a router would.
+//! * To queue data. What cannot be sent on at once is dropped, as a router would. What waits for a channel waits in that channel's own queue.
 //! * To let one member use up what others need: ports go to those who want a pair before those that only their partner wants; rates,
 //!   tables and queues are capped in [`limits`], and [`Schedule`] shares the time between ports.
 
@@ -39,6 +40,7 @@ use std::time::Instant;
 use wire::relay::Side;
 
 mod allocation;
+mod attach;
 mod bind;
 mod exchange;
 mod forward;
@@ -53,8 +55,8 @@ mod source;
 mod stats;
 mod table;
 
-pub use allocation::Destination;
-pub use exchange::{Arrival, Config, Event, Forward, Input, News, NodeId, Transmit};
+pub use allocation::{ChannelId, Destination, End};
+pub use exchange::{Arrival, Carried, Config, Event, Forward, Input, News, NodeId, Onward, Transmit};
 pub use limits::{BIND_DEADLINE, IDLE_DEADLINE, MAX_ALLOCATIONS, MAX_NODES, MAX_PORTS};
 pub use pace::Rate;
 pub use schedule::Schedule;
@@ -68,7 +70,7 @@ use limits::{MAX_EVENTS, MAX_TRANSMITS};
 use membership::Node;
 use secrets::Secrets;
 use slots::Slots;
-use table::Table;
+use table::{LegRef, Table};
 
 /// The data plane of one relay.
 #[derive(Debug)]
@@ -81,6 +83,8 @@ pub struct Plane {
     /// Low and high node of each allocation.
     pairs: BTreeMap<[u32; 2], u32>,
     table: Table,
+    /// Legs that are channels.
+    attached: usize,
     /// One for each allocation.
     deadlines: BTreeSet<(Instant, u32)>,
     transmits: VecDeque<Transmit>,
@@ -102,6 +106,7 @@ impl Plane {
             allocations: Slots::new(max_allocations),
             pairs: BTreeMap::new(),
             table: Table::new(ports),
+            attached: 0,
             deadlines: BTreeSet::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -120,6 +125,9 @@ impl Plane {
             Input::Members(members) => self.set_members(&members, now),
             Input::Allocate { by, partner, hint } => self.allocate(by, partner, hint, now),
             Input::Release { by, partner } => self.release(by, partner),
+            Input::Attach { by, partner, channel } => self.attach(by, partner, channel, now),
+            Input::Detach { by, channel } => self.detach(by, channel, now),
+            Input::DetachAll => self.detach_all(now),
             Input::Own(addresses) => self.config.own = addresses,
         }
     }
@@ -130,16 +138,23 @@ impl Plane {
         self.receive(arrival, now, out);
     }
 
+    /// Takes a packet that came by a channel; what is to be sent on goes where the answer says.
+    pub fn handle_carried(&mut self, carried: &Carried<'_>, now: Instant) -> Option<Onward> {
+        self.now = now;
+        self.carry(carried, now)
+    }
+
     /// Ends what has run out.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = now;
         while let Some(&(wake, slot)) = self.deadlines.first()
             && wake <= now
         {
-            let Some(allocation) = self.allocations.get(slot) else {
+            let Some(allocation) = self.allocations.get_mut(slot) else {
                 self.deadlines.remove(&(wake, slot));
                 continue;
             };
+            allocation.see_channels(now);
             if allocation.ends_at() > now {
                 self.rearm(slot);
                 continue;
@@ -174,7 +189,8 @@ impl Plane {
         let mut stats = self.stats;
         stats.nodes = self.nodes.len();
         stats.allocations = self.allocations.len();
-        stats.bound_legs = self.table.len();
+        stats.bound_legs = self.table.len() + self.attached;
+        stats.attached_legs = self.attached;
         stats
     }
 
@@ -182,14 +198,12 @@ impl Plane {
     fn end(&mut self, slot: u32, reason: ReleasedReason) {
         for side in Side::BOTH {
             self.tell(slot, side, News::Released(reason));
+            self.seat(LegRef { slot, side }, None, self.now);
         }
         let Some(allocation) = self.allocations.remove(slot) else { return };
         self.deadlines.remove(&(allocation.wake, slot));
         self.pairs.remove(&allocation.legs.each_ref().map(|leg| leg.node));
         for leg in &allocation.legs {
-            if let Some(bound) = leg.bound {
-                self.table.remove(allocation.port, bound.remote);
-            }
             if let Some(node) = self.nodes.get_mut(leg.node) {
                 node.ports.set(allocation.port, None);
             }

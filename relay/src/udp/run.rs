@@ -10,9 +10,10 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
 use udpsock::{Outgoing, Received, Receiver, SLOTS};
 
+use super::line::{Bell, Lines};
 use super::socket::PortSocket;
 use super::{Command, Snapshot};
-use crate::server::plane::{Arrival, Config, Event, Forward, Plane, Schedule, Transmit};
+use crate::server::plane::{Arrival, Config, End, Event, Forward, Input, Plane, Schedule, Transmit};
 
 /// What epoll says of the two that are no port.
 const WAKE: u64 = u64::MAX;
@@ -31,9 +32,10 @@ const COMMANDS: usize = 64;
 const OFFER_AGAIN: Duration = Duration::from_millis(100);
 
 pub(super) struct Signals {
-    pub(super) wake: Arc<EventFd>,
+    pub(super) bell: Arc<Bell>,
     pub(super) stop: Arc<EventFd>,
     pub(super) inbox: mpsc::Receiver<Command>,
+    pub(super) lines: Lines,
 }
 
 pub(super) struct Run {
@@ -63,7 +65,7 @@ impl Run {
         for (index, port) in (0u64..).zip(&sockets) {
             epoll.add(&port.socket, EpollEvent::new(EpollFlags::EPOLLIN, index))?;
         }
-        epoll.add(&*signals.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(signals.bell.event(), EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         epoll.add(&*signals.stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
         let schedule = Schedule::new(sockets.len() as u16);
         Ok(Self {
@@ -89,6 +91,7 @@ impl Run {
                 let Some(port) = self.schedule.turn() else { break };
                 self.serve(port)?;
             }
+            self.signals.lines.serve(&mut self.plane, &mut self.sockets, &mut self.counters);
             self.offer_events();
             self.counters.plane = self.plane.stats();
             *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = self.counters;
@@ -99,8 +102,11 @@ impl Run {
     /// Waits for something to do, not at all if there is something. `false` when told to stop.
     fn wait(&mut self) -> io::Result<bool> {
         let mut ready = [EpollEvent::empty(); READY];
+        self.signals.bell.lie_down();
         let timeout = self.timeout(Instant::now());
-        let count = match self.epoll.wait(&mut ready, timeout) {
+        let waited = self.epoll.wait(&mut ready, timeout);
+        self.signals.bell.get_up();
+        let count = match waited {
             Ok(count) => count,
             Err(nix::Error::EINTR) => 0,
             Err(error) => return Err(error.into()),
@@ -110,7 +116,7 @@ impl Run {
                 STOP => return Ok(false),
                 WAKE => {
                     // Reading resets it; it can't fail but by being reset already.
-                    let _ = self.signals.wake.read();
+                    let _ = self.signals.bell.event().read();
                 }
                 port => self.schedule.ready(port as u16),
             }
@@ -119,7 +125,7 @@ impl Run {
     }
 
     fn timeout(&mut self, now: Instant) -> EpollTimeout {
-        if self.schedule.turn().is_some() || !self.signals.inbox.is_empty() {
+        if self.schedule.turn().is_some() || !self.signals.inbox.is_empty() || !self.signals.lines.is_empty() {
             return EpollTimeout::ZERO;
         }
         let Some((at, _)) = self.plane.poll_timeout() else { return EpollTimeout::NONE };
@@ -133,16 +139,34 @@ impl Run {
     fn take_commands(&mut self) {
         for _ in 0..COMMANDS {
             match self.signals.inbox.try_recv() {
-                Ok(Command::Input(input)) => self.plane.handle_input(input, Instant::now()),
-                Ok(Command::Subscribe(subscriber)) => self.subscriber = Some(subscriber),
+                Ok(Command::Input(input)) => self.take_input(input),
+                Ok(Command::Open(channel, outlet)) => self.signals.lines.open(channel, outlet),
+                Ok(Command::Subscribe(subscriber)) => {
+                    self.take_input(Input::DetachAll);
+                    self.subscriber = Some(subscriber);
+                }
                 Err(_) => return,
             }
         }
     }
 
+    fn take_input(&mut self, input: Input) {
+        match input {
+            Input::Detach { channel, .. } => self.signals.lines.close(channel),
+            Input::DetachAll => self.signals.lines.close_all(),
+            _ => {}
+        }
+        self.plane.handle_input(input, Instant::now());
+    }
+
     /// Events wait while there is no room for them, or nobody.
     fn offer_events(&mut self) {
         let Some(subscriber) = &self.subscriber else { return };
+        if subscriber.is_closed() {
+            // The front end is no more, and with it all channels. Its successor subscribes.
+            self.subscriber = None;
+            return self.take_input(Input::DetachAll);
+        }
         while let Ok(room) = subscriber.try_reserve() {
             let Some(event) = self.plane.poll_event() else { return };
             room.send(event);
@@ -179,18 +203,26 @@ impl Run {
             self.forwards.extend(out.drain(..).map(|forward| (index, forward)));
         }
         let transmits: Vec<Transmit> = std::iter::from_fn(|| self.plane.poll_transmit()).collect();
-        let data = self.forwards.iter().map(|(index, Forward { to, range, segment })| {
+        let mut outgoing = Vec::with_capacity(self.forwards.len() + transmits.len());
+        for (index, Forward { to, allocation, range, segment }) in &self.forwards {
             let data = &self.received[*index].data[range.clone()];
-            Outgoing { to: to.remote, local: to.local, data, segment: *segment }
-        });
+            match to {
+                End::Address(to) => {
+                    outgoing.push(Outgoing { to: to.remote, local: to.local, data, segment: *segment });
+                }
+                End::Channel(channel) => {
+                    let packets = data.chunks(*segment).map(|packet| (*allocation, packet));
+                    self.signals.lines.send(*channel, packets, &mut self.counters);
+                }
+            }
+        }
         // Relay messages answer what came to this port, so they leave by it too.
-        let messages = transmits.iter().map(|Transmit { to, message, .. }| Outgoing {
+        outgoing.extend(transmits.iter().map(|Transmit { to, message, .. }| Outgoing {
             to: to.remote,
             local: to.local,
             data: message,
             segment: message.len(),
-        });
-        let outgoing: Vec<_> = data.chain(messages).collect();
+        }));
         let sent = sender.send(socket, &outgoing);
         self.counters.full += sent.full as u64;
         self.counters.send_errors += sent.errors as u64;

@@ -104,7 +104,7 @@ fn a_flood_of_junk_changes_nothing() {
 
 #[test]
 fn queues_have_an_end_when_nobody_takes_what_is_in_them() {
-    let World { mut plane, now } = World::of(65, Config::default());
+    let World { mut plane, now, .. } = World::of(65, Config::default());
     for partner in 2..=65 {
         plane.handle_input(Input::Allocate { by: node(1), partner: node(partner), hint: None }, now);
     }

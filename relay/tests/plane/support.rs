@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use relay::server::plane::{Arrival, Config, Event, Input, News, NodeId, Outcome, Plane};
+use relay::server::plane::{
+    Arrival, Carried, ChannelId, Config, End, Event, Input, News, NodeId, Onward, Outcome, Plane,
+};
 use wire::relay::{self as message, AllocationId, Body, Frame, Header, LegKey, MESSAGE_LEN, Side, Token};
 
 pub const SEED: [u8; 32] = [7; 32];
@@ -39,12 +41,14 @@ pub struct Packet {
 pub struct World {
     pub plane: Plane,
     pub now: Instant,
+    /// What left by channels and was not looked at yet.
+    by_channel: Vec<(ChannelId, AllocationId, Vec<u8>)>,
 }
 
 impl World {
     pub fn new(config: Config) -> Self {
         let now = Instant::now();
-        Self { plane: Plane::new(config, SEED, now), now }
+        Self { plane: Plane::new(config, SEED, now), now, by_channel: Vec::new() }
     }
 
     /// With nodes 1 to `count` admitted.
@@ -79,7 +83,11 @@ impl World {
         let mut packets = Vec::new();
         for forward in forwards {
             for payload in data[forward.range].chunks(forward.segment) {
-                packets.push(Packet { port, to: forward.to.remote, payload: payload.to_vec() });
+                let payload = payload.to_vec();
+                match forward.to {
+                    End::Address(to) => packets.push(Packet { port, to: to.remote, payload }),
+                    End::Channel(channel) => self.by_channel.push((channel, forward.allocation, payload)),
+                }
             }
         }
         packets.extend(std::iter::from_fn(|| self.plane.poll_transmit()).map(|transmit| Packet {
@@ -125,6 +133,22 @@ impl World {
         self.bind(&mut legs[1], home(other));
         self.events();
         legs
+    }
+
+    /// Node `by` says that its leg of the pair is this channel.
+    pub fn attach(&mut self, by: u8, partner: u8, channel: u64) -> Vec<Event> {
+        self.input(Input::Attach { by: node(by), partner: node(partner), channel: ChannelId(channel) });
+        self.events()
+    }
+
+    /// A packet comes by a channel.
+    pub fn carry(&mut self, channel: u64, allocation: AllocationId, packet: &[u8]) -> Option<Onward> {
+        self.plane.handle_carried(&Carried { channel: ChannelId(channel), allocation, packet }, self.now)
+    }
+
+    /// What left by channels since it was asked last.
+    pub fn take_by_channel(&mut self) -> Vec<(ChannelId, AllocationId, Vec<u8>)> {
+        std::mem::take(&mut self.by_channel)
     }
 
     /// Whether data passes from one address to another over a port.

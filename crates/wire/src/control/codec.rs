@@ -14,6 +14,9 @@ use crate::stun::TransactionId;
 #[error("a control message is malformed")]
 pub struct Malformed;
 
+/// Bytes of a Data before its packet: kind and allocation.
+const DATA_HEAD_LEN: usize = 1 + 8;
+
 mod kind {
     pub(super) const HELLO: u8 = 0x01;
     pub(super) const MEET: u8 = 0x02;
@@ -72,12 +75,23 @@ impl ToRelay {
             Self::Signal { to, bytes } => message.kind(kind::SIGNAL).key(to).tail(bytes, MAX_SIGNAL_LEN),
             Self::Stray { to, tx } => message.kind(kind::STRAY).bytes(&tx.0).address(*to),
             Self::Ping => message.kind(kind::PING),
-            Self::Data { allocation, packet } => {
-                message.kind(kind::DATA).u64(allocation.0).tail(packet, MAX_FORWARDED_LEN)
-            }
+            Self::Data { allocation, packet } => message.data(kind::DATA, *allocation, packet),
             Self::Attach { partner } => message.kind(kind::ATTACH).key(partner),
         };
         message.finish();
+    }
+
+    /// Adds a [`ToRelay::Data`] to `out` without having to own the packet, its length before it.
+    pub fn encode_data(allocation: AllocationId, packet: &[u8], out: &mut Vec<u8>) {
+        let mut message = Writer::new(out);
+        message.data(kind::DATA, allocation, packet);
+        message.finish();
+    }
+
+    /// What a [`ToRelay::Data`] says, without copying the packet; `None` for every other message and for what is none.
+    #[must_use]
+    pub fn as_data(message: &[u8]) -> Option<(AllocationId, &[u8])> {
+        data(message, kind::DATA)
     }
 }
 
@@ -105,12 +119,29 @@ impl ToNode {
             Self::StraySent { tx, from } => message.kind(kind::STRAY_SENT).bytes(&tx.0).address(*from),
             Self::Drain { seconds } => message.kind(kind::DRAIN).u16(*seconds),
             Self::Pong => message.kind(kind::PONG),
-            Self::Data { allocation, packet } => {
-                message.kind(kind::DATA_FROM).u64(allocation.0).tail(packet, MAX_FORWARDED_LEN)
-            }
+            Self::Data { allocation, packet } => message.data(kind::DATA_FROM, *allocation, packet),
         };
         message.finish();
     }
+
+    /// Adds a [`ToNode::Data`] to `out` without having to own the packet, its length before it.
+    pub fn encode_data(allocation: AllocationId, packet: &[u8], out: &mut Vec<u8>) {
+        let mut message = Writer::new(out);
+        message.data(kind::DATA_FROM, allocation, packet);
+        message.finish();
+    }
+
+    /// What a [`ToNode::Data`] says, without copying the packet; `None` for every other message and for what is none.
+    #[must_use]
+    pub fn as_data(message: &[u8]) -> Option<(AllocationId, &[u8])> {
+        data(message, kind::DATA_FROM)
+    }
+}
+
+fn data(message: &[u8], kind: u8) -> Option<(AllocationId, &[u8])> {
+    let (&[found, ref allocation @ ..], packet) = message.split_first_chunk::<DATA_HEAD_LEN>()?;
+    let is_data = found == kind && packet.len() <= MAX_FORWARDED_LEN;
+    is_data.then(|| (AllocationId(u64::from_be_bytes(*allocation)), packet))
 }
 
 /// Reads a node's message, without its length.
@@ -173,6 +204,10 @@ impl<'a> Writer<'a> {
         let start = out.len();
         out.extend_from_slice(&[0; LENGTH_LEN]);
         Self { out, start }
+    }
+
+    fn data(&mut self, kind: u8, allocation: AllocationId, packet: &[u8]) -> &mut Self {
+        self.kind(kind).u64(allocation.0).tail(packet, MAX_FORWARDED_LEN)
     }
 
     fn kind(&mut self, kind: u8) -> &mut Self {

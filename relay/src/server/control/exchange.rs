@@ -12,9 +12,15 @@ use crate::server::plane;
 /// An Ed25519 key that a channel has proven.
 pub type Identity = [u8; 32];
 
-/// Names an open channel; the shell counts them and never uses a number twice.
+/// Names an open channel; the shell counts them and never uses a number twice, also when it starts anew: the data plane remembers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
+
+impl From<SessionId> for plane::ChannelId {
+    fn from(session: SessionId) -> Self {
+        Self(session.0)
+    }
+}
 
 /// A node of the mesh, as the API has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

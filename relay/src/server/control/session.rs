@@ -27,6 +27,8 @@ pub(super) struct Session {
     pub(super) meets: BTreeSet<PublicKey>,
     /// With whom it wants a leg. The data plane answers each wish and refuses those beyond its ports, so this stays as small as those.
     pub(super) wants: BTreeSet<PublicKey>,
+    /// Whether legs may be this channel.
+    pub(super) has_attached: bool,
     pub(super) signals: Budget,
     /// Stray packets that wait, and when the next may leave.
     pub(super) strays: VecDeque<(SocketAddr, TransactionId)>,
@@ -40,6 +42,7 @@ impl Session {
             identity,
             meets: BTreeSet::new(),
             wants: BTreeSet::new(),
+            has_attached: false,
             signals: Budget::new(SIGNAL_PERIOD, SIGNAL_BURST, now),
             strays: VecDeque::new(),
             next_stray_at: now,

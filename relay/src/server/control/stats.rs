@@ -17,7 +17,7 @@ pub enum Refusal {
     StrayRate,
     /// News of a pair for a node that has not asked about the partner.
     Offer,
-    /// A packet for a leg that is not on the channel.
+    /// A packet that was not handed to the data plane.
     Data,
 }
 

@@ -24,8 +24,9 @@ impl Sessions {
             ToRelay::Signal { to, bytes } => self.signal(session, node, to, bytes, now),
             ToRelay::Stray { to, tx } => self.stray(session, to, tx, remote, now),
             ToRelay::Ping => self.say(session, ToNode::Pong),
-            // Legs over the channel are not there yet, so no allocation has one.
-            ToRelay::Data { .. } | ToRelay::Attach { .. } => self.stats.refused(Refusal::Data),
+            ToRelay::Attach { partner } => self.attach(session, node, partner),
+            // The shell hands what members send to the data plane itself, which knows whose leg is which channel.
+            ToRelay::Data { .. } => self.stats.refused(Refusal::Data),
         }
     }
 
@@ -82,6 +83,14 @@ impl Sessions {
         }
         let (by, partner) = (node_id(&node), node_id(&partner));
         self.outputs.push_back(Output::Plane(plane::Input::Release { by, partner }));
+    }
+
+    fn attach(&mut self, id: SessionId, node: PublicKey, partner: PublicKey) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.has_attached = true;
+        }
+        let (by, partner) = (node_id(&node), node_id(&partner));
+        self.outputs.push_back(Output::Plane(plane::Input::Attach { by, partner, channel: id.into() }));
     }
 
     fn signal(&mut self, id: SessionId, from: PublicKey, to: PublicKey, bytes: Vec<u8>, now: Instant) {

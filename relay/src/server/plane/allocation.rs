@@ -19,6 +19,30 @@ pub struct Destination {
     pub local: Option<IpAddr>,
 }
 
+/// Names an open channel. Whoever speaks to the data plane never uses a number twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelId(pub u64);
+
+/// Where a leg ends: what it is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// An address that answered a challenge.
+    Address(Destination),
+    /// The control channel of a node that cannot send UDP.
+    Channel(ChannelId),
+}
+
+impl End {
+    /// Whether it is the same address or channel, by whichever of the relay's addresses.
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Address(one), Self::Address(other)) => one.remote == other.remote,
+            (Self::Channel(one), Self::Channel(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Leg {
     /// The node's place.
@@ -29,7 +53,7 @@ pub(super) struct Leg {
     /// The highest counter of a BIND, and of an ANSWER that bound the leg.
     pub(super) seen: u64,
     pub(super) committed: u64,
-    pub(super) bound: Option<Destination>,
+    pub(super) bound: Option<End>,
     /// When it last bound or sent data.
     pub(super) active: Instant,
     pub(super) control: Budget,
@@ -81,6 +105,15 @@ impl Allocation {
     /// Whether both legs are bound, so that data passes.
     pub(super) fn is_ready(&self) -> bool {
         self.legs.iter().all(|leg| leg.bound.is_some())
+    }
+
+    /// A leg that is an open channel is there, whether or not it has something to say.
+    pub(super) fn see_channels(&mut self, now: Instant) {
+        for leg in &mut self.legs {
+            if matches!(leg.bound, Some(End::Channel(_))) {
+                leg.active = now;
+            }
+        }
     }
 
     /// When this ends unless something happens.

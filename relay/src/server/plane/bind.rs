@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use wire::relay::{self, Body, Frame, Header, Side, Token};
 
-use super::allocation::{Allocation, Destination, slot_of};
+use super::allocation::{Allocation, Destination, End, slot_of};
 use super::limits::REBIND_DEADLINE;
 use super::table::LegRef;
 use super::{Arrival, News, Outcome, Plane, Transmit, source};
@@ -60,7 +60,7 @@ impl Plane {
             }
             Body::Answer(token) => {
                 self.check_answer(slot, source, &header, &token, now)?;
-                self.commit(LegRef { slot, side: header.side }, to, now);
+                self.commit(LegRef { slot, side: header.side }, End::Address(to), now);
                 self.reply(slot, to, &header, &Body::Bound { observed: source });
                 Ok(Outcome::Bound)
             }
@@ -91,36 +91,57 @@ impl Plane {
         Ok(())
     }
 
-    /// Binds the leg to where it answered from.
-    fn commit(&mut self, leg_ref: LegRef, to: Destination, now: Instant) {
+    /// Binds the leg to where it answered from, or to its node's channel.
+    pub(super) fn commit(&mut self, leg_ref: LegRef, to: End, now: Instant) {
         let LegRef { slot, side } = leg_ref;
         let Some(allocation) = self.allocations.get_mut(slot) else { return };
-        let port = allocation.port;
         let was_ready = allocation.is_ready();
         let leg = allocation.leg_mut(side);
-        let before = leg.bound.replace(to);
         leg.is_wanted = true;
         leg.active = now;
-        if before.is_none_or(|before| before.remote != to.remote) {
-            if let Some(before) = before {
-                self.table.remove(port, before.remote);
-            }
-            if let Some(stale) = self.table.insert(port, to.remote, leg_ref) {
-                self.evict(stale, now);
-            }
-            self.tell(slot, side, News::Bound { observed: to.remote });
+        let before = self.seat(leg_ref, Some(to), now);
+        if let End::Address(Destination { remote, .. }) = to
+            && !before.is_some_and(|before| before.is_at(&to))
+        {
+            self.tell(slot, side, News::Bound { observed: remote });
         }
-        if !was_ready && self.allocations.get(slot).is_some_and(Allocation::is_ready) {
-            for side in Side::BOTH {
+        if self.allocations.get(slot).is_some_and(Allocation::is_ready) {
+            // Who binds an address has BOUND for an answer; who attaches has this.
+            let is_told = |told: &Side| !was_ready || (*told == side && matches!(to, End::Channel(_)));
+            for side in Side::BOTH.into_iter().filter(is_told) {
                 self.tell(slot, side, News::Ready);
             }
         }
         self.rearm(slot);
     }
 
+    /// Makes this what the leg is bound to, in every table. Returns what it was.
+    pub(super) fn seat(&mut self, leg_ref: LegRef, to: Option<End>, now: Instant) -> Option<End> {
+        let allocation = self.allocations.get_mut(leg_ref.slot)?;
+        let port = allocation.port;
+        let before = std::mem::replace(&mut allocation.leg_mut(leg_ref.side).bound, to);
+        self.attached -= usize::from(matches!(before, Some(End::Channel(_))));
+        self.attached += usize::from(matches!(to, Some(End::Channel(_))));
+        if let (Some(before), Some(to)) = (before, to)
+            && before.is_at(&to)
+        {
+            return Some(before);
+        }
+        if let Some(End::Address(before)) = before {
+            self.table.remove(port, before.remote);
+        }
+        if let Some(End::Address(to)) = to
+            && let Some(stale) = self.table.insert(port, to.remote, leg_ref)
+        {
+            self.evict(stale, now);
+        }
+        before
+    }
+
     /// Unbinds a leg whose source has shown itself to be another's: NATs reuse ports.
     fn evict(&mut self, stale: LegRef, now: Instant) {
         let Some(allocation) = self.allocations.get_mut(stale.slot) else { return };
+        // The table has the new one already.
         allocation.leg_mut(stale.side).bound = None;
         allocation.unbound_until = now + REBIND_DEADLINE;
         self.tell(stale.slot, stale.side, News::Unbound);

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use wire::control::{RefusedReason, ReleasedReason};
 use wire::relay::{AllocationId, LegKey, MESSAGE_LEN, Side};
 
-use super::Destination;
 use super::pace::Rate;
+use super::{ChannelId, Destination, End};
 
 /// A node, by its WireGuard public key. The control channel has made sure that whoever speaks for it is the member with that key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,6 +80,24 @@ pub enum Input {
         /// With whom.
         partner: NodeId,
     },
+    /// The node's leg of this pair is a channel: it cannot send UDP.
+    Attach {
+        /// Who says so.
+        by: NodeId,
+        /// With whom.
+        partner: NodeId,
+        /// Its channel.
+        channel: ChannelId,
+    },
+    /// The channel has ended, and with it the legs that it was.
+    Detach {
+        /// Whose it was.
+        by: NodeId,
+        /// Which.
+        channel: ChannelId,
+    },
+    /// All channels have ended: who held them has started anew, or is no more.
+    DetachAll,
     /// The addresses of this host, when they have changed.
     Own(Vec<IpAddr>),
 }
@@ -118,7 +136,7 @@ pub enum News {
         /// The node's address as the relay sees it.
         observed: SocketAddr,
     },
-    /// Both legs of the pair are bound: data passes. Told again to a node that asks for the pair again.
+    /// Both legs of the pair are bound: data passes. Told again to a node that asks for the pair again, or whose leg is now a channel.
     Ready,
     /// Another leg has taken its source, so the NAT in between has given that to somebody else: bind again.
     Unbound,
@@ -145,11 +163,33 @@ pub struct Arrival<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forward {
     /// Where to.
-    pub to: Destination,
+    pub to: End,
+    /// Of which pair.
+    pub allocation: AllocationId,
     /// Which of the arrival's bytes.
     pub range: Range<usize>,
     /// Bytes of each datagram; the last may be shorter.
     pub segment: usize,
+}
+
+/// A packet that came by a channel.
+#[derive(Debug, Clone, Copy)]
+pub struct Carried<'a> {
+    /// By which.
+    pub channel: ChannelId,
+    /// For which pair, as the node says.
+    pub allocation: AllocationId,
+    /// The packet.
+    pub packet: &'a [u8],
+}
+
+/// Where a packet that came by a channel goes on to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Onward {
+    /// Where to.
+    pub to: End,
+    /// Index of the relay port to send it from, if it goes to an address.
+    pub port: u16,
 }
 
 /// A relay message to send.

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Instant;
 
-use wire::relay::{Frame, is_forwardable};
+use wire::relay::{AllocationId, Frame, is_forwardable};
 
-use super::allocation::Destination;
+use super::allocation::End;
 use super::table::LegRef;
 use super::{Arrival, Forward, Outcome, Plane, source};
 
@@ -45,7 +45,7 @@ impl Plane {
         }
         let segment = arrival.segment.min(run.len());
         let count = run.len().div_ceil(segment);
-        let (to, leg) = match self.way(arrival.port, source, now) {
+        let (to, allocation, leg) = match self.way(arrival.port, source, now) {
             Ok(way) => way,
             Err(outcome) => return self.stats.count(outcome, count),
         };
@@ -55,21 +55,21 @@ impl Plane {
         let end = run.end.min(run.start + admitted * segment);
         if end > run.start {
             self.stats.forwarded_bytes += (end - run.start) as u64;
-            out.push(Forward { to, range: run.start..end, segment });
+            out.push(Forward { to, allocation, range: run.start..end, segment });
         }
     }
 
     /// Where data of this source goes.
-    fn way(&mut self, port: u16, source: SocketAddr, now: Instant) -> Result<(Destination, LegRef), Outcome> {
+    fn way(&mut self, port: u16, source: SocketAddr, now: Instant) -> Result<(End, AllocationId, LegRef), Outcome> {
         let leg = self.table.get(port, source).ok_or(Outcome::UnknownSource)?;
         let allocation = self.allocations.get_mut(leg.slot).ok_or(Outcome::UnknownSource)?;
         allocation.leg_mut(leg.side).active = now;
         let to = allocation.leg(leg.side.other()).bound.ok_or(Outcome::HalfBound)?;
-        Ok((to, leg))
+        Ok((to, allocation.id, leg))
     }
 
     /// How many of the datagrams the rates of node and pair admit; those are paid for.
-    fn pace(&mut self, leg: LegRef, count: usize, segment: usize, bytes: usize, now: Instant) -> usize {
+    pub(super) fn pace(&mut self, leg: LegRef, count: usize, segment: usize, bytes: usize, now: Instant) -> usize {
         let Some(allocation) = self.allocations.get_mut(leg.slot) else { return 0 };
         let Some(node) = self.nodes.get_mut(allocation.leg(leg.side).node) else { return 0 };
         let admitted = node.pace.admits(count, segment, now).min(allocation.pace.admits(count, segment, now));

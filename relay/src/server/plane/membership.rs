@@ -9,6 +9,7 @@ use super::allocation::{Allocation, Place};
 use super::limits::{BIND_DEADLINE, REQUEST_BURST, REQUEST_PERIOD};
 use super::pace::Pace;
 use super::ports::{self, Ports};
+use super::table::LegRef;
 use super::{Event, News, NodeId, Plane, RefusedReason, ReleasedReason};
 use crate::server::Budget;
 
@@ -67,6 +68,12 @@ impl Plane {
         {
             self.end(slot, ReleasedReason::Asked);
         }
+    }
+
+    /// The node's leg of its pair with this partner, if there is one.
+    pub(super) fn leg_of(&self, by: NodeId, partner: NodeId) -> Option<LegRef> {
+        let pair = self.pair(by, partner).ok()?;
+        Some(LegRef { slot: *self.pairs.get(&pair.nodes)?, side: pair.by })
     }
 
     pub(super) fn allocate(&mut self, by: NodeId, partner: NodeId, hint: Option<u16>, now: Instant) {

@@ -1,6 +1,6 @@
 //! What became of every datagram.
 
-/// What became of a datagram. The label of a metric, so the list is closed.
+/// What became of a datagram, or of what came by a channel. The label of a metric, so the list is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// Sent on to the partner.
@@ -9,6 +9,8 @@ pub enum Outcome {
     Challenged,
     /// An ANSWER that was answered with a BOUND.
     Bound,
+    /// A leg that has become its node's channel.
+    Attached,
     /// From a source that has no leg on this port.
     UnknownSource,
     /// From a bound leg whose partner's is not.
@@ -17,7 +19,7 @@ pub enum Outcome {
     OverRate,
     /// Neither a WireGuard message nor a relay message from a node.
     Unfit,
-    /// A relay message for an allocation that is not there, or not on this port.
+    /// For an allocation that is not there, or not on this port: a relay message, or what came by a channel.
     UnknownAllocation,
     /// A relay message from a source that no leg may have.
     BadSource,
@@ -29,14 +31,17 @@ pub enum Outcome {
     BadToken,
     /// More relay messages of one leg than it may send.
     OverBudget,
+    /// By a channel that is not the leg that the packet is for.
+    NotAttached,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Forwarded,
         Self::Challenged,
         Self::Bound,
+        Self::Attached,
         Self::UnknownSource,
         Self::HalfBound,
         Self::OverRate,
@@ -47,6 +52,7 @@ impl Outcome {
         Self::Replayed,
         Self::BadToken,
         Self::OverBudget,
+        Self::NotAttached,
     ];
 
     /// The value of the metric's label.
@@ -56,6 +62,7 @@ impl Outcome {
             Self::Forwarded => "forwarded",
             Self::Challenged => "challenged",
             Self::Bound => "bound",
+            Self::Attached => "attached",
             Self::UnknownSource => "unknown_source",
             Self::HalfBound => "half_bound",
             Self::OverRate => "over_rate",
@@ -66,6 +73,7 @@ impl Outcome {
             Self::Replayed => "replayed",
             Self::BadToken => "bad_token",
             Self::OverBudget => "over_budget",
+            Self::NotAttached => "not_attached",
         }
     }
 }
@@ -88,6 +96,8 @@ pub struct Stats {
     pub allocations: usize,
     /// Bound legs now.
     pub bound_legs: usize,
+    /// Those of them that are channels.
+    pub attached_legs: usize,
 }
 
 impl Stats {

@@ -1,0 +1,194 @@
+//! Packets of nodes whose legs are channels: in by a bounded queue, out by each channel's own.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use channel::{Outlet, Packets};
+use nix::sys::eventfd::EventFd;
+use tokio::sync::mpsc;
+use udpsock::Outgoing;
+use wire::control::ToNode;
+use wire::relay::AllocationId;
+
+use super::socket::PortSocket;
+use super::{Ended, Snapshot};
+use crate::server::plane::{Carried, ChannelId, Destination, End, Onward, Plane};
+
+/// Turns of channels that wait for the thread, each at most [`channel::PACKETS_COST`]. Beyond that a channel is not read.
+const TURNS: usize = 64;
+
+/// Turns of channels that are served before ports have theirs again.
+const SERVED: usize = 16;
+
+/// Packets that came by one channel together.
+#[derive(Debug)]
+pub(super) struct Load {
+    channel: ChannelId,
+    packets: Packets,
+}
+
+/// Wakes the thread, if it sleeps.
+#[derive(Debug)]
+pub(super) struct Bell {
+    event: EventFd,
+    is_asleep: AtomicBool,
+}
+
+impl Bell {
+    pub(super) const fn new(event: EventFd) -> Self {
+        Self { event, is_asleep: AtomicBool::new(false) }
+    }
+
+    pub(super) const fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// The thread is about to sleep. What it looks at after this is not missed.
+    pub(super) fn lie_down(&self) {
+        self.is_asleep.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn get_up(&self) {
+        self.is_asleep.store(false, Ordering::SeqCst);
+    }
+
+    pub(super) fn ring(&self) {
+        if self.is_asleep.swap(false, Ordering::SeqCst) {
+            // Fails only when the counter is at its end, and then the thread is awake.
+            let _ = self.event.write(1);
+        }
+    }
+}
+
+/// Where packets of channels go in.
+#[derive(Debug, Clone)]
+pub struct Inlet {
+    loads: mpsc::Sender<Load>,
+    bell: Arc<Bell>,
+}
+
+impl Inlet {
+    /// Hands over what came by a channel, once there is room: each channel waits for its turn.
+    ///
+    /// # Errors
+    /// When the data plane has ended.
+    pub async fn carry(&self, channel: ChannelId, packets: Packets) -> Result<(), Ended> {
+        self.loads.send(Load { channel, packets }).await.map_err(|_| Ended)?;
+        self.bell.ring();
+        Ok(())
+    }
+}
+
+/// The thread's end of it.
+#[derive(Debug)]
+pub(super) struct Lines {
+    loads: mpsc::Receiver<Load>,
+    outlets: BTreeMap<ChannelId, Outlet<ToNode>>,
+}
+
+pub(super) fn lines(bell: Arc<Bell>) -> (Inlet, Lines) {
+    let (sender, loads) = mpsc::channel(TURNS);
+    (Inlet { loads: sender, bell }, Lines { loads, outlets: BTreeMap::new() })
+}
+
+/// Packets of one load that leave together: one after the other in memory, of one size, for one address.
+struct Run {
+    port: u16,
+    to: Destination,
+    range: Range<usize>,
+    segment: usize,
+}
+
+impl Lines {
+    pub(super) fn open(&mut self, channel: ChannelId, outlet: Outlet<ToNode>) {
+        self.outlets.insert(channel, outlet);
+    }
+
+    pub(super) fn close(&mut self, channel: ChannelId) {
+        self.outlets.remove(&channel);
+    }
+
+    pub(super) fn close_all(&mut self) {
+        self.outlets.clear();
+    }
+
+    /// Whether something waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.loads.is_empty()
+    }
+
+    /// Sends packets out by a channel.
+    pub(super) fn send<'a>(
+        &self,
+        channel: ChannelId,
+        packets: impl IntoIterator<Item = (AllocationId, &'a [u8])>,
+        counters: &mut Snapshot,
+    ) {
+        // Without an outlet, or when it has ended, the channel is about to be detached.
+        let Some(outlet) = self.outlets.get(&channel) else { return counters.unreachable += 1 };
+        match outlet.offer(packets) {
+            Ok(dropped) => counters.slow += dropped as u64,
+            Err(_) => counters.unreachable += 1,
+        }
+    }
+
+    /// Takes what waits, and sends it on.
+    pub(super) fn serve(&mut self, plane: &mut Plane, sockets: &mut [PortSocket], counters: &mut Snapshot) {
+        for _ in 0..SERVED {
+            let Ok(load) = self.loads.try_recv() else { return };
+            self.pass(&load, plane, sockets, counters);
+        }
+    }
+
+    fn pass(&self, load: &Load, plane: &mut Plane, sockets: &mut [PortSocket], counters: &mut Snapshot) {
+        let now = Instant::now();
+        let mut runs: Vec<Run> = Vec::new();
+        let mut to_channels: BTreeMap<ChannelId, Vec<(AllocationId, &[u8])>> = BTreeMap::new();
+        let mut start = 0;
+        for (allocation, packet) in load.packets.iter() {
+            let range = start..start + packet.len();
+            start = range.end;
+            let carried = Carried { channel: load.channel, allocation, packet };
+            match plane.handle_carried(&carried, now) {
+                Some(Onward { to: End::Channel(to), .. }) => to_channels.entry(to).or_default().push((allocation, packet)),
+                Some(Onward { to: End::Address(to), port }) => append(&mut runs, port, to, range),
+                None => {}
+            }
+        }
+        for (channel, packets) in to_channels {
+            self.send(channel, packets, counters);
+        }
+        for together in runs.chunk_by(|one, next| one.port == next.port) {
+            let Some(PortSocket { socket, sender }) = sockets.get_mut(usize::from(together[0].port)) else { continue };
+            let outgoing: Vec<_> = together.iter().map(|run| run.outgoing(load.packets.bytes())).collect();
+            let sent = sender.send(socket, &outgoing);
+            counters.full += sent.full as u64;
+            counters.send_errors += sent.errors as u64;
+        }
+    }
+}
+
+impl Run {
+    fn outgoing<'a>(&self, bytes: &'a [u8]) -> Outgoing<'a> {
+        let Destination { remote, local } = self.to;
+        Outgoing { to: remote, local, data: &bytes[self.range.clone()], segment: self.segment }
+    }
+
+    /// Whether a packet of this length that follows may leave with the others: all have one size, but the last may be shorter.
+    fn takes(&self, port: u16, to: Destination, next: &Range<usize>) -> bool {
+        (self.port, self.to) == (port, to)
+            && self.range.end == next.start
+            && next.len() <= self.segment
+            && self.range.len().is_multiple_of(self.segment)
+    }
+}
+
+fn append(runs: &mut Vec<Run>, port: u16, to: Destination, range: Range<usize>) {
+    match runs.last_mut() {
+        Some(last) if last.takes(port, to, &range) => last.range.end = range.end,
+        _ => runs.push(Run { port, to, segment: range.len(), range }),
+    }
+}
