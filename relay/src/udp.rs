@@ -43,7 +43,7 @@ pub struct Snapshot {
     pub receive_errors: u64,
     /// Packets that were dropped because a channel's lane was full: its node reads slowly, or its path is slow.
     pub slow: u64,
-    /// Times that packets were dropped because their channel had just ended.
+    /// Packets that were dropped because their channel had just ended.
     pub unreachable: u64,
 }
 

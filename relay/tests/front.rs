@@ -15,6 +15,9 @@ use wire::PublicKey;
 use wire::control::{DeniedReason, RefusedReason, ReleasedReason, ToNode, ToRelay, VERSION};
 use wire::stun::TransactionId;
 
+#[path = "front/carry.rs"]
+mod carry;
+
 const BOOT: u64 = 42;
 
 fn key(number: u8) -> PublicKey {
@@ -40,7 +43,7 @@ struct Relay {
     front_end: Option<Supervisor>,
     front: Front,
     /// Ends with this.
-    _forwarder: Forwarder,
+    forwarder: Forwarder,
 }
 
 impl Relay {
@@ -59,7 +62,7 @@ impl Relay {
             board: Arc::clone(&board),
         };
         let front_end = Some(front.clone().start().unwrap());
-        Self { directory, board, front_end, front, _forwarder: forwarder }
+        Self { directory, board, front_end, front, forwarder }
     }
 
     async fn target(&self) -> Target {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use ::relay::server::plane::{Arrival, Config, Event, Forward, Input, News, NodeId, Plane};
+use ::relay::server::plane::{
+    Arrival, Carried, ChannelId, Config, End, Event, Forward, Input, News, NodeId, Onward, Plane,
+};
 use wire::relay::{self, AllocationId, Body, Frame, Header, LegKey, MESSAGE_LEN, Side, is_forwardable};
 
 const NODES: u8 = 5;
@@ -38,6 +40,8 @@ struct Run {
     recorded: Vec<(u16, Vec<u8>)>,
     /// Addresses that have answered a challenge, ever.
     answered: BTreeSet<SocketAddr>,
+    /// Open channels, and what each node has attached to.
+    channels: BTreeSet<ChannelId>,
 }
 
 impl Run {
@@ -50,6 +54,7 @@ impl Run {
             legs: BTreeMap::new(),
             recorded: Vec::new(),
             answered: BTreeSet::new(),
+            channels: BTreeSet::new(),
         }
     }
 
@@ -57,6 +62,17 @@ impl Run {
     fn order(&mut self, rest: &mut &[u8]) -> Option<()> {
         let [kind, one, two] = take::<3>(rest)?;
         let (by, partner) = (node(one), node(two));
+        match kind {
+            0xe0..0xf0 => {
+                self.turn_channel(by, partner, kind);
+                return Some(());
+            }
+            0xf0.. => {
+                self.carry(by, partner, two, usize::from(one));
+                return Some(());
+            }
+            _ => {}
+        }
         match kind % 9 {
             0 => self.input(Input::Admit(by)),
             1 => self.input(Input::Remove(by)),
@@ -108,6 +124,52 @@ impl Run {
         }
     }
 
+    /// A channel of the node becomes its leg, or ends.
+    fn turn_channel(&mut self, by: NodeId, partner: NodeId, how: u8) {
+        match how % 8 {
+            0 => {
+                self.channels.clear();
+                self.input(Input::DetachAll);
+            }
+            1 | 2 => {
+                self.channels.remove(&channel(by, how));
+                self.input(Input::Detach { by, channel: channel(by, how) });
+            }
+            _ => {
+                self.channels.insert(channel(by, how));
+                self.input(Input::Attach { by, partner, channel: channel(by, how) });
+            }
+        }
+    }
+
+    /// A packet comes by a channel that is the node's, or is not, for a pair that is its, or is not.
+    fn carry(&mut self, by: NodeId, partner: NodeId, which: u8, length: usize) {
+        let leg = self.legs.get(&(by, partner)).map(|leg| leg.header.allocation);
+        let allocation = leg.unwrap_or(AllocationId(u64::from(which)));
+        let mut packet = vec![which; length];
+        if let Some(kind) = packet.first_chunk_mut() {
+            *kind = [4, 0, 0, 0];
+        }
+        let owner = if which < 0x80 { by } else { partner };
+        let carried = Carried { channel: channel(owner, which), allocation, packet: &packet };
+        match self.plane.handle_carried(&carried, self.now) {
+            Some(Onward { to: End::Channel(to), .. }) => self.is_for_channel(to, &packet),
+            Some(Onward { to: End::Address(to), port }) => {
+                assert!(self.answered.contains(&to.remote) && port < PORTS && is_forwardable(&packet));
+            }
+            None => return,
+        }
+        assert!(self.channels.contains(&carried.channel), "only open channels carry");
+        assert!(self.legs.iter().any(|((owner, _), leg)| {
+            leg.header.allocation == allocation && carried.channel.0 >> 8 == u64::from(owner.0[0])
+        }));
+    }
+
+    fn is_for_channel(&self, to: ChannelId, packet: &[u8]) {
+        assert!(self.channels.contains(&to), "packets go to open channels only");
+        assert!(is_forwardable(packet));
+    }
+
     fn bind(&mut self, by: NodeId, partner: NodeId, from: SocketAddr, whole: bool) {
         let Some(leg) = self.legs.get_mut(&(by, partner)) else { return };
         leg.header.counter = leg.header.counter.saturating_add(1);
@@ -140,8 +202,13 @@ impl Run {
         let arrival = Arrival { port, source, local: None, data, segment };
         self.plane.handle_arrival(&arrival, self.now, &mut forwards);
         let mut bytes_out = 0;
-        for Forward { to, range, segment } in forwards {
-            assert!(self.answered.contains(&to.remote), "data goes only where a challenge was answered");
+        for Forward { to, range, segment, .. } in forwards {
+            match to {
+                End::Address(to) => {
+                    assert!(self.answered.contains(&to.remote), "data goes only where a challenge was answered");
+                }
+                End::Channel(to) => self.is_for_channel(to, &data[range.clone()][..segment]),
+            }
             for datagram in data[range].chunks(segment) {
                 assert!(is_forwardable(datagram));
                 bytes_out += datagram.len();
@@ -161,6 +228,7 @@ impl Run {
     fn check(&self) {
         let stats = self.plane.stats();
         assert!(stats.allocations <= ALLOCATIONS && stats.bound_legs <= 2 * stats.allocations);
+        assert!(stats.attached_legs <= stats.bound_legs && (stats.attached_legs == 0 || !self.channels.is_empty()));
         assert_eq!(stats.allocations * 2, self.legs.len(), "both nodes of a pair know of it, or neither");
         let mut ports = BTreeSet::new();
         let mut ids: BTreeMap<AllocationId, BTreeSet<Side>> = BTreeMap::new();
@@ -179,6 +247,11 @@ impl Run {
 
 fn node(byte: u8) -> NodeId {
     NodeId([byte % NODES; 32])
+}
+
+/// Two for each node.
+fn channel(of: NodeId, which: u8) -> ChannelId {
+    ChannelId(u64::from(of.0[0]) << 8 | u64::from(which >> 3 & 1))
 }
 
 /// Few, so that they collide.

@@ -16,6 +16,7 @@ pub(super) struct Carrying {
     members: IntGauge,
     allocations: IntGauge,
     bound_legs: IntGauge,
+    attached_legs: IntGauge,
     packets: IntCounter,
     bytes: IntCounter,
     dropped: IntCounterVec,
@@ -50,11 +51,20 @@ impl Carrying {
             sessions: gauge("sessions", "Nodes that are connected to the control channel.")?,
             members: gauge("members", "Nodes that may use this relay.")?,
             allocations: gauge("allocations", "Pairs that have a port on this relay.")?,
-            bound_legs: gauge("bound_legs", "Legs of pairs that are bound to an address.")?,
+            bound_legs: gauge("bound_legs", "Legs of pairs that are bound, to an address or a channel.")?,
+            attached_legs: gauge("attached_legs", "Bound legs that are channels of nodes without UDP.")?,
             packets: counter("packets_total", "Packets sent on between the nodes of pairs.")?,
             bytes: counter("bytes_total", "Bytes sent on between the nodes of pairs.")?,
-            dropped: counters("dropped_packets_total", "Datagrams on relay ports that were not sent on.", "reason")?,
-            bindings: counters("bindings_total", "Relay messages that were answered.", "result")?,
+            dropped: counters(
+                "dropped_packets_total",
+                "Packets that were not sent on, by port or by channel.",
+                "reason",
+            )?,
+            bindings: counters(
+                "bindings_total",
+                "Relay messages that were answered, and legs that became channels.",
+                "result",
+            )?,
             signals: counter("signals_total", "Signals handed on between nodes that have met.")?,
             strays: counter("stray_packets_total", "Stray packets sent to nodes that asked for one.")?,
             denied: counters("sessions_denied_total", "Sessions that this relay has ended.", "reason")?,
@@ -66,7 +76,7 @@ impl Carrying {
     }
 
     pub(super) fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        for gauge in [&self.sessions, &self.members, &self.allocations, &self.bound_legs] {
+        for gauge in [&self.sessions, &self.members, &self.allocations, &self.bound_legs, &self.attached_legs] {
             registry.register(Box::new(gauge.clone()))?;
         }
         let Self { packets, bytes, signals, strays, lost_events, failures, .. } = self;
@@ -94,6 +104,7 @@ impl Carrying {
         self.members.set(size(stats.members));
         self.allocations.set(size(snapshot.plane.allocations));
         self.bound_legs.set(size(snapshot.plane.bound_legs));
+        self.attached_legs.set(size(snapshot.plane.attached_legs));
         let set = |counter: &IntCounter, count: u64| {
             counter.reset();
             counter.inc_by(count);
@@ -110,6 +121,8 @@ impl Carrying {
         }
         set(&self.dropped.with_label_values(&["full"]), snapshot.full);
         set(&self.dropped.with_label_values(&["send_error"]), snapshot.send_errors);
+        set(&self.dropped.with_label_values(&["slow_channel"]), snapshot.slow);
+        set(&self.dropped.with_label_values(&["ended_channel"]), snapshot.unreachable);
         for refusal in Refusal::ALL {
             set(&self.refused.with_label_values(&[refusal.label()]), stats.refusals(refusal));
         }

@@ -124,14 +124,13 @@ impl Lines {
     pub(super) fn send<'a>(
         &self,
         channel: ChannelId,
-        packets: impl IntoIterator<Item = (AllocationId, &'a [u8])>,
+        packets: impl IntoIterator<Item = (AllocationId, &'a [u8])> + Clone,
         counters: &mut Snapshot,
     ) {
-        // Without an outlet, or when it has ended, the channel is about to be detached.
-        let Some(outlet) = self.outlets.get(&channel) else { return counters.unreachable += 1 };
-        match outlet.offer(packets) {
-            Ok(dropped) => counters.slow += dropped as u64,
-            Err(_) => counters.unreachable += 1,
+        match self.outlets.get(&channel).map(|outlet| outlet.offer(packets.clone())) {
+            Some(Ok(dropped)) => counters.slow += dropped as u64,
+            // The channel is about to be detached.
+            Some(Err(_)) | None => counters.unreachable += packets.into_iter().count() as u64,
         }
     }
 
@@ -153,13 +152,15 @@ impl Lines {
             start = range.end;
             let carried = Carried { channel: load.channel, allocation, packet };
             match plane.handle_carried(&carried, now) {
-                Some(Onward { to: End::Channel(to), .. }) => to_channels.entry(to).or_default().push((allocation, packet)),
+                Some(Onward { to: End::Channel(to), .. }) => {
+                    to_channels.entry(to).or_default().push((allocation, packet))
+                }
                 Some(Onward { to: End::Address(to), port }) => append(&mut runs, port, to, range),
                 None => {}
             }
         }
-        for (channel, packets) in to_channels {
-            self.send(channel, packets, counters);
+        for (channel, packets) in &to_channels {
+            self.send(*channel, packets.iter().copied(), counters);
         }
         for together in runs.chunk_by(|one, next| one.port == next.port) {
             let Some(PortSocket { socket, sender }) = sockets.get_mut(usize::from(together[0].port)) else { continue };

@@ -1,11 +1,11 @@
 //! Legs: asked for here, made by the data plane, told to whom they concern.
 
-use relay::server::control::{Input, Refusal};
+use relay::server::control::{Input, Refusal, SessionId};
 use relay::server::plane::{self, News, RefusedReason, ReleasedReason};
 use wire::control::{self, ToNode, ToRelay};
 use wire::relay::{AllocationId, LegKey, Side};
 
-use crate::world::{Heard, World, key, node_id};
+use crate::world::{Heard, World, denied, identity, key, node_id};
 
 fn allocated() -> News {
     News::Allocated {
@@ -106,4 +106,46 @@ fn legs_outlive_the_session() {
     world.plane.clear();
     world.input(Input::Gone(one));
     assert!(world.plane.is_empty(), "{:?}", world.plane);
+}
+
+fn attach(by: u8, partner: u8, session: SessionId) -> plane::Input {
+    plane::Input::Attach { by: node_id(by), partner: node_id(partner), channel: session.into() }
+}
+
+fn detach(by: u8, session: SessionId) -> plane::Input {
+    plane::Input::Detach { by: node_id(by), channel: session.into() }
+}
+
+#[test]
+fn a_channel_that_is_a_leg_is_none_any_more_when_it_ends_however_it_does() {
+    let ends: [fn(&mut World, SessionId); 4] = [
+        |world, session| world.input(Input::Gone(session)),
+        |world, session| world.input(Input::Nonsense(session)),
+        |world, _| {
+            world.come(1);
+        },
+        |world, _| world.input(Input::Member { name: "node-1".into(), member: None }),
+    ];
+    for end in ends {
+        let mut world = World::of(2);
+        let [one, other] = world.meet(1, 2);
+        world.plane.clear();
+        world.say(one, ToRelay::Attach { partner: key(2) });
+        world.say(one, ToRelay::Attach { partner: key(2) });
+        assert_eq!(std::mem::take(&mut world.plane), [attach(1, 2, one), attach(1, 2, one)]);
+        end(&mut world, one);
+        let detached = world.plane.iter().filter(|input| **input == detach(1, one)).count();
+        assert_eq!(detached, 1, "{:?}", world.plane);
+        world.plane.clear();
+        world.input(Input::Gone(other));
+        assert!(world.plane.is_empty(), "who has never attached has nothing to lose");
+    }
+}
+
+#[test]
+fn who_has_not_said_hello_attaches_nothing() {
+    let mut world = World::of(2);
+    let session = world.open(identity(1));
+    world.say(session, ToRelay::Attach { partner: key(2) });
+    assert!(denied(&world.hear(session)).is_some() && world.plane.is_empty());
 }

@@ -176,3 +176,91 @@ fn a_stray_packet_leaves_from_a_socket_that_answers_the_node_behind_its_nat() {
     let seen = stun::decode(&buffer[..length]).unwrap().mapped.unwrap();
     assert_eq!(seen.ip(), outside(1).ip(), "the NAT's address");
 }
+
+/// A raw end of a leg: binds it, and sends and receives whatever it likes.
+struct Raw {
+    socket: std::net::UdpSocket,
+    relay: SocketAddr,
+}
+
+impl Raw {
+    fn bind(namespace: &Namespace, leg: &mut support::Leg) -> Self {
+        let this = Self { socket: namespace.socket("0.0.0.0:21820"), relay: relay_port(leg) };
+        this.send(&leg.bind());
+        let answer = leg.hear(&this.receive()).expect("a CHALLENGE");
+        this.send(&answer);
+        assert_eq!(leg.hear(&this.receive()), None);
+        assert!(leg.observed.is_some(), "a BOUND");
+        this
+    }
+
+    fn send(&self, datagram: &[u8]) {
+        self.socket.send_to(datagram, self.relay).unwrap();
+    }
+
+    fn receive(&self) -> Vec<u8> {
+        let mut buffer = [0; 2048];
+        let (length, from) = recv_from(&self.socket, &mut buffer).unwrap();
+        assert_eq!(from, self.relay, "from where its NAT expects it");
+        buffer[..length].to_vec()
+    }
+}
+
+fn wireguard(number: u8, length: usize) -> Vec<u8> {
+    let mut packet = vec![number; length];
+    packet[..4].copy_from_slice(&[4, 0, 0, 0]);
+    packet
+}
+
+/// Node 1 has TCP alone, until UDP passes after all; node 2 never knows.
+#[test]
+fn a_node_without_udp_talks_to_one_behind_a_symmetric_nat_and_goes_back_to_udp() {
+    if !lab::available() {
+        return;
+    }
+    let lab = Lab::new();
+    let (forwarder, _front_end) = start(&lab);
+    for rule in [
+        "add table ip t",
+        "add chain ip t o { type filter hook output priority 0 ; }",
+        "add rule ip t o meta l4proto udp drop",
+    ] {
+        lab.a.command("nft", rule);
+    }
+    let talks = [Talk::open(&lab.a, 1, Transport::Tls), Talk::open(&lab.b, 2, Transport::Quic)];
+    talks[1].say(ToRelay::Meet(key(1)));
+    assert!(matches!(talks[1].hear(), ToNode::Present { met: false, .. }));
+    talks[0].say(ToRelay::Allocate { partner: key(2), hint: None });
+    let mut legs = [talks[0].leg(), talks[1].leg()];
+    let allocation = legs[0].allocation;
+    let is_ready = |at: usize, partner| {
+        let heard = talks[at].hear();
+        assert!(matches!(heard, ToNode::Ready(with) if with == key(partner)), "{heard:?}");
+    };
+    talks[0].say(ToRelay::Attach { partner: key(2) });
+    let b = Raw::bind(&lab.b, &mut legs[1]);
+    is_ready(0, 2);
+    is_ready(1, 1);
+    let by_channel = |packet: &[u8]| {
+        let heard = talks[0].hear();
+        assert!(matches!(&heard, ToNode::Data { allocation: of, packet: got } if *of == allocation && got == packet));
+    };
+    for number in 0..100 {
+        let (there, back) = (wireguard(number, 1452), wireguard(number, 32));
+        talks[0].say(ToRelay::Data { allocation, packet: there.clone() });
+        assert_eq!(b.receive(), there);
+        b.send(&back);
+        by_channel(&back);
+    }
+    lab.a.command("nft", "flush chain ip t o");
+    let a = Raw::bind(&lab.a, &mut legs[0]);
+    a.send(&wireguard(1, 100));
+    assert_eq!(b.receive(), wireguard(1, 100));
+    b.send(&wireguard(2, 100));
+    assert_eq!(a.receive(), wireguard(2, 100), "packets follow the leg");
+    talks[0].say(ToRelay::Attach { partner: key(2) });
+    is_ready(0, 2);
+    b.send(&wireguard(3, 100));
+    by_channel(&wireguard(3, 100));
+    assert_eq!(forwarder.snapshot().slow, 0);
+}

@@ -223,10 +223,7 @@ fn an_open_channel_is_a_sign_of_life_and_a_silent_address_is_not() {
 #[test]
 fn what_a_channel_sends_counts_against_the_rates_of_node_and_pair() {
     let rate = Rate::bytes_per_second(1_000_000);
-    for config in [
-        Config { node_rate: rate, ..Config::default() },
-        Config { pair_rate: rate, ..Config::default() },
-    ] {
+    for config in [Config { node_rate: rate, ..Config::default() }, Config { pair_rate: rate, ..Config::default() }] {
         let mut world = World::of(2, config);
         let [leg, _] = pair(&mut world);
         world.attach(1, 2, 10);
