@@ -7,6 +7,7 @@
 mod leg;
 mod load;
 mod memory;
+mod tls;
 mod turn;
 mod way;
 mod wires;
@@ -28,6 +29,11 @@ const OF_THE_LIMIT: Goal = Goal::Least(0.5);
 const BYTES_AN_ALLOCATION: Goal = Goal::Most(4096.0);
 /// Allocations for their memory.
 const ALLOCATIONS: usize = 10_000;
+
+/// Measures the TLS path alone; every table is in Markdown.
+pub fn measure_tls(rounds: usize, seconds: u8, progress: &Progress) -> Result<Vec<String>> {
+    tls::measure(&Wires::new()?, rounds, seconds, progress)
+}
 
 /// Measures all of it; every table is in Markdown.
 pub fn measure(rounds: usize, seconds: u8, progress: &Progress) -> Result<Vec<String>> {
@@ -80,5 +86,6 @@ pub fn measure(rounds: usize, seconds: u8, progress: &Progress) -> Result<Vec<St
     tables.push(versus::table("What the relay forwards, beside coturn", ["relay", "coturn"], &coturn));
     tables.push(versus::table("The same for each core that the program itself uses", ["relay", "coturn"], &per_core));
     tables.push(table("What it adds", &latency));
+    tables.extend(tls::measure(&wires, rounds, seconds, progress)?);
     Ok(tables)
 }

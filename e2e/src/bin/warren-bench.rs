@@ -32,7 +32,7 @@ struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Everything but `userspace`, `relay` and `profile`.
+    /// Everything but `userspace`, `relay`, `tls` and `profile`.
     All,
     /// One TCP stream through Warren's device, a bare gotatun and wireguard-go.
     Throughput,
@@ -40,8 +40,10 @@ enum Part {
     Scale,
     /// Warren's device against wireguard-go: TCP and UDP, each way and both, few peers and many. Takes a quarter of an hour.
     Userspace,
-    /// What the relay forwards, beside the kernel's NAT and coturn. Takes some minutes.
+    /// What the relay forwards, beside the kernel's NAT and coturn, and from channel to channel beside plain TLS. Takes some minutes.
     Relay,
+    /// The last of these alone.
+    Tls,
     /// Where the time of a userspace device goes, by samples that perf takes.
     Profile,
     /// Restarted agents and a stopped control plane, in the lab.
@@ -53,7 +55,7 @@ enum Part {
 impl Part {
     /// Only measured when it is asked for by name.
     fn is_apart(self) -> bool {
-        matches!(self, Self::Userspace | Self::Relay | Self::Profile)
+        matches!(self, Self::Userspace | Self::Relay | Self::Tls | Self::Profile)
     }
 }
 
@@ -94,6 +96,11 @@ fn run(args: Args) -> Result<()> {
     }
     if wanted(Part::Relay) {
         for table in forward::measure(rounds, seconds, &progress)? {
+            println!("{table}");
+        }
+    }
+    if wanted(Part::Tls) {
+        for table in forward::measure_tls(rounds, seconds, &progress)? {
             println!("{table}");
         }
     }
