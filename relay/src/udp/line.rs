@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Instant;
 
 use channel::{Outlet, Packets};
@@ -49,6 +49,8 @@ impl Bell {
     /// The thread is about to sleep. What it looks at after this is not missed.
     pub(super) fn lie_down(&self) {
         self.is_asleep.store(true, Ordering::SeqCst);
+        // Either this side sees what was handed over before the bell, or the other sees that it sleeps.
+        fence(Ordering::SeqCst);
     }
 
     pub(super) fn get_up(&self) {
@@ -56,6 +58,7 @@ impl Bell {
     }
 
     pub(super) fn ring(&self) {
+        fence(Ordering::SeqCst);
         if self.is_asleep.swap(false, Ordering::SeqCst) {
             // Fails only when the counter is at its end, and then the thread is awake.
             let _ = self.event.write(1);
