@@ -47,4 +47,4 @@ cargo deny --log-level error check licenses bans sources
 say "tests that documents name"
 ./e2e/named_tests.sh
 say "shell scripts"
-for script in e2e/*.sh e2e/tools/*.sh e2e/kernel/*.sh charts/*.sh .ci/run; do bash -n "$script"; done
+for script in e2e/*.sh e2e/tools/*.sh e2e/kernel/*.sh charts/*.sh crates/fuzz/run.sh .ci/run; do bash -n "$script"; done
