@@ -37,7 +37,8 @@ pub enum Output {
 #[derive(Debug)]
 pub struct Device {
     key: PublicKey,
-    /// Whether a handshake that is asked for starts at once. The kernel waits 5 s after the last initiation.
+    /// Whether a handshake that is asked for starts at once. The kernel waits 5 s after the last initiation, and over a live
+    /// session it sends a keepalive and nothing more.
     forces_handshakes: bool,
     peers: BTreeMap<PublicKey, Peer>,
     outputs: Vec<Output>,
@@ -106,8 +107,17 @@ impl Device {
 
     /// Starts a handshake now, as far as this kind of device can.
     pub fn start_handshake(&mut self, key: &PublicKey, random: &mut Random, now: Duration) {
-        let force = self.forces_handshakes;
-        self.initiate(key, force, random, now);
+        if self.forces_handshakes {
+            self.initiate(key, true, random, now);
+        } else {
+            self.send(key, Inner::Keepalive, random, now);
+        }
+    }
+
+    /// The same device made anew: without peers and sessions.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        Self::new(self.key, self.forces_handshakes)
     }
 
     /// Sends a packet through the tunnel.

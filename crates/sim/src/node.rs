@@ -35,6 +35,8 @@ pub struct Node {
     pub(crate) forbidden: Forbidden,
     pub(crate) starts: u32,
     pub(crate) counted: Duration,
+    /// When its agent has heard all that arrived.
+    pub(crate) heard: Duration,
     pub(crate) published: Option<(Vec<Candidate>, NatReport)>,
     /// How many times it published.
     pub publications: u32,
@@ -42,6 +44,8 @@ pub struct Node {
     pub(crate) cache: BTreeMap<PublicKey, PeerConfig>,
     /// Whether it is switched on.
     pub(crate) powered: bool,
+    /// Whether its link is up.
+    pub(crate) plugged: bool,
     /// The peers that its user pings.
     pub(crate) pinged: BTreeSet<PublicKey>,
     /// What is known of each peer, for judging.

@@ -1,7 +1,7 @@
 //! The run: virtual time, one queue of what happens next, and judges that watch every step.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use path::{Config, Engine, Input, PeerConfig};
@@ -41,6 +41,14 @@ enum Action {
     ToRelay { relay: usize, channel: u64, message: ToRelay },
     ToNode { relay: usize, channel: u64, message: ToNode },
     Expire { relay: usize },
+    Hear { node: usize, start: u32, heard: Heard },
+}
+
+/// What reaches an agent, later than the device when the machine is busy.
+#[derive(Debug)]
+enum Heard {
+    Datagram { from: SocketAddr, to: IpAddr, payload: Vec<u8> },
+    Tunnel { peer: PublicKey, inner: Inner },
 }
 
 /// A simulated mesh.
@@ -62,6 +70,8 @@ pub struct World {
     pub directory_delay: (Duration, Duration),
     /// Between two pings of a user to one peer.
     pub ping_gap: Duration,
+    /// How long at most an agent takes to hear what arrived. Its device answers at once.
+    pub agent_lag: Duration,
     /// How signals travel; without it there is no relay.
     pub signalling: Option<Signalling>,
     /// Whether relays carry data as well.
@@ -93,6 +103,7 @@ impl World {
             stun: Vec::new(),
             directory_delay: (Duration::from_millis(20), Duration::from_millis(20)),
             ping_gap: Duration::from_millis(100),
+            agent_lag: Duration::ZERO,
             signalling: None,
             forwarding: false,
             forgetful: 0,
@@ -128,7 +139,7 @@ impl World {
         self.stop_agent(node);
         if new_device {
             let machine = &mut self.nodes[node];
-            machine.device = Device::new(machine.key, true);
+            machine.device = machine.device.anew();
             for peer in machine.cache.keys() {
                 machine.device.add_peer(*peer);
             }
@@ -144,6 +155,21 @@ impl World {
         if on {
             self.restart_agent(node, true);
         }
+    }
+
+    /// Gives a node the device of a kernel, or of a process, before it starts.
+    pub fn set_kernel(&mut self, node: usize, kernel: bool) {
+        let machine = &mut self.nodes[node];
+        machine.device = Device::new(machine.key, !kernel);
+    }
+
+    /// Takes a machine's link down or up, and its agent notices: without a link it has no address, and then another network.
+    pub fn plug(&mut self, node: usize, up: bool) {
+        self.note(&format!("n{node} link {}", if up { "up" } else { "down" }));
+        self.nodes[node].plugged = up;
+        let addresses = if up { self.nodes[node].addresses.clone() } else { Vec::new() };
+        self.input(node, Input::HostCandidates(addresses));
+        self.input(node, Input::NetworkChanged);
     }
 
     /// Feeds an input to a node's agent, as its shell would.
@@ -226,6 +252,8 @@ impl World {
             Action::ToRelay { relay, channel, message } => self.relay_hears(relay, channel, message),
             Action::ToNode { relay, channel, message } => self.node_hears(relay, channel, message),
             Action::Expire { relay } => self.expire_allocations(relay),
+            Action::Hear { node, start, heard } if self.nodes[node].starts == start => self.hear(node, heard),
+            Action::Hear { .. } => {}
         }
     }
 
@@ -240,10 +268,9 @@ impl World {
     }
 
     fn deliver(&mut self, node: usize, packet: Packet) {
-        let instant = self.instant();
         let now = self.now;
         let machine = &self.nodes[node];
-        if !machine.powered || packet.dst.port() != machine.port {
+        if !machine.powered || !machine.plugged || packet.dst.port() != machine.port {
             return;
         }
         let text = format!("n{node} < {} {}", packet.src, self.describe(&packet.payload));
@@ -251,12 +278,7 @@ impl World {
         let machine = &mut self.nodes[node];
         match packet.payload {
             Payload::Plain(payload) => {
-                if let Some(engine) = &mut machine.engine {
-                    engine.handle_input(
-                        Input::Datagram { from: packet.src, to: Some(packet.dst.ip()), payload },
-                        instant,
-                    );
-                }
+                self.hear_soon(node, Heard::Datagram { from: packet.src, to: packet.dst.ip(), payload });
             }
             Payload::WireGuard(message) => {
                 machine.device.receive(packet.src, &message, &mut self.random, now);

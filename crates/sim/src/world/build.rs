@@ -103,10 +103,12 @@ impl World {
             forbidden: forbidden(address.addr()),
             starts: 0,
             counted: Duration::ZERO,
+            heard: Duration::ZERO,
             published: None,
             publications: 0,
             cache: std::collections::BTreeMap::new(),
             powered: true,
+            plugged: true,
             pinged: std::collections::BTreeSet::new(),
             ledger: std::collections::BTreeMap::new(),
         });

@@ -1,12 +1,12 @@
 //! What an agent's shell does: it carries out what the engine says, and tells it what the device says.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::Duration;
 
 use path::{Engine, Event, Input, PathState};
 use wire::PublicKey;
 
-use super::World;
+use super::{Action, Heard, World};
 use crate::device::Output;
 use crate::internet::Hop;
 use crate::packet::{DEFAULT_TTL, Inner, Packet, Payload};
@@ -97,7 +97,6 @@ impl World {
     }
 
     fn device_outputs(&mut self, node: usize) {
-        let instant = self.instant();
         loop {
             let outputs = self.nodes[node].device.take_outputs();
             if outputs.is_empty() {
@@ -108,38 +107,66 @@ impl World {
                     Output::Transmit(remote, message) => {
                         self.send(node, remote, None, None, Payload::WireGuard(message));
                     }
-                    Output::Received(peer, inner) => self.received(node, peer, inner, instant),
+                    Output::Received(peer, inner) => self.received(node, peer, inner),
                 }
             }
         }
     }
 
     /// A packet came out of a node's tunnel.
-    fn received(&mut self, node: usize, peer: PublicKey, inner: Inner, instant: Instant) {
+    fn received(&mut self, node: usize, peer: PublicKey, inner: Inner) {
         let now = self.now;
         let machine = &mut self.nodes[node];
-        let input = match inner {
-            Inner::Keepalive => return,
-            Inner::Ping(sent) => {
-                return machine.device.send(&peer, Inner::Pong(sent), &mut self.random, now);
-            }
-            Inner::Pong(token) => return machine.ledger.entry(peer).or_default().pong(token, now),
-            // Only a running agent answers, or hears an answer.
-            Inner::EchoRequest(token) if machine.engine.is_some() => {
+        match inner {
+            Inner::Keepalive => {}
+            Inner::Ping(sent) => machine.device.send(&peer, Inner::Pong(sent), &mut self.random, now),
+            Inner::Pong(token) => machine.ledger.entry(peer).or_default().pong(token, now),
+            Inner::EchoRequest(_) | Inner::EchoReply(_) => self.hear_soon(node, Heard::Tunnel { peer, inner }),
+        }
+    }
+
+    /// Something arrived for a node's agent, which is as quick as the machine lets it be.
+    pub(super) fn hear_soon(&mut self, node: usize, heard: Heard) {
+        let most = u64::try_from(self.agent_lag.as_micros()).unwrap_or(0);
+        if most == 0 {
+            return self.take_in(node, heard);
+        }
+        // In order: a busy agent reads what came first.
+        let lag = Duration::from_micros(self.random.below(most));
+        let at = (self.now + lag).max(self.nodes[node].heard);
+        self.nodes[node].heard = at;
+        let start = self.nodes[node].starts;
+        self.after(at - self.now, Action::Hear { node, start, heard });
+    }
+
+    /// A node's agent hears what arrived a while ago.
+    pub(super) fn hear(&mut self, node: usize, heard: Heard) {
+        self.take_in(node, heard);
+        self.drive(node);
+    }
+
+    fn take_in(&mut self, node: usize, heard: Heard) {
+        let (instant, now) = (self.instant(), self.now);
+        let machine = &mut self.nodes[node];
+        // Only a running agent answers, or hears an answer.
+        let Some(engine) = &mut machine.engine else {
+            return;
+        };
+        let input = match heard {
+            Heard::Datagram { from, to, payload } => Input::Datagram { from, to: Some(to), payload },
+            Heard::Tunnel { peer, inner: Inner::EchoRequest(token) } => {
                 machine.device.send(&peer, Inner::EchoReply(token), &mut self.random, now);
                 Input::EchoRequest { peer }
             }
-            Inner::EchoRequest(_) => return,
-            Inner::EchoReply(token) => Input::EchoReply { peer, token },
+            Heard::Tunnel { peer, inner: Inner::EchoReply(token) } => Input::EchoReply { peer, token },
+            Heard::Tunnel { .. } => return,
         };
-        if let Some(engine) = &mut machine.engine {
-            engine.handle_input(input, instant);
-        }
+        engine.handle_input(input, instant);
     }
 
     fn send(&mut self, node: usize, remote: SocketAddr, local: Option<IpAddr>, ttl: Option<u8>, payload: Payload) {
         let machine = &self.nodes[node];
-        let Some(own) = machine.socket(remote.ip()) else {
+        let Some(own) = machine.socket(remote.ip()).filter(|_| machine.plugged) else {
             return;
         };
         let src = SocketAddr::new(local.unwrap_or(own.ip()), own.port());
