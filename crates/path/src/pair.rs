@@ -11,11 +11,16 @@ const REPLIES: u32 = 10;
 /// How long a PONG proves a pair: NATs forget an unused mapping after 30 s at the earliest.
 pub(crate) const PROOF_LIFETIME: Duration = Duration::from_secs(30);
 
-/// How long a pair that carries probes and not WireGuard comes last: filters of that kind do not change by the minute.
-pub(crate) const PENALTY: Duration = Duration::from_secs(300);
+/// How long a pair that carried probes and not WireGuard comes last: a session that one side had lost, or a machine that was
+/// busy, is over by then.
+const PENALTY: Duration = Duration::from_secs(10);
 
-/// How often that time is doubled for a pair that was tried again in vain: each trial costs what is sent meanwhile.
-const MAX_DOUBLINGS: u32 = 4;
+/// How often that time is doubled, to an hour and a half, for a pair that is tried again in vain: filters of that kind do not
+/// change by the minute, and each trial costs what is sent meanwhile.
+const MAX_DOUBLINGS: u32 = 9;
+
+/// A failure this long after the last penalty was over has nothing to do with it.
+const PENALTY_MEMORY: Duration = Duration::from_secs(600);
 
 /// Round-trip times below this difference are the same.
 const RTT_MARGIN: Duration = Duration::from_millis(5);
@@ -40,9 +45,17 @@ pub(crate) struct Pair {
     pub(crate) rtt: Option<Duration>,
     pub(crate) last_pong: Option<Instant>,
     pub(crate) replies: Bucket,
-    penalised_until: Option<Instant>,
-    penalties: u32,
+    penalty: Option<Penalty>,
     pub(crate) born: Instant,
+}
+
+/// What became of trials.
+#[derive(Debug, Clone, Copy)]
+struct Penalty {
+    until: Instant,
+    times: u32,
+    /// Whether there may have been no session to fill the pair with.
+    doubtful: bool,
 }
 
 impl Pair {
@@ -58,8 +71,7 @@ impl Pair {
             rtt: None,
             last_pong: None,
             replies: Bucket::new(REPLIES, REPLIES, now),
-            penalised_until: None,
-            penalties: 0,
+            penalty: None,
             born: now,
         }
     }
@@ -76,15 +88,28 @@ impl Pair {
         self.last_pong.is_some_and(|at| now.saturating_duration_since(at) < PROOF_LIFETIME)
     }
 
-    /// Puts it last for a while, and longer each time if `costly`: the trial took packets from a path that works.
-    pub(crate) fn penalise(&mut self, costly: bool, now: Instant) {
-        self.penalised_until = Some(now + PENALTY * (1 << self.penalties.min(MAX_DOUBLINGS)));
-        self.penalties = self.penalties.saturating_add(u32::from(costly));
+    /// Puts it last for a while, longer each time. `doubtful` says that nothing else has shown that there is a session.
+    pub(crate) fn penalise(&mut self, doubtful: bool, now: Instant) {
+        let before = self.penalty.filter(|before| now < before.until + PENALTY_MEMORY);
+        let times = before.map_or(0, |before| before.times.saturating_add(1));
+        let until = now + PENALTY * (1 << times.min(MAX_DOUBLINGS));
+        self.penalty = Some(Penalty { until, times, doubtful });
+    }
+
+    /// Packets of WireGuard pass now. What failed before is remembered, in case they soon do not.
+    pub(crate) fn acquit(&mut self, now: Instant) {
+        if let Some(penalty) = &mut self.penalty {
+            penalty.until = penalty.until.min(now);
+        }
+    }
+
+    /// There is a session, by another way: a failure from before that was known says nothing.
+    pub(crate) fn forgive_doubtful(&mut self) {
+        self.penalty.take_if(|penalty| penalty.doubtful);
     }
 
     pub(crate) fn forgive(&mut self) {
-        self.penalised_until = None;
-        self.penalties = 0;
+        self.penalty = None;
     }
 
     pub(crate) fn is_penalised(&self, now: Instant) -> bool {
@@ -93,7 +118,7 @@ impl Pair {
 
     /// When it will be forgiven, if it still has to be.
     pub(crate) fn penalised_until(&self, now: Instant) -> Option<Instant> {
-        self.penalised_until.filter(|until| now < *until)
+        self.penalty.map(|penalty| penalty.until).filter(|until| now < *until)
     }
 
     /// Whether this pair should replace one that works.

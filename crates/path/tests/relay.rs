@@ -6,93 +6,13 @@ mod support;
 use std::time::Duration;
 
 use path::{Event, Input, LegPhase, PathState, PeerConfig, Reason, RelayId, RelayNews, Transmit};
+use support::legs::{PEER, SOCKET, TOKEN, allocate, answer, bound, key, leg, met, ready, relayed, state, token};
 use support::{Bench, RELAY, addr, config, host};
 use wire::control::{Leg, RefusedReason, ReleasedReason, ToNode, ToRelay};
-use wire::relay::{self, AllocationId, Body, Frame, Header, LegKey, Side, Token};
+use wire::relay::{self, AllocationId, Body, Frame, Header, Side};
 
-const PEER: &str = "203.0.113.7:21820";
-/// The address of the bench's relay, with the pair's port.
-const SOCKET: &str = "192.0.2.9:51907";
-const TOKEN: Token = Token([9; 16]);
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
-
-/// A node that has met its peer at the relay.
-fn met(nominates: bool) -> Bench {
-    let mut bench = Bench::new(nominates);
-    bench.open_relay();
-    bench.add_peer(&[PEER]);
-    bench.meet();
-    bench
-}
-
-fn key() -> LegKey {
-    LegKey::from_bytes([5; 32])
-}
-
-fn leg(counter: u64) -> Leg {
-    Leg { allocation: AllocationId(7), side: Side::Low, port: 51_907, key: key(), counter }
-}
-
-fn allocate(bench: &mut Bench, counter: u64) {
-    let partner = bench.peer;
-    bench.hear(ToNode::Allocated { partner, leg: leg(counter) });
-}
-
-/// A node whose leg is bound, with nothing left to send.
-fn bound(nominates: bool) -> Bench {
-    let mut bench = met(nominates);
-    allocate(&mut bench, 0);
-    bench.transmits();
-    answer(&mut bench, 1, &Body::Challenge(TOKEN));
-    answer(&mut bench, 1, &Body::Bound { observed: addr("198.51.100.1:21820") });
-    bench.transmits();
-    bench.asked();
-    bench.events();
-    bench
-}
-
-/// A relay message arrives.
-fn answer(bench: &mut Bench, counter: u64, body: &Body) {
-    let header = Header { allocation: AllocationId(7), side: Side::Low, counter };
-    bench.receive(SOCKET, relay::seal(&key(), &header, body).to_vec());
-}
-
-fn ready(bench: &mut Bench) -> Vec<Event> {
-    let peer = bench.peer;
-    bench.hear(ToNode::Ready(peer));
-    bench.events()
-}
-
-/// A node whose packets go by the relay.
-fn relayed(nominates: bool) -> Bench {
-    let mut bench = bound(nominates);
-    let peer = bench.peer;
-    let mut events = ready(&mut bench);
-    if !nominates {
-        bench.input(Input::EchoRequest { peer });
-        events = bench.events();
-    }
-    let token = token(&events).unwrap();
-    bench.input(Input::EchoReply { peer, token });
-    assert!(matches!(state(&bench), PathState::Relayed { .. }));
-    // One more, for the round-trip time.
-    if let Some(token) = self::token(&bench.events()) {
-        bench.input(Input::EchoReply { peer, token });
-    }
-    bench.events();
-    bench.transmits();
-    bench.asked();
-    bench
-}
-
-fn token(events: &[Event]) -> Option<u64> {
-    events.iter().find_map(|event| if let Event::SendEcho { token, .. } = event { Some(*token) } else { None })
-}
-
-fn state(bench: &Bench) -> PathState {
-    bench.engine.snapshot().peers[&bench.peer].state
-}
 
 fn phase(bench: &Bench) -> Option<LegPhase> {
     bench.engine.snapshot().peers[&bench.peer].legs.first().map(|leg| leg.phase)

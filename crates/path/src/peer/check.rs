@@ -82,8 +82,16 @@ impl Peer {
         if check.echo_due().is_some_and(|due| due <= now) {
             check.echoes += 1;
             let token = check.token;
+            if check.echoes == 2 && self.relayed.has_sockets() && !self.traffic.has_roamed() {
+                // What circulates by a relay may have led the device there, where nobody need answer.
+                self.endpoint = None;
+                self.set_endpoint(direct.remote, shared, now);
+            }
             shared.events.push_back(Event::SendEcho { peer, token });
         }
+        let Some(check) = &mut self.check else {
+            return;
+        };
         if check.started + CONFIRM <= now {
             return self.check_failed(shared, now);
         }

@@ -81,6 +81,11 @@ impl Traffic {
         self.roamed = None;
     }
 
+    /// Whether WireGuard went somewhere on its own, and that is still being looked into.
+    pub(super) fn has_roamed(&self) -> bool {
+        self.roamed.is_some()
+    }
+
     pub(super) fn session_seen(&mut self, now: Instant) {
         self.session = Some(now);
     }
@@ -199,6 +204,10 @@ impl Peer {
         if self.pairs.get(&endpoint).is_some_and(|pair| pair.is_proven(now)) {
             self.traffic.roamed = Some(endpoint);
             self.adopt_roamed(endpoint, shared, now);
+            if self.direct.is_none() {
+                // The peer sends by a way that this side does not count on.
+                self.on_proof(endpoint, shared, now);
+            }
         } else if self.traffic.roamed != Some(endpoint) || self.direct.is_some() {
             self.traffic.roamed = Some(endpoint);
             self.ping(endpoint, shared, now);

@@ -185,7 +185,7 @@ impl Peer {
         shared.send(remote, None, None, payload);
     }
 
-    fn ask(&mut self, remote: SocketAddr, shared: &mut Shared, now: Instant) {
+    pub(super) fn ask(&mut self, remote: SocketAddr, shared: &mut Shared, now: Instant) {
         if self.nomination.ask_at.is_some_and(|at| now < at) {
             return;
         }

@@ -11,6 +11,7 @@ use super::Peer;
 use super::leg::Leg;
 use super::trial::SESSION_LIFETIME;
 use crate::event::Event;
+use crate::pair::Pair;
 use crate::relay::RelayId;
 use crate::shared::Shared;
 use crate::timer::earliest;
@@ -175,21 +176,8 @@ impl Peer {
 
     /// The device of this side was led to a relay by the peer's packets.
     pub(super) fn led_to_relay(&mut self, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
-        if self.direct.is_some() {
-            // The peer has left the direct path, or both devices follow what circulates by the relay. Ask, and stay if there
-            // is an answer.
-            self.start_check(shared, now);
-            let pair = self.direct.and_then(|direct| self.pairs.get(&direct.remote));
-            let answers =
-                pair.and_then(|pair| pair.last_pong).is_some_and(|at| now.saturating_duration_since(at) < CONFIRM);
-            if answers && self.put_back(shared, now) {
-                self.relayed.led += 1;
-                if self.relayed.led > MAX_LED {
-                    return self.direct_is_blocked(shared, now);
-                }
-                self.hold(endpoint, now);
-            }
-            return;
+        if let Some(direct) = self.direct {
+            return self.led_from(direct.remote, endpoint, shared, now);
         }
         let leg = self.relayed.legs.iter().find(|leg| leg.remote() == Some(endpoint) && leg.is_bound());
         let Some(relay) = leg.map(|leg| leg.relay).filter(|_| self.wanted) else {
@@ -212,14 +200,31 @@ impl Peer {
         }
     }
 
-    /// Probes pass over the direct path, and whatever is sent over it comes back by the relay or not at all.
-    fn direct_is_blocked(&mut self, shared: &mut Shared, now: Instant) {
-        let pair = self.direct.and_then(|direct| self.pairs.get_mut(&direct.remote));
-        if let Some(pair) = pair {
-            shared.stats.data_blocked += 1;
-            pair.penalise(true, now);
+    /// The same from a direct path. Either the peer has left it, or both devices follow what circulates by the relay. That tells
+    /// nothing of the path. If it answers the device goes back, and so does the peer's: the side that nominates says so again, the
+    /// other one asks for it. In the end this side goes along, for a while.
+    fn led_from(&mut self, direct: SocketAddr, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
+        self.start_check(shared, now);
+        let pong = self.pairs.get(&direct).and_then(|pair| pair.last_pong);
+        let answers = pong.is_some_and(|at| now.saturating_duration_since(at) < CONFIRM);
+        if !answers || !self.put_back(shared, now) {
+            return;
         }
-        self.path_died(shared, now);
+        self.relayed.led += 1;
+        if self.relayed.led > MAX_LED {
+            self.relayed.led = 0;
+            if let Some(pair) = self.pairs.get_mut(&direct).filter(|_| self.nominates) {
+                pair.penalise(false, now);
+            }
+            return self.path_died(shared, now);
+        }
+        if self.nominates {
+            self.check = None;
+            self.nominate(direct, false, shared, now);
+        } else {
+            self.ask(direct, shared, now);
+        }
+        self.hold(endpoint, now);
     }
 
     /// The peer's echo came through the tunnel, which is open now: if this side waited for that at a relay, it follows.
@@ -249,6 +254,7 @@ impl Peer {
         }
         self.relayed.failures = 0;
         shared.stats.relayed += 1;
+        self.pairs.values_mut().for_each(Pair::forgive_doubtful);
         // The first one had to wait for the session and tells nothing of the round trip.
         self.relayed.echoes = Some(Echoes::new(None, now));
         self.choose(shared, now);

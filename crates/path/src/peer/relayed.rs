@@ -83,6 +83,11 @@ impl Relayed {
         self.legs.iter().any(|leg| leg.remote() == Some(remote)) || self.former.contains(&remote)
     }
 
+    /// Whether packets of this pair may still come from a relay.
+    pub(super) fn has_sockets(&self) -> bool {
+        !self.legs.is_empty() || !self.former.is_empty()
+    }
+
     /// Prefers other relays to this one for a while. Returns how long.
     pub(super) fn shun(&mut self, relay: RelayId, now: Instant) -> Duration {
         if !self.shunned.contains_key(&relay) && self.shunned.len() >= MAX_RELAYS {

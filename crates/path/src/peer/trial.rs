@@ -150,7 +150,12 @@ impl Peer {
         let remote = trial.remote;
         let initiates = fresh && !trial.follows;
         trial.handshakes = u8::from(initiates);
-        let left = self.endpoint.map(|(left, _)| left).filter(|left| *left != remote);
+        let (told, device) = (self.endpoint.map(|(told, _)| told), self.traffic.device);
+        let left = [told, device].into_iter().flatten().find(|left| *left != remote);
+        if !fresh || device.is_some_and(|device| device != remote) {
+            // Even if it was told so before: the peer's packets may have led it elsewhere.
+            self.endpoint = None;
+        }
         self.set_endpoint(remote, shared, now);
         if let (Some(left), false) = (left, fresh) {
             self.hold(left, now);
@@ -279,7 +284,7 @@ impl Peer {
         self.punch.rest();
         self.nomination.reset_retries();
         if let Some(pair) = self.pairs.get_mut(&trial.remote) {
-            pair.forgive();
+            pair.acquit(now);
         }
         // A better pair may have been proven meanwhile.
         self.choose(shared, now);
@@ -296,11 +301,11 @@ impl Peer {
             }
             return;
         };
-        let costly = self.relayed.is_confirmed();
+        let doubtful = !self.relayed.is_confirmed();
         if let Some(pair) = self.pairs.get_mut(&trial.remote) {
             if pair.last_pong.is_some_and(|at| at > moved) {
                 shared.stats.data_blocked += 1;
-                pair.penalise(costly, now);
+                pair.penalise(doubtful, now);
             } else {
                 pair.last_pong = None;
             }

@@ -1,6 +1,8 @@
 //! One engine under test, and a peer whose every packet the test writes by hand.
 #![allow(dead_code)]
 
+pub mod legs;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 

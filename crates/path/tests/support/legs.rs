@@ -1,0 +1,89 @@
+//! A node beside a relay, from the first meeting to a path that is proven.
+
+use path::{Event, Input, PathState};
+use wire::control::{Leg, ToNode};
+use wire::relay::{self, AllocationId, Body, Header, LegKey, Side, Token};
+
+use super::{Bench, addr};
+
+pub const PEER: &str = "203.0.113.7:21820";
+/// The address of the bench's relay, with the pair's port.
+pub const SOCKET: &str = "192.0.2.9:51907";
+pub const TOKEN: Token = Token([9; 16]);
+
+/// A node that has met its peer at the relay.
+pub fn met(nominates: bool) -> Bench {
+    let mut bench = Bench::new(nominates);
+    bench.open_relay();
+    bench.add_peer(&[PEER]);
+    bench.meet();
+    bench
+}
+
+pub fn key() -> LegKey {
+    LegKey::from_bytes([5; 32])
+}
+
+pub fn leg(counter: u64) -> Leg {
+    Leg { allocation: AllocationId(7), side: Side::Low, port: 51_907, key: key(), counter }
+}
+
+pub fn allocate(bench: &mut Bench, counter: u64) {
+    let partner = bench.peer;
+    bench.hear(ToNode::Allocated { partner, leg: leg(counter) });
+}
+
+/// A node whose leg is bound, with nothing left to send.
+pub fn bound(nominates: bool) -> Bench {
+    let mut bench = met(nominates);
+    allocate(&mut bench, 0);
+    bench.transmits();
+    answer(&mut bench, 1, &Body::Challenge(TOKEN));
+    answer(&mut bench, 1, &Body::Bound { observed: addr("198.51.100.1:21820") });
+    bench.transmits();
+    bench.asked();
+    bench.events();
+    bench
+}
+
+/// A relay message arrives.
+pub fn answer(bench: &mut Bench, counter: u64, body: &Body) {
+    let header = Header { allocation: AllocationId(7), side: Side::Low, counter };
+    bench.receive(SOCKET, relay::seal(&key(), &header, body).to_vec());
+}
+
+pub fn ready(bench: &mut Bench) -> Vec<Event> {
+    let peer = bench.peer;
+    bench.hear(ToNode::Ready(peer));
+    bench.events()
+}
+
+/// A node whose packets go by the relay.
+pub fn relayed(nominates: bool) -> Bench {
+    let mut bench = bound(nominates);
+    let peer = bench.peer;
+    let mut events = ready(&mut bench);
+    if !nominates {
+        bench.input(Input::EchoRequest { peer });
+        events = bench.events();
+    }
+    let token = token(&events).unwrap();
+    bench.input(Input::EchoReply { peer, token });
+    assert!(matches!(state(&bench), PathState::Relayed { .. }));
+    // One more, for the round-trip time.
+    if let Some(token) = self::token(&bench.events()) {
+        bench.input(Input::EchoReply { peer, token });
+    }
+    bench.events();
+    bench.transmits();
+    bench.asked();
+    bench
+}
+
+pub fn token(events: &[Event]) -> Option<u64> {
+    events.iter().find_map(|event| if let Event::SendEcho { token, .. } = event { Some(*token) } else { None })
+}
+
+pub fn state(bench: &Bench) -> PathState {
+    bench.engine.snapshot().peers[&bench.peer].state
+}
