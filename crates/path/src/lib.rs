@@ -34,7 +34,7 @@
 //!    its own; it asks for a nomination, by the same message, when it has proof and no path.
 //! 4. **Confirm.** Echoes run through the tunnel. The first answer makes the path, 3 round trips after both sides knew
 //!    each other. None within 2 s means that the network lets probes pass and WireGuard not: back to the path before,
-//!    and this pair comes last for five minutes.
+//!    and this pair comes last for ten seconds, and twice as long each time.
 //! 5. **Watch.** WireGuard's counters tell of traffic without cost. Sending into silence, a minute without a sign of life,
 //!    or a peer that suddenly probes elsewhere start a check: PING and echo together. Two PINGs and their echoes lost make
 //!    the path dead. The ladder starts over, the dead path itself is probed every second, the STUN servers are asked
@@ -57,7 +57,8 @@
 //!
 //! Half a minute after it became direct the nominator releases the leg, unless the device still uses it. WireGuard sends where the
 //! last authentic packet came from, so what circulates by the relay may hold both devices there; they are pointed at the direct pair
-//! at a packet's distance until it is over, and a pair that cannot be held is what carries probes only. A relay that falls silent, or
+//! at a packet's distance until it is over. Whoever is led there later is no judge of the direct pair: if that answers, the nominator
+//! nominates it once more, and the other side asks for it or goes along. A relay that falls silent, or
 //! loses its channel and does not answer an echo, is left for the next one; one that starts anew is asked for the same port, and the
 //! session goes on. Without any relay everything is as it was: probed at once.
 //!

@@ -163,6 +163,11 @@ impl World {
         machine.device = Device::new(machine.key, !kernel);
     }
 
+    /// Gives a node's device another port, for when it is next made.
+    pub fn move_port(&mut self, node: usize, port: u16) {
+        self.nodes[node].port = port;
+    }
+
     /// Takes a machine's link down or up, and its agent notices: without a link it has no address, and then another network.
     pub fn plug(&mut self, node: usize, up: bool) {
         self.note(&format!("n{node} link {}", if up { "up" } else { "down" }));

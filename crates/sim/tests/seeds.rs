@@ -12,7 +12,7 @@ use sim::{Block, Filtering, Mapping, Signalling, Site, Weather, World, oracle};
 const DEFAULT_SEEDS: u64 = 200;
 /// The same beside relays, which take longer.
 const DEFAULT_RELAY_SEEDS: u64 = 60;
-/// Beside relays: a pair that is relayed, and was found to carry probes only, is tried again after five minutes.
+/// Beside relays: a pair that was found to carry probes only is tried again after 10, 20, 40 s and so on.
 const RELAYED_CALM: Duration = Duration::from_secs(400);
 /// Between the last accident and the verdict: the longest waits of the ladder's first two rounds.
 const CALM: Duration = Duration::from_secs(150);

@@ -100,3 +100,27 @@ fn a_device_that_was_made_anew_leads_back_to_the_direct_path() {
     }
     none(&failures);
 }
+
+#[test]
+fn a_node_that_comes_back_at_another_port_and_then_at_the_old_one_is_direct_again() {
+    let mut failures = Vec::new();
+    for seed in 0..60 {
+        for site in [Site::EASY_HOME, Site::Poisonable] {
+            let mut world = kernels(seed, site);
+            for port in [21_900, 21_820] {
+                world.stop_agent(0);
+                world.run_for(MS(50 * (1 + seed % 7)));
+                world.move_port(0, port);
+                world.restart_agent(0, true);
+                world.set_pinging(1, 0, true);
+                world.run_for(S(2 + seed % 12));
+                world.set_pinging(1, 0, false);
+            }
+            blink(&mut world, 0, MS(60));
+            if let Err(error) = settles(&mut world, S(60)) {
+                failures.push(format!("seed {seed} {site:?}: {error}"));
+            }
+        }
+    }
+    none(&failures);
+}
