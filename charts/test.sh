@@ -57,6 +57,7 @@ has 1 "- --relay-port=51900"
 has 1 "- --relay-ports=64"
 has 1 "- --quic-port=51899"
 has 1 "- --tls-port=8443"
+has 1 "- --relay-tls-port=443"
 has 1 "- --drain-seconds=3"
 has 1 "resources: [meshrelays, meshnodes]"
 has 1 "{name: state, mountPath: /var/lib/warren-relay}"
@@ -69,14 +70,16 @@ has 0 "mountPath: /host/cni"
 has 0 "/etc/cni/net.d\""
 
 rendered "without relays" --set relay.enabled=false
+has 1 "- --relay-tls-port=0"
 has 0 "name: relay"
 has 0 "resources: [meshrelays/status]"
 
-rendered "relay ports elsewhere" --set relay.relayPort=20000 --set relay.relayPorts=8 --set relay.quicPort=443 --set relay.tlsPort=443 --set relay.drainSeconds=30
+rendered "relay ports elsewhere" --set relay.relayPort=20000 --set relay.relayPorts=8 --set relay.quicPort=443 --set relay.tls.listenPort=443 --set relay.tls.port=0 --set relay.drainSeconds=30
 has 1 "- --relay-port=20000"
 has 1 "- --relay-ports=8"
 has 1 "- --quic-port=443"
 has 1 "- --tls-port=443"
+has 1 "- --relay-tls-port=0"
 has 1 "terminationGracePeriodSeconds: 32"
 
 rendered "without CRDs" --set crds.install=false
@@ -127,6 +130,8 @@ refused operator --set operator.metricsListen=off
 refused relay --set relay.metricsListen=off
 refused relayPorts --set relay.relayPorts=257
 refused quicPort --set relay.quicPort=0
+refused port --set relay.tls.port=70000
+refused tlsPort --set relay.tlsPort=8443
 refused mode --set cni.mode=flannel
 refused confDir --set cni.confDir=etc/cni/net.d
 refused replicas --set operator.replicas=0

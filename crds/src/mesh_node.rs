@@ -143,6 +143,11 @@ pub struct MeshNodeStatus {
     /// Which WireGuard runs: `Kernel` or `Userspace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<Backend>,
+    /// The TCP port of this node that leads to the relay on it, if that is another than the relay listens on: nodes that can't use UDP
+    /// often get out to 443 only.
+    #[serde(default, rename = "relayTLSPort", skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub relay_tls_port: Option<u16>,
     /// MTU of the mesh device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 576, max = 65535))]

@@ -75,10 +75,15 @@ pub struct MeshRelayStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub quic_port: Option<u16>,
-    /// TCP port of its control channel over TLS.
+    /// TCP port that it listens on for its control channel over TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub tls_port: Option<u16>,
+    /// TCP ports at which its control channel over TLS is reached, best first: that one, and before it the one that the agent of the
+    /// relay's node leads there, usually 443.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4), inner(range(min = 1, max = 65535)))]
+    pub tls_ports: Vec<u16>,
     /// Version of the relay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

@@ -178,6 +178,7 @@ fn plan(own: u8) -> NetPlan {
         listen_port: PORT,
         relay_ports: Vec::new(),
         relay_tcp_ports: Vec::new(),
+        relay_redirect: None,
         api_servers: vec!["198.51.100.1:6443".parse().unwrap()],
         serves_api: None,
         masquerade: Masquerade { enabled: true, exclude: Vec::new() },

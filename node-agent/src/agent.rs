@@ -11,6 +11,7 @@ pub mod intent;
 pub mod network;
 pub mod plane;
 pub mod reporter;
+pub mod tls_port;
 mod turn;
 
 pub use intent::Settings;
@@ -38,6 +39,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tls_port::TlsPort;
 use tokio::sync::{Notify, mpsc, watch};
 use topology::node::NodePlanner;
 use wgdev::Datagram;
@@ -99,6 +101,8 @@ pub struct Agent {
     relist_at: Option<Instant>,
     /// When to give back the memory that a list took.
     tidy_at: Option<Instant>,
+    /// The port by which others reach a relay on this node.
+    tls_port: TlsPort,
     /// What was told or found since the last reconcile.
     dirty: bool,
 }
@@ -163,6 +167,7 @@ impl Agent {
             housekeeping_at: now + settings.housekeeping,
             relist_at: None,
             tidy_at: None,
+            tls_port: TlsPort::default(),
             dirty: true,
             settings,
             host,

@@ -133,6 +133,10 @@ pub struct RunArgs {
     /// it, and --cni-conf-dir holds a link to it: no pod starts with the configuration of the boot before.
     #[arg(long, env = "WARREN_CNI_RUN_DIR", global = true, value_name = "DIR", value_parser = absolute)]
     pub cni_run_dir: Option<PathBuf>,
+    /// TCP port of this node that leads to a relay on it, beside the one that the relay listens on, as long as no other program listens
+    /// there; 0: none. Networks that let no UDP out mostly let this one out.
+    #[arg(long, env = "WARREN_RELAY_TLS_PORT", global = true, default_value_t = 443, value_name = "PORT")]
+    pub relay_tls_port: u16,
     /// Where metrics are served; `off` serves none. Keep it off public addresses.
     #[arg(long, env = "WARREN_METRICS_LISTEN", global = true, default_value = "127.0.0.1:21810", value_name = "ADDR")]
     pub metrics_listen: MetricsListen,

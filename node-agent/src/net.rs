@@ -71,7 +71,7 @@ pub use contention::Contention;
 pub use link::{delete_link, link_exists, own_link};
 pub use originals::Originals;
 pub use own::OwnChanges;
-pub use plan::{Mark, Masquerade, NetPlan, PeerRoute, PortRange, RouteKind};
+pub use plan::{Mark, Masquerade, NetPlan, PeerRoute, PortRange, Redirect, RouteKind};
 pub use report::{Change, ChangeKind, Failure, NetError, Overlap, Problem, Protected, Report, Standing};
 pub use reroute::{Ground, Rerouting, least_claims, reroute};
 pub use underlay::{Underlay, UnderlayDevice, read as underlay};

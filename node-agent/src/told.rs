@@ -229,6 +229,12 @@ impl View {
         (udp, tcp)
     }
 
+    /// The TCP port that a relay on this node says that it listens on.
+    pub fn own_relay_tls_port(&self) -> Option<u16> {
+        let mut own = self.relays.values().filter(|r| r.spec.node_name.as_deref() == Some(&self.own_name));
+        own.find_map(|relay| relay.status.as_ref().filter(|status| status.identity_key.is_some())?.tls_port)
+    }
+
     /// The identity of the mesh, part of every pair key: two meshes never accept each other's probes.
     pub fn mesh_id(&self) -> String {
         self.mesh.as_ref().and_then(ResourceExt::uid).unwrap_or_default()

@@ -17,6 +17,8 @@ mod relays;
 #[path = "agent_loop/standing.rs"]
 mod standing;
 mod support;
+#[path = "agent_loop/tls_port.rs"]
+mod tls_port;
 #[path = "agent_loop/trouble.rs"]
 mod trouble;
 
@@ -77,6 +79,8 @@ struct Machine {
     /// The routes that were changed alone.
     rerouted: Mutex<Vec<Rerouting>>,
     taken_ports: Mutex<Vec<u16>>,
+    /// TCP ports that other programs listen on.
+    listened: Mutex<Vec<u16>>,
     broken: Mutex<Option<String>>,
     /// No device can be made.
     no_device: AtomicBool,
@@ -109,6 +113,7 @@ impl Machine {
             cni: watch::Sender::default(),
             rerouted: Mutex::default(),
             taken_ports: Mutex::new(taken_ports),
+            listened: Mutex::default(),
             broken: Mutex::default(),
             no_device: AtomicBool::new(false),
             has_kernel: AtomicBool::new(false),
@@ -320,8 +325,8 @@ impl Host for Machine {
         })
     }
 
-    fn listens_on(&self, _: u16) -> bool {
-        false
+    fn listens_on(&self, port: u16) -> bool {
+        self.listened.lock().unwrap().contains(&port)
     }
 }
 
@@ -366,6 +371,7 @@ impl Lab {
                 cni_conf_dir: PathBuf::from("/nowhere"),
                 cni_bin_dir: PathBuf::from("/nowhere"),
                 cni_run_dir: None,
+                relay_tls_port: Some(443),
                 housekeeping: Duration::from_millis(50),
             },
             host: machine.clone(),

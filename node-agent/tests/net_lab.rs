@@ -11,6 +11,8 @@ mod packets;
 mod plans;
 #[path = "net_lab/plugins.rs"]
 mod plugins;
+#[path = "net_lab/redirect.rs"]
+mod redirect;
 #[path = "net_lab/state.rs"]
 mod state;
 #[path = "net_lab/thread.rs"]

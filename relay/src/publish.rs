@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use crds::MeshRelay;
+use crds::{MeshNode, MeshRelay};
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
@@ -55,8 +56,8 @@ pub struct Service {
 }
 
 impl Service {
-    fn offer(&self) -> Offer {
-        Offer { identity: self.identity, doors: *self.board.doors.borrow() }
+    fn offer(&self, led: Option<u16>) -> Offer {
+        Offer { identity: self.identity, doors: *self.board.doors.borrow(), led }
     }
 }
 
@@ -89,6 +90,7 @@ pub async fn run(
     service: Option<Service>,
     metrics: Arc<Metrics>,
 ) {
+    let mut own_node = own_node(&client, &identity);
     let api: Api<MeshRelay> = Api::all(client);
     let mut events = watcher::watch_object(api.clone(), &identity.name).default_backoff().boxed();
     let mut period = tokio::time::interval(ADDRESS_PERIOD);
@@ -102,11 +104,23 @@ pub async fn run(
                 Some(event) => publisher.observe(event),
                 None => return,
             },
+            Some(event) = own_node.next() => publisher.observe_node(event),
             () = changed(&mut doors) => {}
             _ = period.tick() => {}
             () = publisher.retry_due() => {}
         }
         publisher.publish(&addresses()).await;
+    }
+}
+
+/// What becomes of the MeshNode that this relay runs on: its agent may lead a port here. Without a node nothing ever does.
+fn own_node(
+    client: &kube::Client,
+    identity: &Identity,
+) -> BoxStream<'static, Result<Option<MeshNode>, watcher::Error>> {
+    match &identity.node_name {
+        Some(name) => watcher::watch_object(Api::all(client.clone()), name).default_backoff().boxed(),
+        None => futures::stream::pending().boxed(),
     }
 }
 
@@ -127,6 +141,8 @@ struct Publisher {
     service: Option<Service>,
     metrics: Arc<Metrics>,
     seen: Option<MeshRelay>,
+    /// The TCP port that the agent of this node leads here.
+    led: Option<u16>,
     budget: Budget,
     backoff: Backoff,
     /// Whether the API was away at the last look, so that each change is logged once.
@@ -144,6 +160,7 @@ impl Publisher {
             service,
             metrics,
             seen: None,
+            led: None,
             budget,
             backoff: Backoff::default(),
             away: false,
@@ -170,6 +187,14 @@ impl Publisher {
         }
     }
 
+    /// Takes in what the agent of this node says of its ports. While that can't be read the last word stands.
+    fn observe_node(&mut self, event: Result<Option<MeshNode>, watcher::Error>) {
+        match event {
+            Ok(node) => self.led = node.and_then(|node| node.status?.relay_tls_port),
+            Err(error) => tracing::debug!(%error, "cannot watch the MeshNode of this node"),
+        }
+    }
+
     /// Writes if there is something to write and it is time to.
     async fn publish(&mut self, addresses: &[std::net::SocketAddr]) {
         let given = self.seen.as_ref().map_or(&[][..], |relay| &relay.spec.addresses);
@@ -179,7 +204,7 @@ impl Publisher {
             // Nothing is postponed for an object that is gone.
             return self.backoff.reset();
         };
-        let offer = self.service.as_ref().map(Service::offer);
+        let offer = self.service.as_ref().map(|service| service.offer(self.led));
         let plan = status::plan(relay, &self.identity, &addresses, offer.as_ref(), Time(Timestamp::now()));
         let foreign = matches!(plan, Plan::Foreign { .. });
         match plan {

@@ -40,6 +40,8 @@ pub struct Settings {
     pub cni_bin_dir: PathBuf,
     /// Where the CNI configuration itself lies, if not in its folder.
     pub cni_run_dir: Option<RunDir>,
+    /// By which TCP port others shall reach a relay on this node.
+    pub relay_tls_port: Option<u16>,
     /// Between looks at what nobody announces.
     pub housekeeping: Duration,
 }
@@ -109,6 +111,17 @@ pub struct Found<'a> {
     pub public_key: PublicKey,
 }
 
+/// Ports of this machine that have to do with its network.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// WireGuard's own.
+    pub listen_port: u16,
+    /// That of the Kubernetes API, if it is served here.
+    pub serves_api: Option<u16>,
+    /// The one that leads to a relay here.
+    pub relay_redirect: Option<net::Redirect>,
+}
+
 /// What the peers are planned from, beside what the slices say. `None` until settings and own addresses are known.
 pub fn basis(settings: &Settings, view: &View, found: &Found<'_>) -> Option<(SelfFacts, MeshConfig)> {
     let spec = view.own_spec().filter(|s| !s.mesh_ips.is_empty())?;
@@ -160,9 +173,9 @@ pub fn net_plan(
     found: &Found<'_>,
     intent: &Intent,
     plan: &NodePlan,
-    listen_port: u16,
-    serves_api: Option<u16>,
+    ports: &Ports,
 ) -> Option<net::NetPlan> {
+    let Ports { listen_port, serves_api, relay_redirect } = *ports;
     let spec = view.own_spec()?;
     let mark = &view.mesh()?.spec.fwmark;
     let managed = intent.cni.is_some();
@@ -183,6 +196,7 @@ pub fn net_plan(
         listen_port,
         relay_ports,
         relay_tcp_ports,
+        relay_redirect,
         api_servers: found.api_servers.to_vec(),
         serves_api,
         masquerade: net::Masquerade { enabled: managed, exclude: Vec::new() },

@@ -138,6 +138,11 @@ impl NetworkState {
         })
     }
 
+    /// Whether everything was programmed as planned when it was programmed last.
+    pub fn stands(&self) -> bool {
+        self.programmed.is_some() && !self.is_unsettled()
+    }
+
     fn is_unsettled(&self) -> bool {
         let unsettled = |p: &Programmed| !p.network.failures.is_empty() || matches!(p.cni, Cni::Failed(..));
         self.error.is_some() || self.programmed.as_ref().is_some_and(unsettled)

@@ -2,8 +2,9 @@
 
 use super::{
     Agent, DEVICE_RETRY, RELIST,
-    intent::{self, Found, Intent},
+    intent::{self, Found, Intent, Ports},
     plane::{Plane, Planned},
+    tls_port::TlsPort,
 };
 use crate::{
     memory,
@@ -40,6 +41,8 @@ impl Agent {
                 return ControlFlow::Break(());
             }
             self.network.look(self.host.clone().as_ref(), now);
+            // Nobody announces a listener.
+            self.dirty |= self.tls_port != self.find_tls_port();
             // A fight that is over is no event.
             let contended = i64::from(self.network.contended(now).is_some());
             if self.metrics.rules_contended.get() != contended {
@@ -210,7 +213,9 @@ impl Agent {
         let served = |a: &&std::net::SocketAddr| self.host.listens_on(a.port());
         let serves_api = self.api_servers.iter().find(served).map(std::net::SocketAddr::port);
         let peers = self.planner.plan();
-        let plan = intent::net_plan(&self.settings, &self.view, &found, intent, peers, port, serves_api);
+        self.tls_port = self.find_tls_port();
+        let ports = Ports { listen_port: port, serves_api, relay_redirect: self.tls_port.redirect() };
+        let plan = intent::net_plan(&self.settings, &self.view, &found, intent, peers, &ports);
         let Some(plan) = plan else { return self.network.suspend() };
         let host = self.host.clone();
         let planned = Planned { planner: &self.planner, change };
@@ -220,6 +225,10 @@ impl Agent {
             }
             self.report_at = Some(now);
         }
+    }
+
+    fn find_tls_port(&self) -> TlsPort {
+        TlsPort::new(self.settings.relay_tls_port, self.view.own_relay_tls_port(), |port| self.host.listens_on(port))
     }
 
     async fn engine_turn(&mut self, now: Instant) {
@@ -301,6 +310,7 @@ impl Agent {
             candidates,
             nat,
             backend: self.plane.as_ref().map(|plane| content::backend(plane.backend())),
+            relay_tls_port: self.tls_port.redirect().filter(|_| self.network.stands()).map(|redirect| redirect.from),
             generation: self.view.node().and_then(|n| n.metadata.generation),
         }
     }
@@ -337,6 +347,7 @@ impl Agent {
             paths,
             guard: self.view.table().guard(now.duration_since(self.epoch)).map(|g| g.message),
             contended: self.network.contended(now),
+            tls_port_taken: self.tls_port.problem(),
             not_persisted: self.cache.failure().borrow().clone(),
             clock_behind: self.cache.clock_behind(SystemTime::now()),
         }

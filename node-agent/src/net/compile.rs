@@ -113,7 +113,8 @@ pub(super) fn compile(plan: &NetPlan, underlay: &Underlay) -> Desired {
         routes.insert(claim_route(claim));
     }
     let throws = guard.throws(&routes);
-    let sets = sets(plan, &claims, &throws);
+    let mut sets = sets(plan, &claims, &throws);
+    sets.extend(relay_sets(plan, underlay));
     routes.extend(throws);
     let rules = rules(plan, &routes);
     Desired { routes, rules, sets, overlaps: overlaps.into_iter().collect() }
@@ -283,6 +284,14 @@ fn sets(plan: &NetPlan, claims: &[IpNet], throws: &BTreeSet<TableRoute>) -> Vec<
         }
     }
     sets
+}
+
+/// The addresses of this node at which a relay on it is reached by a redirected port. None of what only looks like one: an
+/// address that a load balancer has put on an interface of its own stays the balancer's.
+fn relay_sets(plan: &NetPlan, underlay: &Underlay) -> impl Iterator<Item = AddressSet> {
+    let own = underlay.candidates.iter().filter(|_| plan.relay_redirect.is_some());
+    let own: Vec<IpNet> = own.map(|address| IpNet::from(*address)).collect();
+    [false, true].into_iter().map(move |v6| AddressSet { name: "relay", v6, ranges: ranges(&own, v6) })
 }
 
 #[cfg(test)]

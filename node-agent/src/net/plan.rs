@@ -34,6 +34,8 @@ pub struct NetPlan {
     pub relay_ports: Vec<PortRange>,
     /// TCP ports of a relay on this node.
     pub relay_tcp_ports: Vec<PortRange>,
+    /// The port by which others reach that relay over TCP, if it is another than it listens on.
+    pub relay_redirect: Option<Redirect>,
     /// Where this node's agent and kubelet reach the API server; their addresses are never routed into the mesh.
     pub api_servers: Vec<SocketAddr>,
     /// The port, if this node serves the API.
@@ -60,6 +62,7 @@ impl NetPlan {
             listen_port,
             relay_ports,
             relay_tcp_ports,
+            relay_redirect,
             api_servers,
             serves_api,
             masquerade,
@@ -68,7 +71,8 @@ impl NetPlan {
         (device, addresses, routes, own_pod_cidrs)
             == (&other.device, &other.addresses, &other.routes, &other.own_pod_cidrs)
             && (own_node_cidrs, service_cidrs) == (&other.own_node_cidrs, &other.service_cidrs)
-            && (relay_ports, relay_tcp_ports) == (&other.relay_ports, &other.relay_tcp_ports)
+            && (relay_ports, relay_tcp_ports, relay_redirect)
+                == (&other.relay_ports, &other.relay_tcp_ports, &other.relay_redirect)
             && (mtu, mark, listen_port, cni) == (&other.mtu, &other.mark, &other.listen_port, &other.cni)
             && (api_servers, serves_api, masquerade) == (&other.api_servers, &other.serves_api, &other.masquerade)
     }
@@ -128,6 +132,15 @@ impl PortRange {
     pub const fn one(port: u16) -> Self {
         Self { first: port, last: port }
     }
+}
+
+/// A TCP port of this node that leads to another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Redirect {
+    /// Where others connect to.
+    pub from: u16,
+    /// Where somebody listens.
+    pub to: u16,
 }
 
 /// How pod traffic that leaves the mesh gets its source.

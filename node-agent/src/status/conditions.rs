@@ -32,6 +32,8 @@ pub struct Facts {
     pub cni: Cni,
     /// Paths to the peers.
     pub paths: Summary,
+    /// Why the public port of a relay on this node does not lead to it.
+    pub tls_port_taken: Option<String>,
     /// What the mass-removal guard holds back.
     pub guard: Option<String>,
     /// Why it looks as if somebody were undoing our work.
@@ -314,6 +316,7 @@ fn warnings(facts: &Facts) -> impl Iterator<Item = Observed> {
         several("HostSettings", "SysctlNeeded", network.sysctls),
         several("UnderlayOverlap", "LocalNetwork", network.overlaps),
         one("RulesContended", "RepairedAgainAndAgain", &facts.contended),
+        one("TLSPortTaken", "ListenedOn", &facts.tls_port_taken),
         one("MassRemovalGuard", "Holding", &facts.guard),
         one("StateNotPersisted", "WriteFailed", &facts.not_persisted),
         one("ClockBehind", "SetBack", &facts.clock_behind),

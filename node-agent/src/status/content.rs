@@ -35,6 +35,8 @@ pub struct Content {
     pub nat: Nat,
     /// Which WireGuard runs.
     pub backend: Option<Backend>,
+    /// The port that leads to the relay on this node.
+    pub relay_tls_port: Option<u16>,
     /// Generation of the spec that is programmed.
     pub generation: Option<i64>,
 }
@@ -52,6 +54,7 @@ pub fn status(content: &Content, facts: &Facts, before: &[Condition], now: &Time
         candidates: content.candidates.clone(),
         nat: content.nat.clone(),
         backend: content.backend,
+        relay_tls_port: content.relay_tls_port,
         mtu: facts.device.as_ref().and_then(|d| d.as_ref().ok()).copied(),
         version: Some(env!("CARGO_PKG_VERSION").into()),
         paths: PathCounts {
@@ -175,6 +178,7 @@ mod tests {
             candidates: candidates(&found()),
             nat: nat(&NatReport { v4: NatClass::EndpointIndependent, v6: NatClass::Unknown }),
             backend: Some(Backend::Userspace),
+            relay_tls_port: None,
             generation: Some(2),
         }
     }

@@ -15,6 +15,9 @@ pub const QUIC_PORT: u16 = 51899;
 /// The same over TLS.
 pub const TLS_PORT: u16 = 8443;
 
+/// Ports of one relay that are tried over TLS.
+const MAX_TLS_PORTS: usize = 4;
+
 /// Where its UDP ports are, unless it was started with others: then what it relays to this cluster's own node addresses is kept out
 /// of the mesh by the mark of the connection alone.
 pub const RELAY_PORTS: PortRange = PortRange { first: 51900, last: 51963 };
@@ -31,12 +34,14 @@ pub fn relay(relay: &MeshRelay, own_name: &str) -> Option<Relay> {
     if channel.is_empty() {
         return None;
     }
-    let at = |port: u16| channel.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+    let at = |port: u16| channel.iter().map(move |ip| SocketAddr::new(*ip, port));
+    // What leads to the relay's own port from outside leads nowhere from within.
+    let tls = if own { vec![tls_port(relay)] } else { tls_ports(relay) };
     Some(Relay {
         id: RelayId(key_bytes(key)?),
         name: relay.name_any(),
-        quic: at(quic_port(relay)),
-        tls: at(tls_port(relay)),
+        quic: at(quic_port(relay)).collect(),
+        tls: tls.into_iter().flat_map(at).collect(),
         udp,
     })
 }
@@ -46,7 +51,13 @@ pub fn quic_port(relay: &MeshRelay) -> u16 {
     relay.status.as_ref().and_then(|s| s.quic_port).unwrap_or(QUIC_PORT)
 }
 
-/// The port of its channel over TLS.
+/// Where its channel is reached over TLS, best first.
+fn tls_ports(relay: &MeshRelay) -> Vec<u16> {
+    let told = relay.status.iter().flat_map(|s| &s.tls_ports).take(MAX_TLS_PORTS).copied().collect::<Vec<_>>();
+    if told.is_empty() { vec![tls_port(relay)] } else { told }
+}
+
+/// The port that it listens on for its channel over TLS.
 pub fn tls_port(relay: &MeshRelay) -> u16 {
     relay.status.as_ref().and_then(|s| s.tls_port).unwrap_or(TLS_PORT)
 }
@@ -100,6 +111,15 @@ mod tests {
         assert_eq!(read.quic, sockets(&["192.0.2.7:4000", "[2001:db8::7]:4000"]));
         assert_eq!(read.tls, sockets(&["192.0.2.7:8443", "[2001:db8::7]:8443"]));
         assert_eq!(read.udp, read.quic.iter().map(SocketAddr::ip).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_port_that_networks_let_out_is_tried_first_at_every_address() {
+        let mut read = of_node("pub");
+        read.status.as_mut().unwrap().tls_ports = vec![443, 8443];
+        let expected = ["192.0.2.7:443", "[2001:db8::7]:443", "192.0.2.7:8443", "[2001:db8::7]:8443"];
+        assert_eq!(relay(&read, "home").unwrap().tls, sockets(&expected));
+        assert_eq!(relay(&read, "pub").unwrap().tls, sockets(&["127.0.0.1:8443"]));
     }
 
     #[test]

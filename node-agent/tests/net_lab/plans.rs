@@ -37,6 +37,7 @@ pub fn plan(node: &str) -> NetPlan {
         listen_port: 21820,
         relay_ports: Vec::new(),
         relay_tcp_ports: Vec::new(),
+        relay_redirect: None,
         api_servers: vec!["10.9.9.9:6443".parse().expect("an address")],
         serves_api: None,
         masquerade: Masquerade { enabled: true, exclude: Vec::new() },

@@ -32,6 +32,16 @@ pub(super) struct Offer {
     pub(super) identity: [u8; channel::IDENTITY_LEN],
     /// Which doors are open.
     pub(super) doors: Doors,
+    /// The TCP port that the agent of this node leads to the door for TLS.
+    pub(super) led: Option<u16>,
+}
+
+impl Offer {
+    /// Where nodes reach the door for TLS, best first: what lets only web traffic out knows the port that leads there.
+    fn tls_ports(&self) -> Vec<u16> {
+        let Some(own) = self.doors.tls else { return Vec::new() };
+        self.led.filter(|led| *led != own).into_iter().chain([own]).collect()
+    }
 }
 
 pub(super) fn plan(
@@ -101,6 +111,7 @@ fn desired(
         addresses: if open.is_some() { ips } else { Vec::new() },
         quic_port: open.and_then(|offer| offer.doors.quic),
         tls_port: open.and_then(|offer| offer.doors.tls),
+        tls_ports: open.map(Offer::tls_ports).unwrap_or_default(),
         conditions: conditions.collect(),
     }
 }
@@ -182,6 +193,7 @@ fn says_the_same(current: &MeshRelayStatus, desired: &MeshRelayStatus) -> bool {
         addresses,
         quic_port,
         tls_port,
+        tls_ports,
         version,
         conditions,
     } = desired;
@@ -189,7 +201,7 @@ fn says_the_same(current: &MeshRelayStatus, desired: &MeshRelayStatus) -> bool {
         && current.stun == *stun
         && current.identity_key == *identity_key
         && current.addresses == *addresses
-        && (current.quic_port, current.tls_port) == (*quic_port, *tls_port)
+        && (current.quic_port, current.tls_port, &current.tls_ports) == (*quic_port, *tls_port, tls_ports)
         && current.version == *version
         // Conditions of others in the map list are theirs.
         && conditions.iter().all(|want| current.conditions.iter().any(|have| have.same_as(want)))
@@ -306,7 +318,7 @@ mod tests {
     }
 
     fn offered(doors: Doors, texts: &[&str]) -> MeshRelayStatus {
-        let offer = Offer { identity: [7; 32], doors };
+        let offer = Offer { identity: [7; 32], doors, led: None };
         match plan(&relay(1, None), &identity(), &addresses(texts), Some(&offer), at(1)) {
             Plan::Write(status) => {
                 let again = relay(1, Some(status.clone()));
@@ -344,8 +356,27 @@ mod tests {
     #[test]
     fn a_door_that_opens_later_is_a_reason_to_write() {
         let before = offered(Doors { quic: Some(1), tls: None }, &["198.51.100.7:1"]);
-        let offer = Offer { identity: [7; 32], doors: Doors { quic: Some(1), tls: Some(2) } };
+        let offer = Offer { identity: [7; 32], doors: Doors { quic: Some(1), tls: Some(2) }, led: None };
         let plan = plan(&relay(1, Some(before)), &identity(), &addresses(&["198.51.100.7:1"]), Some(&offer), at(2));
         assert!(matches!(plan, Plan::Write(status) if status.tls_port == Some(2)));
+    }
+
+    #[test]
+    fn the_port_that_leads_here_comes_before_the_own_one_and_goes_with_the_redirect() {
+        let (doors, texts) = (Doors { quic: None, tls: Some(8443) }, ["198.51.100.7:1"]);
+        let before = offered(doors, &texts);
+        assert_eq!((before.tls_port, &before.tls_ports[..]), (Some(8443), &[8443][..]));
+        let with = |led, before: MeshRelayStatus| {
+            let offer = Offer { identity: [7; 32], doors, led };
+            match plan(&relay(1, Some(before)), &identity(), &addresses(&texts), Some(&offer), at(2)) {
+                Plan::Write(status) => status,
+                other => panic!("{other:?}"),
+            }
+        };
+        let led = with(Some(443), before);
+        assert_eq!((led.tls_port, &led.tls_ports[..]), (Some(8443), &[443, 8443][..]));
+        assert_eq!(with(None, led).tls_ports, [8443]);
+        let closed = Offer { identity: [7; 32], doors: Doors::default(), led: Some(443) };
+        assert_eq!(closed.tls_ports(), [0; 0], "it leads to a door that is shut");
     }
 }

@@ -15,6 +15,7 @@ pub fn plan() -> NetPlan {
         listen_port: 21820,
         relay_ports: Vec::new(),
         relay_tcp_ports: Vec::new(),
+        relay_redirect: None,
         api_servers: Vec::new(),
         serves_api: None,
         masquerade: Masquerade::default(),

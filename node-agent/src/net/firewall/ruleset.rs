@@ -10,6 +10,7 @@
 //! chain postrouting (filter, mangle)   SYNs into the mesh: MSS clamped; to an underlay interface: to_underlay
 //! chain to_underlay                    mesh addresses are dropped: only reached while our routing rules are missing
 //! chain srcnat      (nat, srcnat - 1)  source repair; pods that leave the mesh
+//! chain dstnat      (nat, dstnat + 10) the public TCP port of a relay on this node: to the one that it listens on
 //! ```
 
 use nlink::netlink::nftables::config::{NftablesConfig, SetElementMode};
@@ -19,10 +20,14 @@ use nlink::netlink::nftables::{
 };
 
 use super::{AddressSet, key_type, name};
-use crate::net::{Mark, NFT_TABLE, NetPlan, Underlay};
+use crate::net::{Mark, NFT_TABLE, NetPlan, Redirect, Underlay};
 
 /// Before the source NAT of others, so that the first rule that fits is ours; what both would do is the same.
 const BEFORE_SRCNAT: i32 = 99;
+
+/// After the destination NAT of others, whose first rule that fits is then theirs: an ingress behind a host port or a Service keeps
+/// its port.
+const BEHIND_DSTNAT: i32 = -90;
 
 pub(super) fn ruleset(plan: &NetPlan, underlay: &Underlay, sets: &[AddressSet]) -> NftablesConfig {
     let device = plan.device.as_str();
@@ -39,6 +44,7 @@ pub(super) fn ruleset(plan: &NetPlan, underlay: &Underlay, sets: &[AddressSet]) 
             ("forward", filter(FilterHook::Forward)),
             ("postrouting", filter(FilterHook::Postrouting)),
             ("srcnat", BaseChain::nat(NatHook::Postrouting, Priority::Custom(BEFORE_SRCNAT)).policy(Policy::Accept)),
+            ("dstnat", BaseChain::nat(NatHook::Prerouting, Priority::Custom(BEHIND_DSTNAT)).policy(Policy::Accept)),
         ];
         for chain in ["from_mesh", "from_underlay", "to_underlay"] {
             table = table.chain(chain, |c| c.exclusive());
@@ -93,6 +99,13 @@ fn rules<'a>(plan: &'a NetPlan, device: &'a str, devices: &[&'a str]) -> Vec<(&'
         {
             let rule = move |r: Rule| not_in(is_in(r.match_oif_not(device), from, "pods"), to, "inside").masquerade();
             add("srcnat", Box::new(rule));
+        }
+    }
+
+    if let Some(Redirect { from, to }) = plan.relay_redirect {
+        for field in [PacketField::Ip4Daddr, PacketField::Ip6Daddr] {
+            let rule = move |r: Rule| is_in(r.match_tcp_dport(from), field, "relay").redirect(Some(to));
+            add("dstnat", Box::new(rule));
         }
     }
     rules
