@@ -41,7 +41,7 @@ steady_pods() {
 rendered "defaults"
 has 4 "kind: CustomResourceDefinition"
 has 4 "helm.sh/resource-policy: keep"
-has 2 "kind: ValidatingAdmissionPolicyBinding"
+has 3 "kind: ValidatingAdmissionPolicyBinding"
 has 0 "KUBERNETES_SERVICE_HOST"
 has 0 "--api-server="
 has 0 "--mesh-defaults="
@@ -58,6 +58,8 @@ has 1 "- --relay-ports=64"
 has 1 "- --quic-port=51899"
 has 1 "- --tls-port=8443"
 has 1 "- --relay-tls-port=443"
+has 1 "- --relay-placement=auto"
+has 1 "userInfo.username == \"system:serviceaccount:warren-system:warren-operator\""
 has 1 "- --drain-seconds=3"
 has 1 "resources: [meshrelays, meshnodes]"
 has 1 "{name: state, mountPath: /var/lib/warren-relay}"
@@ -68,6 +70,10 @@ has 1 "--cni-mode=none"
 has 0 "/host/cni/net.d, readOnly"
 has 0 "mountPath: /host/cni"
 has 0 "/etc/cni/net.d\""
+
+rendered "relays where labels say" --set relay.placement=Label
+has 1 "- --relay-placement=label"
+has 0 "warren-operator-labels.warren.dev"
 
 rendered "without relays" --set relay.enabled=false
 has 1 "- --relay-tls-port=0"
@@ -130,6 +136,7 @@ refused operator --set operator.metricsListen=off
 refused relay --set relay.metricsListen=off
 refused relayPorts --set relay.relayPorts=257
 refused quicPort --set relay.quicPort=0
+refused placement --set relay.placement=auto
 refused port --set relay.tls.port=70000
 refused tlsPort --set relay.tlsPort=8443
 refused mode --set cni.mode=flannel

@@ -62,9 +62,26 @@ pub struct MeshNodeSpec {
     /// An admin may set this to choose the node's WireGuard; without it `Mesh.spec.backend` does. `Auto`, `Kernel` or `Userspace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<crate::mesh::Backend>,
+    /// An admin may set this to say whether a relay stands on this node. `Auto`: if it is among the best; `Always`: whatever is known of it;
+    /// `Never`: no, unless somebody labelled the Node `warren.dev/relay` by hand. With the chart's `relay.placement: Label` labels
+    /// alone count.
+    #[serde(default)]
+    pub relay: RelayWish,
     /// Which key was admitted.
     #[serde(default)]
     pub admission: NodeAdmission,
+}
+
+/// Whether a relay stands on a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RelayWish {
+    /// If the node is among the best for it: the operator decides.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// The admission of a node's key.
@@ -156,6 +173,11 @@ pub struct MeshNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub version: Option<String>,
+    /// The relays that this node has a channel to, but for one on the node itself. By this the operator knows which relays are reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub relays: Vec<RelayReach>,
     /// How many peers have which kind of path. Coarse: the table of pairs is in metrics and in the agent's local API.
     #[serde(default)]
     pub paths: PathCounts,
@@ -164,6 +186,26 @@ pub struct MeshNodeStatus {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A relay that a node has a channel to.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "camelCase")]
+pub struct RelayReach {
+    /// Name of the MeshRelay.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// What the channel is.
+    pub transport: RelayTransport,
+}
+
+/// What a channel to a relay is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum RelayTransport {
+    /// QUIC: UDP gets to the relay.
+    Quic,
+    /// TLS over TCP: UDP does not, or not yet.
+    Tls,
 }
 
 /// One address and port at which a node may be reached.

@@ -4,7 +4,7 @@ use crate::condition::Condition;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-/// Where a relay runs. For now a relay only tells nodes their public address (STUN).
+/// Where a relay runs, and what nodes must know of one that can't say it itself.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "warren.dev",
@@ -20,9 +20,15 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
     printcolumn(name = "STUN", type_ = "string", json_path = ".status.stun[0]"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(
+        name = "Reachable",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Reachable\")].status"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.identityKey) || has(self.nodeName) || (has(self.addresses) && size(self.addresses) > 0)").message("a relay outside the cluster that is known by its identityKey needs addresses too"))]
 pub struct MeshRelaySpec {
     /// The Node that it runs on; absent for a relay outside the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,12 +46,21 @@ pub struct MeshRelaySpec {
         length(max = 4),
         inner(length(max = 53), regex(pattern = r"^([0-9.]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$"))
     )]
+    #[x_kube(validation = Rule::new("self.all(a, isIP(a.substring(0, a.lastIndexOf(':')).replace('[', '').replace(']', '')))").message("each entry must have an address that is one, like 203.0.113.7:3478 or [2001:db8::7]:3478"))]
     pub addresses: Vec<String>,
-    /// The relay's Ed25519 public key, base64: for a relay outside the cluster, which has no status of its own. It is what nodes
-    /// recognise the relay by.
+    /// The relay's Ed25519 public key, base64: for a relay outside the cluster whose account may not write its status. It is what nodes
+    /// recognise the relay by, whatever the status says; such a relay needs `addresses` too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 44), regex(pattern = r"^[A-Za-z0-9+/]{43}=$"))]
     pub identity_key: Option<String>,
+    /// UDP port of its control channel over QUIC, for such a relay; 51899 if it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub quic_port: Option<u16>,
+    /// TCP port of its control channel over TLS, for such a relay; 8443 if it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub tls_port: Option<u16>,
 }
 
 /// What the relay says about itself.
@@ -88,7 +103,7 @@ pub struct MeshRelayStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub version: Option<String>,
-    /// `Ready` and others.
+    /// `Ready`, `Relaying` and `PublicAddress` by the relay; `Reachable` by the operator, from what nodes say that they reach.
     #[serde(default)]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -20,6 +20,8 @@ pub const RELAY_MANAGER: &str = "warren-relay";
 /// paths. It can read and change no traffic, since every path is proven by probes that only the two peers can make, and by
 /// WireGuard itself.
 pub const RELAY_LABEL: &str = "warren.dev/relay";
+/// On a Node, what the operator did to that label last and when; a label without it is somebody else's, and left alone.
+pub const RELAY_PLACEMENT: &str = "warren.dev/relay-placement";
 /// The admission policy that lets an agent write only its own status.
 pub const AGENT_POLICY: &str = "warren-agent-writes.warren.dev";
 /// The admission policy that lets a relay write only its own status.

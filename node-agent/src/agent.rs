@@ -285,8 +285,8 @@ impl Agent {
             }
             Wake::Echo(Err(e)) => self.device_lost(&e.to_string(), now),
             Wake::Relay(report) => {
-                if let Some(plane) = &mut self.plane {
-                    plane.handle_relays(report, INPUT_BUDGET, now);
+                if self.plane.as_mut().is_some_and(|plane| plane.handle_relays(report, INPUT_BUDGET, now)) {
+                    self.report_at = Some(now);
                 }
             }
             Wake::Timer | Wake::Told(_) | Wake::Stop => {}

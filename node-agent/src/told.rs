@@ -194,7 +194,7 @@ impl View {
     /// Those who tell this node its address: relays first, then what the mesh names. A relay on this node sees no NAT.
     pub fn stun_servers(&self) -> Vec<SocketAddr> {
         let others = self.relays.values().filter(|r| r.spec.node_name.as_deref() != Some(&self.own_name));
-        let of_relays = others.filter_map(|r| r.status.as_ref()).flat_map(|s| &s.stun);
+        let of_relays = others.flat_map(relays::stun);
         let of_mesh = self.mesh.iter().flat_map(|m| &m.spec.stun.servers);
         let mut servers: Vec<SocketAddr> = Vec::new();
         for server in of_relays.chain(of_mesh).filter_map(|s| s.parse().ok()) {

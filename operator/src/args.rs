@@ -63,6 +63,10 @@ pub struct RunArgs {
     /// The `spec` of Mesh/default, as JSON or YAML or the path of such a file, for when there is no Mesh yet. Never used to change one.
     #[arg(long, env = "WARREN_MESH_DEFAULTS", value_name = "JSON|FILE", default_value = "{}")]
     pub mesh_defaults: String,
+    /// Who decides where relays stand: `auto`: the operator labels up to three nodes that others reach, unless an admin has labelled
+    /// one, and obeys `MeshNode.spec.relay`; `label`: the labels of Nodes alone, which it does not write.
+    #[arg(long, env = "WARREN_RELAY_PLACEMENT", value_enum, default_value = "auto")]
+    pub relay_placement: Placement,
     /// How to write log lines.
     #[arg(long, env = "WARREN_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -91,6 +95,15 @@ impl std::str::FromStr for Listen {
             .map(Self::At)
             .map_err(|_| format!("expected ADDRESS:PORT like 127.0.0.1:21811 or `none`, found {text:?}"))
     }
+}
+
+/// Who decides where relays stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Placement {
+    /// The operator.
+    Auto,
+    /// Whoever labels Nodes.
+    Label,
 }
 
 /// Formats of log lines.

@@ -30,6 +30,7 @@ pub mod events;
 pub mod index;
 pub mod lease;
 pub mod metrics;
+pub mod placement;
 pub mod process;
 pub mod proof;
 pub mod protection;

@@ -6,16 +6,18 @@
 pub mod apply;
 mod confirm;
 pub mod diff;
+pub mod placement;
 pub mod progress;
 mod relays;
 pub mod status;
 
 use crate::{
+    args::Placement,
     backoff::Retries,
     coalesce::Lane,
     convert,
     events::{Notice, Recorder},
-    index::{Change, Cluster, Effect},
+    index::{Change, Cluster, Effect, Kind},
     metrics::Metrics,
     proof::{Prover, Seed},
     protection::{self, Documents, Protection},
@@ -40,6 +42,8 @@ const COUNTS_SPACING: Duration = Duration::from_secs(10);
 
 /// Plans that are made anew in one pass because they rested on something that is not so.
 const CONFIRMATIONS: usize = 3;
+/// Between looks at where relays stand, whatever the clock says.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
 /// Pause before a pass that could not confirm its plan is tried again.
 const UNCONFIRMED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -49,6 +53,7 @@ pub struct Reconciler {
     pub cluster: Cluster,
     documents: Vec<Documents>,
     defaults: MeshSpec,
+    places: Placement,
     prover: Prover,
     retries: Retries<Target>,
     applier: Applier,
@@ -68,6 +73,7 @@ impl Reconciler {
     pub fn new(
         documents: Vec<Documents>,
         defaults: MeshSpec,
+        places: Placement,
         applier: Applier,
         recorder: Recorder,
         metrics: Arc<Metrics>,
@@ -76,6 +82,7 @@ impl Reconciler {
             cluster: Cluster::default(),
             documents,
             defaults,
+            places,
             prover: Prover::default(),
             retries: Retries::default(),
             applier,
@@ -179,15 +186,19 @@ impl Reconciler {
         if !self.applier.fence().holds() {
             return None;
         }
-        let progress = self.write_plan(lane, &plan).await;
-        self.tell(&plan, &progress).await;
+        let now = k8s_openapi::jiff::Timestamp::now();
+        let placement = placement::plan(&self.cluster, now);
+        let progress = self.write_plan(lane, &plan, &placement).await;
+        self.tell(&plan, &placement, &progress).await;
         if lane == Lane::Fast {
             return None;
         }
         if progress.truncated() {
             return Some(Instant::now());
         }
-        self.write_mesh_status(&plan, protection).await
+        let look_again = placement.look_again.map(|at| at.duration_since(now).unsigned_abs());
+        let look_again = look_again.map(|wait| Instant::now() + wait.max(LEAST_WAIT));
+        [self.write_mesh_status(&plan, protection).await, look_again].into_iter().flatten().min()
     }
 
     /// A plan that rests on no absence that the API server itself does not confirm; `None` when it can't be asked.
@@ -254,17 +265,22 @@ impl Reconciler {
     }
 
     /// Carries the phases out in their order.
-    async fn write_plan(&mut self, lane: Lane, plan: &Plan) -> Progress {
+    async fn write_plan(&mut self, lane: Lane, plan: &Plan, placement: &crate::placement::Plan) -> Progress {
         let now = k8s_openapi::jiff::Timestamp::now();
         let phases = diff::phases(&self.cluster, plan);
         let conditions = diff::conditions(&self.cluster, plan, now);
-        self.forget_unwanted(phases.iter().flat_map(|(_, writes)| writes).chain(&conditions));
+        let mut relays = placement::condition_writes(&self.cluster, placement, now);
+        if self.places == Placement::Auto {
+            relays.extend(placement::label_writes(&self.cluster, placement, now));
+        }
+        self.forget_unwanted(phases.iter().flat_map(|(_, writes)| writes).chain(&conditions).chain(&relays));
         let mut progress = Progress::new(lane);
         for (phase, writes) in phases {
             self.write_phase(&mut progress, phase, writes).await;
         }
         let conditions = diff::conditions(&self.cluster, plan, now);
         self.write_phase(&mut progress, Phase::Conditions, conditions).await;
+        self.write_phase(&mut progress, Phase::Relays, relays).await;
         progress
     }
 
@@ -348,7 +364,10 @@ impl Reconciler {
         }
     }
 
-    async fn tell(&mut self, plan: &Plan, progress: &Progress) {
+    async fn tell(&mut self, plan: &Plan, placement: &crate::placement::Plan, progress: &Progress) {
+        for change in placement.changes.iter().filter(|change| progress.wrote(&Target::new(Kind::Node, &change.node))) {
+            self.recorder.tell(&placement::notice(&self.cluster, change)).await;
+        }
         for event in plan.events.iter().filter(|event| progress.has_happened(event)) {
             let uid = self.cluster.mesh_nodes.get(&event.node).map(|node| node.meta.uid.clone());
             let notice = Notice {

@@ -35,7 +35,8 @@ const DRAIN: usize = 256;
 
 /// Runs the operator until it is told to stop.
 pub async fn run(args: RunArgs, health_socket: &Path) -> Result<()> {
-    let RunArgs { kubeconfig, namespace, identity, metrics_listen, mesh_defaults, log_format, log } = args;
+    let RunArgs { kubeconfig, namespace, identity, metrics_listen, mesh_defaults, relay_placement, log_format, log } =
+        args;
     start_log(log_format, &log)?;
     let defaults = defaults::parse(&mesh_defaults)?;
     let documents = protection::accepted(&namespace).context("read the admission policies that are built in")?;
@@ -55,7 +56,7 @@ pub async fn run(args: RunArgs, health_socket: &Path) -> Result<()> {
     let applier = Applier::new(client.clone(), fence.clone(), metrics.clone());
     let recorder = Recorder::new(client.clone(), identity, metrics.clone());
     let changes = watch::changes(&client, documents.clone(), &metrics);
-    let reconciler = Reconciler::new(documents, defaults, applier, recorder, metrics);
+    let reconciler = Reconciler::new(documents, defaults, relay_placement, applier, recorder, metrics);
     let work = turn(reconciler, changes, fence, &health);
     tokio::select! {
         () = work => {}

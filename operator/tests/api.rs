@@ -7,6 +7,8 @@
 mod cluster;
 #[path = "api/parts.rs"]
 mod parts;
+#[path = "api/placement.rs"]
+mod placement;
 #[path = "api/protection.rs"]
 mod protection;
 #[path = "api/repairs.rs"]
@@ -45,6 +47,9 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     repairs::garbage_by_hand_is_named_and_nothing_is_lost,
     repairs::a_node_made_again_under_its_name_is_another_node,
     repairs::relays_follow_the_label,
+    placement::a_relay_comes_to_stand_without_a_label_and_is_proven_by_those_who_reach_it,
+    placement::what_an_admin_says_of_a_node_wins_and_labels_by_hand_stand,
+    placement::the_operator_may_change_one_label_of_a_node_and_nothing_else,
     repairs::a_suspended_node_leaves_the_directory,
     versions::fields_of_a_newer_version_outlive_the_operators_writes,
     versions::definitions_deleted_under_a_running_operator_come_back_with_everything,

@@ -19,7 +19,7 @@ use crate::{
     relays::{self, Relays},
 };
 use crds::mesh::Backend;
-use path::{Candidate, Engine, Event, Input, NatReport, PeerCounters};
+use path::{Candidate, Engine, Event, Input, NatReport, PeerCounters, RelayNews};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -179,15 +179,17 @@ impl Plane {
         self.relays.next().await
     }
 
-    /// A channel to a relay has reported, and perhaps others have since.
-    pub fn handle_relays(&mut self, first: relays::Report, budget: usize, now: Instant) {
-        let mut report = Some(first);
+    /// A channel to a relay has reported, and perhaps others have since. Returns whether one was opened or closed.
+    pub fn handle_relays(&mut self, first: relays::Report, budget: usize, now: Instant) -> bool {
+        let (mut report, mut changed) = (Some(first), false);
         for _ in 0..budget {
             let Some(next) = report.take().or_else(|| self.relays.try_next()) else { break };
             if let Some((relay, news)) = self.relays.accept(next, now) {
+                changed |= !matches!(news, RelayNews::Said(_));
                 self.engine.handle_input(Input::Relay { relay, news }, now);
             }
         }
+        changed
     }
 
     /// The host's own network is another one.

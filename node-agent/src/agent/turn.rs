@@ -300,6 +300,11 @@ impl Agent {
             Some((candidates, nat)) => (content::candidates(candidates), content::nat(nat)),
             None => published.map(|status| (status.candidates.clone(), status.nat.clone())).unwrap_or_default(),
         };
+        let published_relays = published.map(|status| &status.relays[..]).unwrap_or_default();
+        let relays = match &self.plane {
+            Some(plane) => content::relays(plane.relays().rows(), published_relays),
+            None => published_relays.to_vec(),
+        };
         let open_port = self.plane.as_ref().map(Plane::listen_port);
         Content {
             public_key: self.identity.public_key(),
@@ -311,6 +316,7 @@ impl Agent {
             nat,
             backend: self.plane.as_ref().map(|plane| content::backend(plane.backend())),
             relay_tls_port: self.tls_port.redirect().filter(|_| self.network.stands()).map(|redirect| redirect.from),
+            relays,
             generation: self.view.node().and_then(|n| n.metadata.generation),
         }
     }

@@ -4,9 +4,10 @@ use super::{
     conditions::{self, Facts},
     pacer::Change,
 };
+use crate::relays::{MAX_RELAYS, Row, State, Transport};
 use crds::{
     Condition, MeshNodeStatus,
-    mesh_node::{self, Backend, Nat, PathCounts},
+    mesh_node::{self, Backend, Nat, PathCounts, RelayReach, RelayTransport},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use path::{Candidate, CandidateKind, NatClass, NatReport};
@@ -37,6 +38,8 @@ pub struct Content {
     pub backend: Option<Backend>,
     /// The port that leads to the relay on this node.
     pub relay_tls_port: Option<u16>,
+    /// The relays that there is a channel to.
+    pub relays: Vec<RelayReach>,
     /// Generation of the spec that is programmed.
     pub generation: Option<i64>,
 }
@@ -55,6 +58,7 @@ pub fn status(content: &Content, facts: &Facts, before: &[Condition], now: &Time
         nat: content.nat.clone(),
         backend: content.backend,
         relay_tls_port: content.relay_tls_port,
+        relays: content.relays.clone(),
         mtu: facts.device.as_ref().and_then(|d| d.as_ref().ok()).copied(),
         version: Some(env!("CARGO_PKG_VERSION").into()),
         paths: PathCounts {
@@ -72,6 +76,7 @@ pub fn change(old: Option<&MeshNodeStatus>, new: &MeshNodeStatus) -> Change {
     let Some(old) = old else { return Change::Prompt };
     let awaited = |s: &MeshNodeStatus| MeshNodeStatus {
         observed_generation: None,
+        relays: Vec::new(),
         paths: PathCounts::default(),
         conditions: Vec::new(),
         ..s.clone()
@@ -84,7 +89,8 @@ pub fn change(old: Option<&MeshNodeStatus>, new: &MeshNodeStatus) -> Change {
     if old.observed_generation != new.observed_generation || !same_conditions(old, new, others) {
         return Change::Conditions;
     }
-    if old.paths != new.paths || !same_conditions(old, new, about_paths) { Change::Paths } else { Change::None }
+    let same = (&old.paths, &old.relays) == (&new.paths, &new.relays) && same_conditions(old, new, about_paths);
+    if same { Change::None } else { Change::Paths }
 }
 
 fn same_conditions(a: &MeshNodeStatus, b: &MeshNodeStatus, which: fn(&&Condition) -> bool) -> bool {
@@ -119,6 +125,29 @@ pub fn candidates(found: &[Candidate]) -> Vec<mesh_node::Candidate> {
     listed.dedup_by(|a, b| a.1 == b.1);
     listed.truncate(MAX_CANDIDATES);
     listed.into_iter().map(|(_, c)| c).collect()
+}
+
+/// The relays elsewhere that there is a channel to. Of one that is being connected to for the first time, what this node published
+/// before it started holds.
+pub fn relays<'a>(rows: impl Iterator<Item = &'a Row>, published: &[RelayReach]) -> Vec<RelayReach> {
+    let reach = |row: &Row| match row.state {
+        State::Open(transport) => Some(RelayReach { name: row.relay.name.clone(), transport: of(transport) }),
+        State::Connecting => published.iter().find(|reach| reach.name == row.relay.name).cloned(),
+        State::Closed(_) => None,
+    };
+    // That there is a channel to the one on this very node proves nothing.
+    let mut found: Vec<RelayReach> = rows.filter(|row| !row.relay.udp.is_empty()).filter_map(reach).collect();
+    found.sort();
+    found.dedup_by(|a, b| a.name == b.name);
+    found.truncate(MAX_RELAYS);
+    found
+}
+
+fn of(transport: Transport) -> RelayTransport {
+    match transport {
+        Transport::Quic => RelayTransport::Quic,
+        Transport::Tls => RelayTransport::Tls,
+    }
 }
 
 fn rank(kind: CandidateKind) -> u8 {
@@ -179,6 +208,7 @@ mod tests {
             nat: nat(&NatReport { v4: NatClass::EndpointIndependent, v6: NatClass::Unknown }),
             backend: Some(Backend::Userspace),
             relay_tls_port: None,
+            relays: Vec::new(),
             generation: Some(2),
         }
     }
@@ -216,6 +246,32 @@ mod tests {
         assert_eq!(change(Some(&old), &make(&other, &facts, 2)), Change::Prompt);
         facts.guard = Some("held".into());
         assert_eq!(change(Some(&old), &make(&content(), &facts, 2)), Change::Conditions);
+    }
+
+    #[test]
+    fn relays_are_those_elsewhere_with_an_open_channel_and_their_change_is_not_urgent() {
+        use crate::relays::Relay;
+        let row = |name: &str, state, udp: &[&str]| {
+            let udp = udp.iter().map(|ip| ip.parse().unwrap()).collect();
+            let relay = Relay { id: path::RelayId([1; 32]), name: name.into(), quic: vec![], tls: vec![], udp };
+            Row { relay, state, since: std::time::Instant::now() }
+        };
+        let there = ["198.51.100.7"];
+        let rows = [
+            row("d", State::Open(Transport::Tls), &there),
+            row("a", State::Open(Transport::Quic), &there),
+            row("b", State::Closed("no".into()), &there),
+            row("c", State::Connecting, &there),
+            row("here", State::Open(Transport::Quic), &[]),
+        ];
+        let reach = |name: &str, transport| RelayReach { name: name.into(), transport };
+        let published = [reach("b", RelayTransport::Quic), reach("c", RelayTransport::Quic)];
+        let found = relays(rows.iter(), &published);
+        let expected = [("a", RelayTransport::Quic), ("c", RelayTransport::Quic), ("d", RelayTransport::Tls)];
+        assert_eq!(found, expected.map(|(name, transport)| reach(name, transport)));
+        let old = make(&content(), &Facts::default(), 1);
+        let new = make(&Content { relays: found, ..content() }, &Facts::default(), 2);
+        assert_eq!(change(Some(&old), &new), Change::Paths);
     }
 
     #[test]

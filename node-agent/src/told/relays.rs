@@ -48,18 +48,27 @@ pub fn relay(relay: &MeshRelay, own_name: &str) -> Option<Relay> {
 
 /// The port of its channel over QUIC.
 pub fn quic_port(relay: &MeshRelay) -> u16 {
-    relay.status.as_ref().and_then(|s| s.quic_port).unwrap_or(QUIC_PORT)
+    relay.spec.quic_port.or_else(|| relay.status.as_ref()?.quic_port).unwrap_or(QUIC_PORT)
 }
 
 /// Where its channel is reached over TLS, best first.
 fn tls_ports(relay: &MeshRelay) -> Vec<u16> {
+    if let Some(port) = relay.spec.tls_port {
+        return vec![port];
+    }
     let told = relay.status.iter().flat_map(|s| &s.tls_ports).take(MAX_TLS_PORTS).copied().collect::<Vec<_>>();
     if told.is_empty() { vec![tls_port(relay)] } else { told }
 }
 
 /// The port that it listens on for its channel over TLS.
 pub fn tls_port(relay: &MeshRelay) -> u16 {
-    relay.status.as_ref().and_then(|s| s.tls_port).unwrap_or(TLS_PORT)
+    relay.spec.tls_port.or_else(|| relay.status.as_ref()?.tls_port).unwrap_or(TLS_PORT)
+}
+
+/// Where it answers STUN: what it says; of one outside the cluster that says nothing, what an admin wrote.
+pub fn stun(relay: &MeshRelay) -> &[String] {
+    let told = relay.status.as_ref().map(|s| &s.stun[..]).filter(|told| !told.is_empty());
+    told.unwrap_or(if relay.spec.node_name.is_none() { &relay.spec.addresses } else { &[] })
 }
 
 /// What the relay says, best first; of one outside the cluster, which says nothing, what an admin wrote.
@@ -139,6 +148,10 @@ mod tests {
         let mut outside = MeshRelay::new("outside", spec);
         let read = relay(&outside, "home").unwrap();
         assert_eq!((read.id, read.quic), (RelayId([9; 32]), sockets(&["198.51.100.9:51899"])));
+        assert_eq!(stun(&outside), ["198.51.100.9:3478"]);
+        (outside.spec.quic_port, outside.spec.tls_port) = (Some(4433), Some(443));
+        let elsewhere = relay(&outside, "home").unwrap();
+        assert_eq!((elsewhere.quic, elsewhere.tls), (sockets(&["198.51.100.9:4433"]), sockets(&["198.51.100.9:443"])));
         outside.spec.identity_key = None;
         assert_eq!(relay(&outside, "home"), None, "nothing to recognise it by");
     }

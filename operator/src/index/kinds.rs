@@ -1,10 +1,11 @@
 //! The kinds that are watched, and what is kept of each.
 
 use super::{Change, Update, Urgency};
+use crate::placement::Mark;
 use crds::{
-    Mesh, MeshNode, MeshNodeSpec, MeshNodeStatus, MeshPeerSlice, MeshPeerSliceSpec, MeshRelay, MeshRelayStatus,
-    MeshSpec, MeshStatus,
-    names::{OPERATOR_MANAGER, RELAY_LABEL},
+    Condition, Mesh, MeshNode, MeshNodeSpec, MeshNodeStatus, MeshPeerSlice, MeshPeerSliceSpec, MeshRelay,
+    MeshRelayStatus, MeshSpec, MeshStatus,
+    names::{OPERATOR_MANAGER, RELAY_LABEL, RELAY_PLACEMENT},
 };
 use ipnet::IpNet;
 use k8s_openapi::api::{
@@ -69,6 +70,11 @@ pub trait Watched: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned
     fn change(update: Update<Self::Value>) -> Change;
 }
 
+/// The label of a Node's failure domain.
+const ZONE: &str = "topology.kubernetes.io/zone";
+/// The labels of Nodes that belong to the control plane; the second is that of old installers.
+const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
+
 /// What is kept of a Node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeValue {
@@ -78,8 +84,18 @@ pub struct NodeValue {
     pub internal_ips: Vec<IpAddr>,
     /// Whether a relay runs there.
     pub relay: bool,
-    /// Of a Node with a relay, the addresses of type ExternalIP.
+    /// Whether the label says that none shall.
+    pub refuses_relay: bool,
+    /// What the operator did to that label last.
+    pub mark: Option<Mark>,
+    /// The addresses of type ExternalIP.
     pub external_ips: Vec<IpAddr>,
+    /// What it shares its failures with.
+    pub zone: Option<String>,
+    /// Whether it belongs to the control plane.
+    pub control_plane: bool,
+    /// Whether Kubernetes says that it is not ready, or has not heard of it for long.
+    pub dead: bool,
 }
 
 impl Urgency for NodeValue {
@@ -91,21 +107,29 @@ impl Watched for Node {
     type Value = NodeValue;
 
     fn reduce(self) -> NodeValue {
-        let relay = self.metadata.labels.as_ref().and_then(|labels| labels.get(RELAY_LABEL));
+        let labels = self.metadata.labels.unwrap_or_default();
+        let mark = self.metadata.annotations.as_ref().and_then(|annotations| annotations.get(RELAY_PLACEMENT));
+        let relay = labels.get(RELAY_LABEL).map(|value| value != "false");
         let spec = self.spec.unwrap_or_default();
         // podCIDR is the first of podCIDRs, and all there is on old objects.
         let pod_cidrs = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
-        let addresses = self.status.and_then(|status| status.addresses).unwrap_or_default();
+        let status = self.status.unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default();
+        let addresses = status.addresses.unwrap_or_default();
         let of_type = |type_: &str| {
             let listed = addresses.iter().filter(|address| address.type_ == type_);
             listed.filter_map(|address| address.address.parse().ok()).collect()
         };
-        let relay = relay.is_some_and(|value| value != "false");
         NodeValue {
             pod_cidrs: pod_cidrs.iter().filter_map(|text| text.parse().ok()).collect(),
             internal_ips: of_type("InternalIP"),
-            relay,
-            external_ips: if relay { of_type("ExternalIP") } else { Vec::new() },
+            relay: relay == Some(true),
+            refuses_relay: relay == Some(false),
+            mark: mark.and_then(|text| text.parse().ok()),
+            external_ips: of_type("ExternalIP"),
+            zone: labels.get(ZONE).filter(|zone| !zone.is_empty()).cloned(),
+            control_plane: CONTROL_PLANE.iter().any(|role| labels.contains_key(*role)),
+            dead: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status != "True"),
         }
     }
 
@@ -168,6 +192,8 @@ impl Watched for MeshNode {
             listen_port: status.listen_port,
             round: status.round,
             candidates: status.candidates,
+            nat: status.nat,
+            relays: status.relays,
             conditions: status.conditions.into_iter().filter(|condition| own(&condition.type_)).collect(),
             ..MeshNodeStatus::default()
         };
@@ -196,6 +222,8 @@ fn readable_status(mut status: Value) -> MeshNodeStatus {
         listen_port: field(&mut status, "listenPort"),
         round: field(&mut status, "round"),
         candidates: items(&mut status, "candidates"),
+        nat: field(&mut status, "nat"),
+        relays: items(&mut status, "relays"),
         conditions: items(&mut status, "conditions"),
         ..MeshNodeStatus::default()
     }
@@ -211,6 +239,9 @@ fn items<T: DeserializeOwned>(status: &mut Value, name: &str) -> Vec<T> {
     list.into_iter().filter_map(|item| serde_json::from_value(item).ok()).collect()
 }
 
+/// The condition of a relay that the operator writes; the others are the relay's.
+pub(crate) const REACHABLE: &str = "Reachable";
+
 /// What is kept of a `MeshRelay`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RelayValue {
@@ -224,6 +255,8 @@ pub struct RelayValue {
     pub is_addressed_by_others: bool,
     /// Where the relay says that it answers.
     pub stun: Vec<String>,
+    /// What the operator says of who reaches it.
+    pub reachable: Option<Condition>,
 }
 
 impl Urgency for RelayValue {}
@@ -235,13 +268,15 @@ impl Watched for MeshRelay {
     fn reduce(self) -> RelayValue {
         let managers = self.metadata.managed_fields.unwrap_or_default();
         let has_addresses = |fields: &Value| fields["f:spec"].get("f:addresses").is_some();
+        let status = self.status.unwrap_or_default();
         let others = managers.iter().filter(|entry| entry.manager.as_deref() != Some(OPERATOR_MANAGER));
         RelayValue {
             is_addressed_by_others: others.filter_map(|entry| entry.fields_v1.as_ref()).any(|f| has_addresses(&f.0)),
             node_name: self.spec.node_name,
             node_uid: self.spec.node_uid,
             addresses: self.spec.addresses,
-            stun: self.status.map(|status| status.stun).unwrap_or_default(),
+            reachable: status.conditions.into_iter().find(|condition| condition.type_ == REACHABLE),
+            stun: status.stun,
         }
     }
 
@@ -250,8 +285,9 @@ impl Watched for MeshRelay {
         let spec = serde_json::from_value(object.data["spec"].take()).map_err(|error| error.to_string())?;
         let mut relay = MeshRelay::new("", spec);
         relay.metadata.managed_fields = object.metadata.managed_fields;
-        let stun = items(&mut object.data["status"], "stun");
-        relay.status = Some(MeshRelayStatus { stun, ..MeshRelayStatus::default() });
+        let status = &mut object.data["status"];
+        let (stun, conditions) = (items(status, "stun"), items(status, "conditions"));
+        relay.status = Some(MeshRelayStatus { stun, conditions, ..MeshRelayStatus::default() });
         Ok(relay.reduce())
     }
 

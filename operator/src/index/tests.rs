@@ -132,7 +132,7 @@ fn a_node_is_reduced_to_what_planning_looks_at() {
     let old = reduce(json!({ "metadata": {}, "spec": { "podCIDR": "10.244.1.0/24" } }));
     assert_eq!(old.pod_cidrs.len(), 1);
     let off = reduce(json!({ "metadata": { "labels": { "warren.dev/relay": "false" } } }));
-    assert_eq!(off, NodeValue::default());
+    assert_eq!(off, NodeValue { refuses_relay: true, ..NodeValue::default() });
 }
 
 #[test]

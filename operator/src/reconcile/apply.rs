@@ -8,6 +8,7 @@ use crate::{
 };
 use crds::{Mesh, MeshNode, MeshPeerSlice, MeshRelay, names::OPERATOR_MANAGER};
 use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions},
@@ -161,7 +162,9 @@ fn resource(kind: Kind) -> Option<ApiResource> {
         Kind::MeshNode => Some(ApiResource::erase::<MeshNode>(&())),
         Kind::MeshPeerSlice => Some(ApiResource::erase::<MeshPeerSlice>(&())),
         Kind::MeshRelay => Some(ApiResource::erase::<MeshRelay>(&())),
-        Kind::Node | Kind::Policy | Kind::Binding => None,
+        // Labels, and those of relays only (the admission policy that comes with this right).
+        Kind::Node => Some(ApiResource::erase::<Node>(&())),
+        Kind::Policy | Kind::Binding => None,
     }
 }
 

@@ -9,7 +9,7 @@ use crds::{
     Mesh, MeshNode, MeshPeerSlice, MeshRelay,
     names::{MESH, REMOVED_SLICE},
 };
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 use topology::cluster::{Action, Plan, PlannedNode};
@@ -84,8 +84,10 @@ pub enum Phase {
     Slices,
     /// Slices that are not wanted any more.
     StaleSlices,
-    /// Conditions.
+    /// Conditions of nodes.
     Conditions,
+    /// Who gets a relay, and who reaches them.
+    Relays,
 }
 
 impl Phase {
@@ -204,7 +206,8 @@ pub fn learn(cluster: &mut Cluster, target: &Target, object: DynamicObject) -> R
         Kind::MeshNode => drop(cluster.mesh_nodes.learn(Stored::read::<MeshNode>(object)?)),
         Kind::MeshPeerSlice => drop(cluster.slices.learn(Stored::read::<MeshPeerSlice>(object)?)),
         Kind::MeshRelay => drop(cluster.relays.learn(Stored::read::<MeshRelay>(object)?)),
-        Kind::Node | Kind::Policy | Kind::Binding => {}
+        Kind::Node => drop(cluster.nodes.learn(Stored::read::<Node>(object)?)),
+        Kind::Policy | Kind::Binding => {}
     }
     Ok(())
 }
@@ -217,7 +220,8 @@ pub fn known_version<'a>(cluster: &'a Cluster, target: &Target) -> Option<&'a st
         Kind::MeshNode => cluster.mesh_nodes.get(name).map(|stored| &stored.meta),
         Kind::MeshPeerSlice => cluster.slices.get(name).map(|stored| &stored.meta),
         Kind::MeshRelay => cluster.relays.get(name).map(|stored| &stored.meta),
-        Kind::Node | Kind::Policy | Kind::Binding => None,
+        Kind::Node => cluster.nodes.get(name).map(|stored| &stored.meta),
+        Kind::Policy | Kind::Binding => None,
     };
     meta.map(|meta| meta.version.as_str())
 }

@@ -123,6 +123,8 @@ impl Cluster {
             .arg("--health-socket")
             .arg(self.parts.dir.join(format!("{name}.sock")))
             .args(["--metrics-listen", "none"]);
+        // Where it matters, the scenario says otherwise.
+        command.env("WARREN_RELAY_PLACEMENT", "label");
         command.env("WARREN_LOG", "info,operator=debug").args(more);
         Process::spawn(command, &self.parts.dir.join(format!("{name}.log")))
     }

@@ -239,13 +239,17 @@ impl Cluster {
 
     /// Lets a service account patch what the chart lets it patch.
     async fn grant(&self, account: &str, resource: &str) -> Result<()> {
+        self.grant_in("warren.dev", account, &[resource]).await
+    }
+
+    pub async fn grant_in(&self, group: &str, account: &str, resources: &[&str]) -> Result<()> {
         let name = json!({ "name": account, "namespace": NAMESPACE });
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), NAMESPACE);
         let created = serde_json::from_value(json!({ "metadata": name }))?;
         if let Err(error) = accounts.create(&PostParams::default(), &created).await {
             ensure!(error.to_string().contains("already exists"), "{error}");
         }
-        let rules = json!([{ "apiGroups": ["warren.dev"], "resources": [resource], "verbs": ["patch"] }]);
+        let rules = json!([{ "apiGroups": [group], "resources": resources, "verbs": ["patch"] }]);
         let role = json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": account }, "rules": rules });
         self.apply(role).await?;
         self.apply(json!({
@@ -262,7 +266,7 @@ impl Cluster {
     }
 
     /// A client with the account's token on `node`, or with one that is bound to no node.
-    async fn token_of(&self, account: &str, node: Option<&str>) -> Result<Client> {
+    pub async fn token_of(&self, account: &str, node: Option<&str>) -> Result<Client> {
         let mut spec = json!({ "audiences": [], "expirationSeconds": 3600 });
         if let Some(name) = node {
             let uid = self.all::<Node>().get(name).await?.metadata.uid;

@@ -21,7 +21,7 @@ fn reason(node: &MeshNode) -> Option<&str> {
 }
 
 impl Cluster {
-    async fn join(&self, name: &str, number: u8) -> Result<MeshNode> {
+    pub async fn join(&self, name: &str, number: u8) -> Result<MeshNode> {
         self.add_node(name, number).await?;
         self.publish_key(name, &PrivateKey::from_bytes([number; 32])).await?;
         self.until_node(name, "admitted", |node| reason(node) == Some("KeyAccepted")).await
@@ -32,7 +32,7 @@ impl Cluster {
         Ok(removed.map(|slice| slice.spec.tombstones).unwrap_or_default())
     }
 
-    async fn until_event(&self, reason: &str, name: &str) -> Result<()> {
+    pub async fn until_event(&self, reason: &str, name: &str) -> Result<()> {
         let events: Api<Event> = Api::namespaced(self.client.clone(), "default");
         self.until(&format!("the Event {reason} of {name}"), || async {
             let list = events.list(&Default::default()).await?;

@@ -151,6 +151,20 @@ fn rules() -> Vec<Rule> {
             json!({ "addresses": ["203.0.113.5:1", "203.0.113.5:2", "203.0.113.5:3", "203.0.113.5:4", "203.0.113.5:5"] }),
             "at most 4 items",
         ),
+        rule(
+            "MeshRelay",
+            json!({ "addresses": ["203.0.113.5:3478", "[2001:db8::1]:3478"] }),
+            json!({ "addresses": ["203.0.113.5:3478", "203.0.113.500:3478"] }),
+            "each entry must have an address that is one, like 203.0.113.7:3478 or [2001:db8::7]:3478",
+        ),
+        rule(
+            "MeshRelay",
+            json!({ "identityKey": KEY, "addresses": ["203.0.113.5:3478"] }),
+            json!({ "identityKey": KEY }),
+            "a relay outside the cluster that is known by its identityKey needs addresses too",
+        ),
+        rule("MeshRelay", json!({ "tlsPort": 443 }), json!({ "tlsPort": 0 }), "greater than or equal to 1"),
+        mesh_node(json!({ "relay": "Never" }), json!({ "relay": "Sometimes" }), "supported values"),
         rule("MeshPeerSlice", entry(KEY), entry("not a key"), "should match"),
         rule("MeshPeerSlice", entry(KEY), json!({ "entries": many }), "at most 64 items"),
     ]
@@ -236,11 +250,19 @@ async fn status_limits(cluster: &Cluster) -> Result<()> {
     };
     let candidates =
         |n: usize| json!({ "candidates": vec![json!({ "address": "198.51.100.7:21820", "kind": "Host" }); n] });
+    let reached = |n: usize| {
+        let relays = (0..n).map(|number| json!({ "name": format!("r{number}"), "transport": "Quic" }));
+        json!({ "relays": relays.collect::<Vec<_>>() })
+    };
     patch(candidates(16)).await?;
+    patch(reached(8)).await?;
     for (status, says) in [
         (candidates(17), "at most 16 items"),
         (json!({ "candidates": [{ "address": "example.org:1", "kind": "Host" }] }), "should match"),
         (json!({ "publicKey": "short" }), "should match"),
+        (reached(9), "at most 8 items"),
+        (json!({ "relays": [{ "name": "r", "transport": "Pigeon" }] }), "supported values"),
+        (json!({ "relayTLSPort": 0 }), "greater than or equal to 1"),
         (json!({ "listenPort": 0 }), "greater than or equal to 1"),
         (json!({ "round": 4_294_967_296_u64 }), "less than or equal to 4294967295"),
         (json!({ "round": -1 }), "greater than or equal to 0"),
