@@ -24,18 +24,28 @@ pub fn install(lab: &Lab) -> Result<String> {
     install_with(lab, &[])
 }
 
-/// The same with further settings (`--set a=b`).
+/// The same without labelling anything: the operator finds out where relays can stand.
+pub fn install_unlabelled(lab: &Lab) -> Result<String> {
+    make_namespace(lab)?;
+    helm(lab, &["install", RELEASE], &[])
+}
+
+/// [`install`] with further settings (`--set a=b`).
 pub fn install_with(lab: &Lab, further: &[&str]) -> Result<String> {
     let reachable = |site: &Site| matches!(site, Site::Public | Site::OneToOne { .. });
     let running = lab.running();
     for node in running.iter().filter(|node| reachable(&node.site)) {
         lab.kubectl(&["label", "node", &node.name, "--overwrite", "warren.dev/relay=true"])?;
     }
+    make_namespace(lab)?;
+    helm(lab, &["install", RELEASE], further)
+}
+
+fn make_namespace(lab: &Lab) -> Result<()> {
     // As the documentation says: agents use the host network, which a namespace must allow where Pod Security is enforced.
     let labels = json!({"pod-security.kubernetes.io/enforce": "privileged"});
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}});
-    lab.apply(&namespace.to_string())?;
-    helm(lab, &["install", RELEASE], further)
+    lab.apply(&namespace.to_string()).map(drop)
 }
 
 /// The same settings again, with further ones (`--set a=b`).

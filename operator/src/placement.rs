@@ -197,7 +197,8 @@ pub fn plan(nodes: &[Node], relays: &[Relay], now: Timestamp) -> Plan {
     }
     let mut view = View { nodes, relays, reach: &reach, now, look_again: None };
     let change = view.placement().or_else(|| view.withdrawal());
-    let last = nodes.iter().filter_map(|node| Some(node.mark?.at())).max();
+    // A time that is yet to come is nobody's who has this clock, and must not hold everything up.
+    let last = nodes.iter().filter_map(|node| Some(node.mark?.at())).filter(|at| *at <= now).max();
     let quiet_until = last.and_then(|last| last.checked_add(CHANGE_PERIOD).ok()).filter(|until| *until > now);
     let (changes, look_again) = match (change, quiet_until) {
         (Some(_), Some(until)) => (Vec::new(), Some(until)),
@@ -245,38 +246,40 @@ struct View<'a> {
 }
 
 impl View<'_> {
+    /// The first relay of ours that is to go.
     fn withdrawal(&mut self) -> Option<Change> {
-        let placed: Vec<&Node> = self.nodes.iter().filter(|node| node.wish == Wish::Auto).collect();
-        let change = |node: &Node, why| Some(Change { node: node.name.clone(), place: false, why });
-        for node in placed {
-            if !matches!(node.label, Label::Ours(_)) {
-                continue;
-            }
-            if !node.admitted {
-                return change(node, Why::NoMember);
-            }
-            let proven = self.is_proven(node);
-            let elsewhere = |all: bool| {
-                let others = self.nodes.iter().filter(|other| other.name != node.name && (all || !other.control_plane));
-                others.filter(|other| self.is_proven(other) == Some(true)).count() > 0
-            };
-            if node.control_plane && elsewhere(false) {
-                return change(node, Why::ControlPlane);
-            }
-            let reached = self.reach_of(node).is_some_and(|reach| reach.udp + reach.tcp > 0);
-            let outside = || self.relays.iter().any(|r| r.node.is_none() && self.proven(&r.name) == Some(true));
-            let untried = || !reached && !self.candidates(Some(&node.name)).0.is_empty();
-            if proven == Some(false) && (elsewhere(true) || outside() || untried()) {
-                let until = self.proof_until(node);
-                if until <= self.now {
-                    return change(node, Why::Unreachable);
-                }
-                self.note(Some(until));
-            }
-        }
-        None
+        let ours = |node: &&Node| node.wish == Wish::Auto && matches!(node.label, Label::Ours(_));
+        let nodes = self.nodes;
+        nodes.iter().filter(ours).find_map(|node| {
+            let why = self.reason_to_go(node)?;
+            Some(Change { node: node.name.clone(), place: false, why })
+        })
     }
 
+    fn reason_to_go(&mut self, node: &Node) -> Option<Why> {
+        if !node.admitted {
+            return Some(Why::NoMember);
+        }
+        let others = || self.nodes.iter().filter(|other| other.name != node.name);
+        let are_proven = |other: &Node| self.is_proven(other) == Some(true);
+        if node.control_plane && others().any(|other| !other.control_plane && are_proven(other)) {
+            return Some(Why::ControlPlane);
+        }
+        if self.is_proven(node) != Some(false) {
+            return None;
+        }
+        let outside = self.relays.iter().any(|relay| relay.node.is_none() && self.proven(&relay.name) == Some(true));
+        let reached = self.reach_of(node).is_some_and(|reach| reach.udp + reach.tcp > 0);
+        let untried = || !reached && !self.candidates(Some(&node.name)).0.is_empty();
+        let better = outside || others().any(are_proven) || untried();
+        let until = self.proof_until(node);
+        if better && until > self.now {
+            self.note(Some(until));
+        }
+        (better && until <= self.now).then_some(Why::Unreachable)
+    }
+
+    /// The next node that is to get one.
     fn placement(&mut self) -> Option<Change> {
         let labelled = self.nodes.iter().filter(|node| matches!(node.label, Label::Others | Label::Ours(_)));
         let by_others = labelled.clone().any(|node| node.label == Label::Others);

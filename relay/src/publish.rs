@@ -251,7 +251,10 @@ impl Publisher {
                 self.backoff.reset();
             }
             Err(error) => {
-                tracing::warn!(name = self.identity.name, %error, "cannot write the MeshRelay's status, trying again");
+                // Who may only read has the key written into the spec by an admin, who reads it here.
+                let identity_key = status.identity_key.as_deref().unwrap_or_default();
+                let name = &self.identity.name;
+                tracing::warn!(name, identity_key, %error, "cannot write the MeshRelay's status, trying again");
                 self.metrics.status_writes.with_label_values(&["error"]).inc();
                 self.backoff.failed(now);
             }

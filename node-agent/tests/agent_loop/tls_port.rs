@@ -51,3 +51,25 @@ async fn the_port_leads_to_a_relay_while_it_is_here_and_nobody_else_has_the_port
     assert!(!is_taken(&node), "{node}");
     lab.stop().await;
 }
+
+#[tokio::test]
+async fn the_status_says_which_relays_elsewhere_have_a_channel_while_they_have() {
+    let (api, address, dir) = cluster().await;
+    operator::create_node(&api, "a", 1);
+    put_relay(&api);
+    let key = PublicKey::from_bytes([8; 32]).to_string();
+    let status = json!({"stun": [], "identityKey": key, "addresses": ["198.51.100.7"], "conditions": []});
+    api.put("meshrelays", json!({"metadata": {"name": "r"}, "spec": {"nodeName": "r"}, "status": status}));
+    let (machine, change) = Machine::new();
+    let (dial, mut dialled) = mpsc::unbounded_channel();
+    *machine.relays.lock().unwrap() = Some(dial);
+    let lab = Lab::start(&dir.0, &api, address, (machine, change)).await;
+    let reached = |node: &Value| node["status"]["relays"].clone();
+    lab.node_where(|node| reached(node) == json!([{"name": "r", "transport": "Quic"}])).await;
+
+    // Both relays go, and nobody answers any more.
+    *lab.machine.relays.lock().unwrap() = None;
+    while dialled.recv().await.is_some() {}
+    lab.node_where(|node| reached(node).is_null()).await;
+    lab.stop().await;
+}

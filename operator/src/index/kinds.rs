@@ -13,7 +13,7 @@ use k8s_openapi::api::{
         ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding, ValidatingAdmissionPolicyBindingSpec,
         ValidatingAdmissionPolicySpec,
     },
-    core::v1::Node,
+    core::v1::{Node, NodeCondition},
 };
 use kube::{Resource, api::DynamicObject};
 use serde::de::DeserializeOwned;
@@ -96,6 +96,8 @@ pub struct NodeValue {
     pub control_plane: bool,
     /// Whether Kubernetes says that it is not ready, or has not heard of it for long.
     pub dead: bool,
+    /// Whether Kubernetes has never heard of it: a machine without kubelet.
+    pub without_kubelet: bool,
 }
 
 impl Urgency for NodeValue {
@@ -115,6 +117,9 @@ impl Watched for Node {
         let pod_cidrs = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
         let status = self.status.unwrap_or_default();
         let conditions = status.conditions.unwrap_or_default();
+        let not_ready = conditions.iter().find(|condition| condition.type_ == "Ready" && condition.status != "True");
+        let is_without_kubelet =
+            |condition: &NodeCondition| condition.reason.as_deref() == Some("NodeStatusNeverUpdated");
         let addresses = status.addresses.unwrap_or_default();
         let of_type = |type_: &str| {
             let listed = addresses.iter().filter(|address| address.type_ == type_);
@@ -129,7 +134,8 @@ impl Watched for Node {
             external_ips: of_type("ExternalIP"),
             zone: labels.get(ZONE).filter(|zone| !zone.is_empty()).cloned(),
             control_plane: CONTROL_PLANE.iter().any(|role| labels.contains_key(*role)),
-            dead: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status != "True"),
+            dead: not_ready.is_some_and(|condition| !is_without_kubelet(condition)),
+            without_kubelet: not_ready.is_some_and(is_without_kubelet),
         }
     }
 

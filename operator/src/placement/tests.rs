@@ -95,6 +95,12 @@ fn it_says_when_to_look_again() {
 }
 
 #[test]
+fn a_time_that_is_yet_to_come_holds_nothing_up() {
+    let written = Node { mark: Some(Mark::Moved(at(1000))), ..hidden("a") };
+    assert_eq!(changes(&[written, node("b")], &[], 0), ["+b"]);
+}
+
+#[test]
 fn what_an_admin_says_of_a_node_is_done_at_once_and_before_all_else() {
     let wish = |wish, node: Node| Node { wish, ..node };
     assert_eq!(changes(&[wish(Wish::Always, hidden("home")), placed("a", 0)], &[], 0), ["+home"]);

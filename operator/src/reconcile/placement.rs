@@ -85,7 +85,8 @@ fn public_address(member: &MeshNodeValue) -> Option<IpAddr> {
 }
 
 fn standing(node: &NodeValue, member: Option<&MeshNodeValue>) -> Standing {
-    let Some(member) = member else { return Standing::Hidden };
+    // No pod runs on a machine without kubelet.
+    let Some(member) = member.filter(|_| !node.without_kubelet) else { return Standing::Hidden };
     let own = || candidates(member).filter(|(kind, _)| *kind == CandidateKind::Host).map(|(_, ip)| ip);
     let mut public = own().chain(node.external_ips.iter().copied()).filter(|ip| is_public(*ip)).peekable();
     let open = [member.status.nat.ipv4, member.status.nat.ipv6].contains(&Some(NatClass::Open));

@@ -89,6 +89,9 @@ fn public_addresses_speak_for_a_node() {
     assert_eq!(standing_of(open, json!({})), Standing::Perhaps);
     let external = json!({ "addresses": [{ "type": "ExternalIP", "address": "203.0.113.7" }] });
     assert_eq!(standing_of(at_host("10.0.0.7:1"), external), Standing::Public, "a 1:1 NAT");
+    let machine =
+        json!({ "conditions": [{ "type": "Ready", "status": "Unknown", "reason": "NodeStatusNeverUpdated" }] });
+    assert_eq!(standing_of(at_host("203.0.113.7:1"), machine), Standing::Hidden, "no pod runs there");
 }
 
 #[test]
