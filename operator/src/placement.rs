@@ -113,6 +113,8 @@ pub struct Relay {
     pub name: String,
     /// The node it runs on; none outside the cluster.
     pub node: Option<String>,
+    /// When its MeshRelay was made: a label may be older, from before Warren was taken away and put back.
+    pub since: Timestamp,
     /// Since when it is known not to be proven.
     pub unproven_since: Option<Timestamp>,
 }
@@ -346,12 +348,9 @@ impl View<'_> {
         self.reach.get(&self.relay_of(node)?.name)
     }
 
-    /// Whether the relay on a node is; one that is not there yet is not.
+    /// Whether the relay on a node is; of one that is not there yet nobody can tell.
     fn is_proven(&self, node: &Node) -> Option<bool> {
-        match self.relay_of(node) {
-            Some(relay) => self.proven(&relay.name),
-            None => Some(false),
-        }
+        self.proven(&self.relay_of(node)?.name)
     }
 
     fn proven(&self, relay: &str) -> Option<bool> {
@@ -361,8 +360,9 @@ impl View<'_> {
     /// Until when the relay on a node may be unproven.
     fn proof_until(&self, node: &Node) -> Timestamp {
         let Label::Ours(placed) = node.label else { return self.now };
-        let lost = self.relay_of(node).and_then(|relay| relay.unproven_since);
-        lost.unwrap_or(placed).max(placed).checked_add(PROOF_TIME).unwrap_or(self.now)
+        let relay = self.relay_of(node);
+        let times = relay.into_iter().flat_map(|relay| [Some(relay.since), relay.unproven_since]).flatten();
+        times.chain([placed]).max().and_then(|at| at.checked_add(PROOF_TIME).ok()).unwrap_or(self.now)
     }
 
     fn note(&mut self, at: Option<Timestamp>) {

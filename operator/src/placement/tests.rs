@@ -43,7 +43,7 @@ fn reaching(mut node: Node, relays: &[(&str, bool)]) -> Node {
 }
 
 fn relays(names: &[&str]) -> Vec<Relay> {
-    names.iter().map(|name| Relay { name: (*name).into(), node: Some((*name).into()), unproven_since: None }).collect()
+    names.iter().map(|name| Relay { name: (*name).into(), node: Some((*name).into()), ..Relay::default() }).collect()
 }
 
 /// `+name` for a label, `-name` for one that goes.
@@ -161,6 +161,16 @@ fn a_relay_that_was_proven_and_is_not_any_more_has_the_same_time() {
         [placed("a", 0), placed("b", 0), reaching(hidden("h"), &[("b", true)]), reaching(hidden("i"), &[("b", true)])];
     assert_eq!(said(&plan(&nodes, &lost, at(104))), nothing());
     assert_eq!(said(&plan(&nodes, &lost, at(105))), ["-a"]);
+}
+
+#[test]
+fn a_label_of_long_ago_is_judged_from_when_its_relay_came() {
+    let nodes = [placed("a", -500), hidden("h"), hidden("i"), node("b"), placed("c", -500), placed("d", -500)];
+    let mut there = relays(&["a", "c", "d"]);
+    there.iter_mut().for_each(|relay| relay.since = at(0));
+    assert_eq!(said(&plan(&nodes, &there, at(4))), nothing());
+    assert_eq!(said(&plan(&nodes, &there, at(5))), ["-a"]);
+    assert_eq!(said(&plan(&nodes, &[], at(5))), nothing(), "it is being made");
 }
 
 #[test]

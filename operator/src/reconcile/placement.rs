@@ -68,6 +68,7 @@ fn relay_facts(name: &str, relay: &Stored<RelayValue>) -> Relay {
     Relay {
         name: name.to_owned(),
         node: relay.value.node_name.clone(),
+        since: Timestamp::from_second(relay.meta.created).unwrap_or_default(),
         unproven_since: reachable.map(|stored| stored.last_transition_time.0),
     }
 }

@@ -45,8 +45,7 @@ fn pass_time(mesh: &mut [Truth]) -> Vec<Relay> {
         let reached = up.iter().filter(|(name, open)| *open && *name != own);
         truth.node.reaches = reached.map(|(name, _)| (name.clone(), true)).collect();
     }
-    let relay =
-        |(name, _): &(String, bool)| Relay { name: name.clone(), node: Some(name.clone()), unproven_since: None };
+    let relay = |(name, _): &(String, bool)| Relay { name: name.clone(), node: Some(name.clone()), ..Relay::default() };
     up.iter().map(relay).collect()
 }
 
