@@ -132,6 +132,9 @@ fn the_control_plane_has_a_relay_only_while_nobody_else_can() {
     assert_eq!(changes(&[cp(node("a")), node("b")], &[], 0), ["+b"]);
     assert_eq!(changes(&[cp(node("a")), hidden("home")], &[], 0), ["+a"], "one server and homes");
     assert_eq!(changes(&[cp(Node { since: at(0), ..node("a") })], &[], 0), nothing(), "others may be about to join");
+    let workers = [placed("a", 0), placed("b", 0), cp(node("c")), hidden("h"), hidden("i")];
+    assert_eq!(changes(&workers, &["a", "b"], 4), nothing(), "the workers have their time");
+    assert_eq!(changes(&workers, &["a", "b"], 5), ["+c"], "nobody reaches either of them");
     let homes = |relays: &[(&str, bool)]| [reaching(hidden("h"), relays), reaching(hidden("i"), relays)];
     let both = [cp(placed("a", 0)), placed("b", 10)];
     let with = |relays| [&both[..], &homes(relays)].concat();

@@ -76,7 +76,7 @@ fn is_spared(plan: &Plan, change: &Change) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) })]
 
     #[test]
     fn it_settles_on_reached_relays_and_breaks_no_rule_on_the_way(mut mesh in mesh()) {
