@@ -9,6 +9,7 @@ use std::time::Duration;
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::pki_types::ServerName;
 use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsConnector;
@@ -16,6 +17,7 @@ use wire::control::{ALPN, ToRelay};
 
 use crate::ends::{Channel, KEEPALIVE, Transport};
 use crate::identity::{IDENTITY_LEN, Identity};
+use crate::proxy::Proxy;
 use crate::{quic, tls};
 
 /// Head start of QUIC: a handshake takes one round trip, so this covers nearly every path on Earth.
@@ -45,11 +47,13 @@ pub struct Options {
     pub fwmark: Option<u32>,
     /// The time for all attempts together.
     pub timeout: Duration,
+    /// A proxy, and the addresses to which TLS goes through it. QUIC goes through none.
+    pub proxied: Option<(Proxy, Vec<SocketAddr>)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { fwmark: None, timeout: Duration::from_secs(10) }
+        Self { fwmark: None, timeout: Duration::from_secs(10), proxied: None }
     }
 }
 
@@ -95,7 +99,9 @@ fn list(attempts: &[Attempt]) -> String {
 /// When there is no address, all of them fail, or none has succeeded in time.
 pub async fn connect(identity: &Identity, target: &Target, options: Options) -> Result<Channel, ConnectError> {
     let config = tls::client_config(identity, target.identity)?;
-    Race::new(Dial { config, fwmark: options.fwmark }, target).run(Instant::now() + options.timeout).await
+    Race::new(Dial { config, fwmark: options.fwmark, proxied: options.proxied }, target)
+        .run(Instant::now() + options.timeout)
+        .await
 }
 
 struct Race {
@@ -192,6 +198,7 @@ impl Race {
 struct Dial {
     config: rustls::ClientConfig,
     fwmark: Option<u32>,
+    proxied: Option<(Proxy, Vec<SocketAddr>)>,
 }
 
 impl Dial {
@@ -222,9 +229,10 @@ impl Dial {
     }
 
     async fn tls(&self, address: SocketAddr) -> io::Result<Channel> {
-        let socket = self.socket(address, Type::STREAM)?;
-        let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
-        let stream = socket.connect(address).await?;
+        let stream = match &self.proxied {
+            Some((proxy, proxied)) if proxied.contains(&address) => proxy.connect(address, |at| self.tcp(at)).await?,
+            _ => self.tcp(address).await?,
+        };
         tls::prepare(&stream)?;
         let name = ServerName::IpAddress(address.ip().into());
         let stream = TlsConnector::from(Arc::new(self.config.clone())).connect(name, stream).await?;
@@ -235,6 +243,11 @@ impl Dial {
             ));
         }
         Ok(Channel::tls(stream.into(), address, Some(&ToRelay::Ping)))
+    }
+
+    async fn tcp(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = self.socket(address, Type::STREAM)?;
+        TcpSocket::from_std_stream(socket.into()).connect(address).await
     }
 
     fn socket(&self, address: SocketAddr, kind: Type) -> io::Result<Socket> {

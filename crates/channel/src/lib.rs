@@ -35,6 +35,7 @@ mod lanes;
 mod listen;
 mod message;
 mod packets;
+mod proxy;
 mod queue;
 mod quic;
 mod tls;
@@ -47,6 +48,7 @@ pub use lanes::{LANE_LEN, LANE_PACKETS, LANES_LEN};
 pub use listen::{HANDSHAKE_TIMEOUT, Incoming, ListenError, Listener};
 pub use message::Message;
 pub use packets::{PACKET_COST, PACKETS_COST, Packets};
+pub use proxy::Proxy;
 pub use queue::QUEUE_LEN;
 
 /// Why something could not be said.
