@@ -8,6 +8,7 @@ pub mod system;
 pub use system::System;
 
 use crate::{
+    carry::Carrier,
     cni::CniPlan,
     net::{Changed, NetPlan, Rerouting, Underlay},
     relays::{Credentials, Link, Relay},
@@ -50,6 +51,9 @@ pub trait Host: Send + Sync {
 
     /// Opens the echo sockets on the device.
     fn open_echo(&self, device: &str) -> io::Result<Box<dyn Echo>>;
+
+    /// Opens the socket that carries packets of the device with this UDP port over channels to relays.
+    fn open_carrier(&self, wireguard: u16) -> io::Result<Carrier>;
 
     /// Opens a channel to a relay, within so much time.
     fn open_link<'a>(

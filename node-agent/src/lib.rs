@@ -35,6 +35,7 @@ pub mod agent;
 pub mod api;
 pub mod args;
 pub mod cache;
+pub mod carry;
 pub mod cni;
 pub mod commands;
 pub mod files;

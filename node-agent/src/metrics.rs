@@ -33,6 +33,14 @@ pub struct Metrics {
     pub path_transitions: IntCounterVec,
     /// Set at each scrape: channels to relays by state.
     pub relay_channels: IntGaugeVec,
+    /// Set at each scrape: pairs whose packets go inside channels to relays.
+    pub carried_legs: IntGauge,
+    /// Set at each scrape: packets that went there, by direction.
+    pub carried_packets: IntCounterVec,
+    /// Set at each scrape: their bytes.
+    pub carried_bytes: IntCounterVec,
+    /// Set at each scrape: packets that were dropped instead, by reason.
+    pub carried_dropped: IntCounterVec,
     /// Set at each scrape: STUN requests by result.
     pub stun_requests: IntCounterVec,
     /// Set at each scrape: addresses that were refused as endpoint, by kind.
@@ -74,6 +82,23 @@ impl Metrics {
                 &["from", "to", "reason"],
             )?,
             relay_channels: int_gauges(&registry, "relay_channels", "Channels to relays by state.", &["state"])?,
+            carried_legs: registered(
+                &registry,
+                IntGauge::with_opts(opts("carried_legs", "Pairs whose packets go inside channels to relays."))?,
+            )?,
+            carried_packets: counters(
+                &registry,
+                "carried_packets_total",
+                "Packets inside channels to relays.",
+                &["direction"],
+            )?,
+            carried_bytes: counters(&registry, "carried_bytes_total", "Bytes of those packets.", &["direction"])?,
+            carried_dropped: counters(
+                &registry,
+                "carried_dropped_packets_total",
+                "Packets for channels to relays that were dropped.",
+                &["reason"],
+            )?,
             stun_requests: counters(&registry, "stun_requests_total", "STUN requests by result.", &["result"])?,
             forbidden_endpoint: counters(
                 &registry,
@@ -122,6 +147,10 @@ impl Metrics {
         for counters in [&self.peer_receive, &self.peer_transmit, &self.path_transitions, &self.stun_requests] {
             counters.reset();
         }
+        for counters in [&self.carried_packets, &self.carried_bytes, &self.carried_dropped] {
+            counters.reset();
+        }
+        self.carried_legs.set(0);
         self.forbidden_endpoint.reset();
         self.device_dropped.reset();
         for kind in Refusal::ALL {

@@ -13,7 +13,10 @@ mod task;
 pub use channel::Transport;
 pub use link::{Incoming, Link, Outgoing};
 
-use crate::host::Host;
+use crate::{
+    carry::{Feed, Lane},
+    host::Host,
+};
 use path::{RelayId, RelayNews};
 use std::{
     collections::BTreeMap,
@@ -21,7 +24,10 @@ use std::{
     sync::Arc,
     time::Instant,
 };
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::AbortHandle,
+};
 use wire::{control::ToRelay, key::PublicKey};
 
 /// Relays that a node keeps a channel to at most: every node keeps the first ones by name, so that two nodes have some in common.
@@ -67,6 +73,9 @@ pub enum State {
     /// It is not, and is tried again and again.
     Closed(String),
 }
+
+/// The name of the way that packets take to a relay where nothing is in the way.
+pub const UDP: &str = "udp";
 
 /// The name of a transport, as users see it.
 pub fn transport_name(transport: Transport) -> &'static str {
@@ -131,6 +140,8 @@ enum What {
 pub struct Relays {
     host: Arc<dyn Host>,
     credentials: Credentials,
+    /// Where packets go that relays say for legs; nothing if none are carried.
+    feed: Option<Feed>,
     channels: BTreeMap<RelayId, Channel>,
     news: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     tasks: u64,
@@ -140,6 +151,9 @@ struct Channel {
     row: Row,
     task: u64,
     orders: mpsc::Sender<ToRelay>,
+    /// WireGuard's packets for it.
+    lane: Arc<Lane>,
+    renew: Arc<Notify>,
     abort: AbortHandle,
 }
 
@@ -151,8 +165,8 @@ impl Drop for Channel {
 
 impl Relays {
     /// None yet.
-    pub fn new(host: Arc<dyn Host>, credentials: Credentials) -> Self {
-        Self { host, credentials, channels: BTreeMap::new(), news: mpsc::channel(NEWS_QUEUE), tasks: 0 }
+    pub fn new(host: Arc<dyn Host>, credentials: Credentials, feed: Option<Feed>) -> Self {
+        Self { host, credentials, feed, channels: BTreeMap::new(), news: mpsc::channel(NEWS_QUEUE), tasks: 0 }
     }
 
     /// Keeps channels to exactly these, and answers what the engine must hear before anything else. A relay that moved is left and
@@ -177,16 +191,20 @@ impl Relays {
     fn start(&mut self, relay: Relay, now: Instant) {
         self.tasks += 1;
         let (orders, orders_out) = mpsc::channel(ORDERS_QUEUE);
+        let (lane, renew) = (Arc::new(Lane::default()), Arc::new(Notify::new()));
         let task = task::Task {
             host: self.host.clone(),
             credentials: self.credentials.clone(),
             relay: relay.clone(),
             number: self.tasks,
             news: self.news.0.clone(),
+            feed: self.feed.clone(),
+            lane: lane.clone(),
+            renew: renew.clone(),
         };
         let abort = tokio::spawn(task.run(orders_out)).abort_handle();
         let row = Row { relay: relay.clone(), state: State::Connecting, since: now };
-        self.channels.insert(relay.id, Channel { row, task: self.tasks, orders, abort });
+        self.channels.insert(relay.id, Channel { row, task: self.tasks, orders, lane, renew, abort });
     }
 
     /// The next report of any channel; waits for ever when there is none. Cancel safe.
@@ -203,19 +221,23 @@ impl Relays {
         self.news.1.try_recv().ok()
     }
 
-    /// What the engine must hear of a report; nothing if its channel is not wanted any more.
-    pub fn accept(&mut self, report: Report, now: Instant) -> Option<(RelayId, RelayNews)> {
+    /// What the engine must hear of a report, in this order; nothing if its channel is not wanted any more.
+    pub fn accept(&mut self, report: Report, now: Instant) -> Vec<(RelayId, RelayNews)> {
         let Report { id, task, what } = report;
-        let channel = self.channels.get_mut(&id).filter(|channel| channel.task == task)?;
+        let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.task == task) else {
+            return Vec::new();
+        };
         let mut show = |state: State| {
             if channel.row.state != state {
                 channel.row.state = state;
                 channel.row.since = now;
             }
         };
+        let mut over_tcp = false;
         let news = match what {
             What::Open(transport) => {
                 show(State::Open(transport));
+                over_tcp = transport == Transport::Tls;
                 RelayNews::Open { addresses: channel.row.relay.udp.clone() }
             }
             What::Closed(why) => {
@@ -235,7 +257,28 @@ impl Relays {
             }
             What::Said(message) => RelayNews::Said(message),
         };
-        Some((id, news))
+        let after = over_tcp.then_some((id, RelayNews::OverTcp));
+        std::iter::once((id, news)).chain(after).collect()
+    }
+
+    /// WireGuard's packets for this relay go in there.
+    pub fn lane(&self, id: RelayId) -> Option<Arc<Lane>> {
+        self.channels.get(&id).map(|channel| channel.lane.clone())
+    }
+
+    /// What carries the channel to this relay, while it is open.
+    pub fn transport(&self, id: RelayId) -> Option<Transport> {
+        match self.channels.get(&id)?.row.state {
+            State::Open(transport) => Some(transport),
+            _ => None,
+        }
+    }
+
+    /// Makes the channel to this relay anew.
+    pub fn renew(&self, id: RelayId) {
+        if let Some(channel) = self.channels.get(&id) {
+            channel.renew.notify_one();
+        }
     }
 
     /// Says something to a relay. What can't be taken ends its channel: it starts anew, and the engine with it.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
+#[path = "agent_loop/carried.rs"]
+mod carried;
 #[path = "agent_loop/disk.rs"]
 mod disk;
 #[path = "agent_loop/meddlers.rs"]
@@ -30,6 +32,7 @@ use node_agent::{
     api::{Connection, endpoints::Remembered, feed::Feeds},
     args::CniMode,
     cache::Cache,
+    carry::Carrier,
     cni::CniPlan,
     host::{Echo, Host, Programmed, Survey},
     key::KeyFile,
@@ -43,7 +46,7 @@ use node_agent::{
 use serde_json::{Value, json};
 use std::{
     fs, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -95,6 +98,10 @@ struct Machine {
     /// So many times the echo sockets can't be opened.
     echo_failures: AtomicU32,
     changed: tokio::sync::Mutex<mpsc::Receiver<Changed>>,
+    /// Channels to relays go over TCP.
+    only_tcp: AtomicBool,
+    /// Whoever plays WireGuard's socket, if anybody does.
+    wireguard: Mutex<Option<UdpSocket>>,
     /// Whoever plays the relays, if anybody does.
     relays: Mutex<Option<mpsc::UnboundedSender<relays::Dialled>>>,
 }
@@ -122,6 +129,8 @@ impl Machine {
             picky: AtomicBool::new(false),
             echo_failures: AtomicU32::new(0),
             changed: tokio::sync::Mutex::new(changed),
+            only_tcp: AtomicBool::new(false),
+            wireguard: Mutex::default(),
             relays: Mutex::default(),
         };
         (Arc::new(machine), change)
@@ -305,6 +314,13 @@ impl Host for Machine {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         Ok(Box::new(NoEcho))
+    }
+
+    fn open_carrier(&self, _: u16) -> io::Result<Carrier> {
+        match &*self.wireguard.lock().unwrap() {
+            Some(socket) => Carrier::open(socket.local_addr()?.port()),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     fn open_link<'a>(

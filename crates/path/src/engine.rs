@@ -133,6 +133,12 @@ impl Engine {
                 }
             }
             Input::Relay { relay, news } => self.handle_relay(relay, news),
+            Input::Carrier(port) => {
+                if self.shared.carriage.set_port(port) {
+                    let shared = &mut self.shared;
+                    self.peers.for_each(|peer| peer.carrier_changed(shared, now));
+                }
+            }
             Input::NetworkChanged => {
                 self.shared.candidates.clear();
                 self.gather.restart(now);

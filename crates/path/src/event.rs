@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use wire::PublicKey;
+use wire::relay::AllocationId;
 
 use crate::candidate::{Candidate, CandidateKind, Tier};
 use crate::nat::NatReport;
@@ -49,6 +50,26 @@ pub enum Event {
         /// With whom.
         peer: PublicKey,
     },
+    /// From now on hand what WireGuard sends to this address of the machine's own to the relay, as messages of that allocation, and
+    /// WireGuard what the relay says for it, from that address. Comes before the address is WireGuard's endpoint.
+    Carry {
+        /// The address, with the port of [`Input::Carrier`](crate::Input::Carrier).
+        endpoint: SocketAddr,
+        /// Whose channel.
+        relay: RelayId,
+        /// Whose messages.
+        allocation: AllocationId,
+    },
+    /// No more of that.
+    CarryNoMore {
+        /// The address.
+        endpoint: SocketAddr,
+    },
+    /// Make the channel to this relay anew, whatever it seems to be: what should answer over it does not.
+    RenewChannel {
+        /// Which relay.
+        relay: RelayId,
+    },
     /// Send an echo request through the tunnel to the peer's mesh address.
     SendEcho {
         /// To whom.
@@ -81,7 +102,8 @@ pub enum PathState {
     Relayed {
         /// Which relay.
         relay: RelayId,
-        /// The relay's address and the pair's port on it: WireGuard's endpoint.
+        /// WireGuard's endpoint: the relay's address and the pair's port on it, or the loopback address of a leg that is the relay's
+        /// channel.
         endpoint: SocketAddr,
         /// Smoothed round-trip time of echoes through the tunnel, once there was one.
         rtt: Option<Duration>,
@@ -100,6 +122,12 @@ pub enum PathState {
 }
 
 impl PathState {
+    /// Whether packets go by a relay's channel, because UDP does not get to the relay.
+    #[must_use]
+    pub fn is_carried(&self) -> bool {
+        matches!(self, Self::Relayed { endpoint, .. } if endpoint.ip().is_loopback())
+    }
+
     /// Whether two states are the same news: round-trip times move all the time.
     #[must_use]
     pub fn same_news(&self, other: &Self) -> bool {
@@ -132,7 +160,7 @@ pub enum Reason {
     NotTriedYet,
     /// The peer offers no address that may be dialled.
     NoCandidates,
-    /// No STUN server answers this node: its network lets no UDP out.
+    /// No STUN server answers this node, or none answers the peer: a network lets no UDP out.
     UdpBlocked,
     /// Probes pass and WireGuard's packets do not.
     DataBlocked,

@@ -78,6 +78,9 @@ pub enum Input {
         /// What.
         news: RelayNews,
     },
+    /// The port of the loopback socket by which the shell carries WireGuard's packets over relays' channels; nothing if it cannot. Another
+    /// one makes every [`Event::Carry`](crate::Event::Carry) void.
+    Carrier(Option<u16>),
     /// Links, addresses or routes changed: whatever is known of NATs and paths may be stale.
     NetworkChanged,
 }

@@ -62,6 +62,13 @@
 //! loses its channel and does not answer an echo, is left for the next one; one that starts anew is asked for the same port, and the
 //! session goes on. Without any relay everything is as it was: probed at once.
 //!
+//! # By a relay's channel
+//!
+//! From some networks no UDP leaves, and the channel to a relay is TLS over TCP. A leg whose BINDs nobody answers is *attached*: the
+//! channel itself is the leg, WireGuard is pointed at a loopback address that stands for it, and the shell carries what is sent there
+//! ([`Event::Carry`]). Everything else is as with other legs: an echo proves it, a direct pair replaces it. BIND is tried again every half a
+//! minute, and BOUND takes the leg back to UDP without a handshake. The leg goes with the channel.
+//!
 //! # What it refuses
 //!
 //! * To send to an address that the filter names: it is asked when addresses are published, when they arrive, and before
@@ -77,6 +84,7 @@
 
 mod budget;
 mod candidate;
+mod carriage;
 mod control;
 mod engine;
 mod event;

@@ -180,7 +180,7 @@ impl Peer {
     /// only a peer that won or lost one is probed again, and nothing that was learned of the others is forgotten. Returns
     /// whether this is one.
     pub(crate) fn verdicts_change(&mut self, shared: &mut Shared, now: Instant) -> bool {
-        let is_forbidden = |remote: &SocketAddr| shared.filter.check_remote(*remote).is_err();
+        let is_forbidden = |remote: &SocketAddr| self.is_forbidden(*remote, shared);
         let endpoint = self.endpoint.map(|(remote, _)| remote);
         let lost = self.pairs.keys().chain(&endpoint).any(is_forbidden);
         let (accepted, _) = accept(self.claimed(), &shared.filter);
@@ -243,11 +243,16 @@ impl Peer {
             self.trial = None;
         }
         let endpoint = self.endpoint.map(|(remote, _)| remote);
-        if endpoint.is_some_and(|remote| shared.filter.check_remote(remote).is_err()) {
+        if endpoint.is_some_and(|remote| self.is_forbidden(remote, shared)) {
             self.endpoint = None;
             let peer = self.key;
             shared.events.push_back(Event::ClearEndpoint { peer });
         }
+    }
+
+    /// Whether WireGuard must not send there. What stands for a relay's channel is the one use of loopback.
+    fn is_forbidden(&self, remote: SocketAddr, shared: &Shared) -> bool {
+        !self.relayed.is_carried_at(remote) && shared.filter.check_remote(remote).is_err()
     }
 
     /// Makes a pair of an address that the peer was seen at, if there is room.

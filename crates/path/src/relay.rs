@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use blake2::{Blake2s256, Digest};
 use wire::PublicKey;
@@ -44,6 +45,8 @@ pub enum RelayNews {
         /// Where the relay's UDP ports are, best first.
         addresses: Vec<IpAddr>,
     },
+    /// Said after [`RelayNews::Open`] of a channel over TCP: one over UDP was tried first, and did not come about in time.
+    OverTcp,
     /// It is gone, and not being made. What was not said over it yet is void.
     Closed,
     /// The relay has said this.
@@ -66,6 +69,10 @@ pub(crate) enum ControlChannel {
 pub(crate) struct Relay {
     pub(crate) channel: ControlChannel,
     pub(crate) addresses: Vec<IpAddr>,
+    /// Its channel is one over TCP.
+    pub(crate) over_tcp: bool,
+    /// When its channel was last to be made anew, although it seemed to be there.
+    pub(crate) renewed: Option<Instant>,
     /// Names the relay's process.
     pub(crate) boot: Option<u64>,
     /// It is about to end.
@@ -154,6 +161,7 @@ impl Relay {
     pub(crate) fn opened(&mut self, addresses: Vec<IpAddr>, peers: impl Iterator<Item = PublicKey>) {
         self.channel = ControlChannel::Open;
         self.stands_at(addresses);
+        self.over_tcp = false;
         self.drains = false;
         self.unsaid = peers.map(|peer| (peer, true)).collect();
     }

@@ -11,6 +11,7 @@ use wire::relay::AllocationId;
 
 use crate::budget::Budget;
 use crate::candidate::Candidate;
+use crate::carriage::Carriage;
 use crate::control::Control;
 use crate::event::{Event, Transmit};
 use crate::filter::Filter;
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) relays: Relays,
     /// Whose legs relay messages belong to: two a peer.
     pub(crate) legs: BTreeMap<(SocketAddr, AllocationId), PublicKey>,
+    pub(crate) carriage: Carriage,
     /// The best that any relay offers.
     pub(crate) channel: ControlChannel,
     /// Whether a stranger's packet moves this node's port, as far as it is known.
@@ -58,6 +60,7 @@ impl Shared {
             candidates: Vec::new(),
             relays: Relays::default(),
             legs: BTreeMap::new(),
+            carriage: Carriage::default(),
             channel: ControlChannel::default(),
             poisonable: None,
             stray_test_failed: false,

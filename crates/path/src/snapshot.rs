@@ -52,8 +52,11 @@ pub struct PeerReport {
 pub struct LegReport {
     /// Which relay.
     pub relay: RelayId,
-    /// The relay's address and the pair's port on it, once it was told.
+    /// Where WireGuard is pointed to use it, once that was told: the relay's address and the pair's port on it, or for a leg that is the
+    /// relay's channel its loopback address.
     pub endpoint: Option<SocketAddr>,
+    /// Whether it is the relay's channel, because nothing answers by UDP.
+    pub carried: bool,
     /// How far it is.
     pub phase: LegPhase,
 }

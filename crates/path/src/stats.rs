@@ -33,6 +33,10 @@ pub struct Stats {
     pub dropped_signals: u64,
     /// BINDs sent, repeats included.
     pub binds_sent: u64,
+    /// Legs that became a relay's channel, repeats included.
+    pub attached: u64,
+    /// Legs that UDP took back from a relay's channel.
+    pub taken_back: u64,
     /// Relay messages that belong to no leg, answer nothing, or do not authenticate.
     pub dropped_relay: u64,
     /// Relayed paths confirmed through WireGuard.

@@ -2,17 +2,21 @@
 
 use super::{Agent, plane::Plane};
 use crate::{
+    carry::Carrier,
     local::{
         Answer, Ask, Question,
         report::{ConditionReport, LegReport, PathsReport, PeerReport, RelayReport, SCHEMA, StatusReport, TriedReport},
     },
-    metrics::MAX_PEER_SERIES,
+    metrics::{MAX_PEER_SERIES, Metrics},
     paths::{STATES, reason_name, rtt, state_name},
     relays,
     status::conditions,
 };
-use path::PathState;
-use std::time::Instant;
+use path::{PathState, RelayId};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
 use wgdev::PeerStatus;
 use wire::key::PublicKey;
 
@@ -127,9 +131,10 @@ impl Agent {
                 _ => None,
             };
             let relay = match row.state {
-                PathState::Relayed { relay, .. } => Some(plane.relays().name(relay)),
+                PathState::Relayed { relay, .. } => Some(relay),
                 _ => None,
             };
+            let transport = relay.and_then(|relay| transport(plane, relay, row.state.is_carried()));
             let plan = self.planner.plan().peers.get(key);
             let mesh_ips = plan.map(|p| p.mesh_ips.iter().map(ToString::to_string).collect());
             PeerReport {
@@ -140,7 +145,8 @@ impl Agent {
                 reason: reason_name(&row.state).into(),
                 since_seconds: now.saturating_duration_since(row.since).as_secs(),
                 endpoint: counters.and_then(|c| c.endpoint).map(|e| e.to_string()),
-                relay,
+                relay: relay.map(|relay| plane.relays().name(relay)),
+                transport,
                 tier,
                 rtt_ms: rtt(&row.state).map(|rtt| rtt.as_secs_f64() * 1e3),
                 rx_bytes: counters.map_or(0, |c| c.rx_bytes),
@@ -197,6 +203,9 @@ impl Agent {
         ] {
             m.device_dropped.with_label_values(&[reason]).inc_by(count);
         }
+        if let Some(carrier) = plane.carrier() {
+            export_carrier(m, carrier);
+        }
         let stats = plane.engine().stats();
         m.stun_requests.with_label_values(&["sent"]).inc_by(stats.stun_requests);
         m.stun_requests.with_label_values(&["answered"]).inc_by(stats.stun_responses);
@@ -206,15 +215,40 @@ impl Agent {
     }
 }
 
+fn export_carrier(m: &Metrics, carrier: &Carrier) {
+    m.carried_legs.set(carrier.legs().try_into().unwrap_or(i64::MAX));
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let counters = carrier.counters();
+    for (direction, amount) in [("to_relay", &counters.sent), ("from_relay", &counters.received)] {
+        m.carried_packets.with_label_values(&[direction]).inc_by(read(&amount.packets));
+        m.carried_bytes.with_label_values(&[direction]).inc_by(read(&amount.bytes));
+    }
+    for (reason, counter) in [
+        ("queue_full", &counters.queue_full),
+        ("no_leg", &counters.no_leg),
+        ("not_wireguard", &counters.not_wireguard),
+        ("not_taken", &counters.not_taken),
+    ] {
+        m.carried_dropped.with_label_values(&[reason]).inc_by(read(counter));
+    }
+}
+
 /// The counters of one peer among those of all, which are ordered by key.
 fn of<'a>(counters: &'a [PeerStatus], key: &PublicKey) -> Option<&'a PeerStatus> {
     counters.binary_search_by_key(key, |counters| counters.public_key).ok().map(|at| &counters[at])
+}
+
+/// How packets get to a relay.
+fn transport(plane: &Plane, relay: RelayId, is_carried: bool) -> Option<String> {
+    let name = if is_carried { plane.relays().transport(relay).map(relays::transport_name) } else { Some(relays::UDP) };
+    name.map(str::to_owned)
 }
 
 fn leg(plane: &Plane, leg: &path::LegReport) -> LegReport {
     LegReport {
         relay: plane.relays().name(leg.relay),
         endpoint: leg.endpoint.map(|e| e.to_string()),
+        transport: leg.endpoint.and_then(|_| transport(plane, leg.relay, leg.carried)),
         phase: leg.phase.as_str().into(),
     }
 }

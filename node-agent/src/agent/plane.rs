@@ -11,6 +11,7 @@ use super::{
     intent::{DeviceIntent, Intent},
 };
 use crate::{
+    carry::Carrier,
     host::{
         Echo, Host,
         echo::{self, Message},
@@ -55,6 +56,8 @@ pub struct Plane {
     meddled: bool,
     fed: Fed,
     relays: Relays,
+    /// Takes WireGuard's packets to relays' channels; nothing where that can't be had.
+    carrier: Option<Carrier>,
     by_mesh_ip: BTreeMap<IpAddr, PublicKey>,
     counters_at: Instant,
     local: Option<(Vec<Candidate>, NatReport)>,
@@ -105,10 +108,15 @@ impl Plane {
             listen_port: device.listen_port(),
             seed,
         };
+        let carrier = open_carrier(host.as_ref(), device.listen_port());
+        let mut engine = Engine::new(config, now);
+        engine.handle_input(Input::Carrier(carrier.as_ref().map(Carrier::port)), now);
+        let feed = carrier.as_ref().map(Carrier::feed);
         Ok(Self {
             wanted: intent.device.clone(),
-            relays: Relays::new(host.clone(), identity.credentials(intent.device.fwmark)),
-            engine: Engine::new(config, now),
+            relays: Relays::new(host.clone(), identity.credentials(intent.device.fwmark), feed),
+            carrier,
+            engine,
             echo: Arc::from(echo),
             device,
             leftover: found.iter().map(|peer| (peer.public_key, Arc::new(applying::plan_of(peer)))).collect(),
@@ -174,6 +182,11 @@ impl Plane {
         &self.relays
     }
 
+    /// What is carried over relays' channels, to look at.
+    pub fn carrier(&self) -> Option<&Carrier> {
+        self.carrier.as_ref()
+    }
+
     /// The next report of a channel to a relay. Cancel safe.
     pub async fn relay_report(&mut self) -> relays::Report {
         self.relays.next().await
@@ -184,7 +197,7 @@ impl Plane {
         let (mut report, mut changed) = (Some(first), false);
         for _ in 0..budget {
             let Some(next) = report.take().or_else(|| self.relays.try_next()) else { break };
-            if let Some((relay, news)) = self.relays.accept(next, now) {
+            for (relay, news) in self.relays.accept(next, now) {
                 changed |= !matches!(news, RelayNews::Said(_));
                 self.engine.handle_input(Input::Relay { relay, news }, now);
             }
@@ -324,6 +337,17 @@ impl Plane {
                 self.update(self.without_endpoint(peer)).await?;
             }
             Event::SetEndpoint { .. } | Event::ClearEndpoint { .. } => {}
+            Event::Carry { endpoint, relay, allocation } => {
+                if let (Some(carrier), Some(lane)) = (&self.carrier, self.relays.lane(relay)) {
+                    carrier.carry(endpoint, relay, allocation, lane);
+                }
+            }
+            Event::CarryNoMore { endpoint } => {
+                if let Some(carrier) = &self.carrier {
+                    carrier.carry_no_more(endpoint);
+                }
+            }
+            Event::RenewChannel { relay } => self.relays.renew(relay),
             Event::StartHandshake { peer } => match self.device.start_handshake(&peer).await {
                 Ok(()) => self.counters_at = self.counters_at.min(now + Duration::from_millis(250)),
                 Err(e @ (DeviceError::Stopped | DeviceError::Io { .. })) => return Err(e),
@@ -389,4 +413,14 @@ impl Plane {
             tracing::debug!(error = %e, "an echo was not sent");
         }
     }
+}
+
+/// Without it the mesh does all but go by relays' channels.
+fn open_carrier(host: &dyn Host, wireguard: u16) -> Option<Carrier> {
+    let carrier = host.open_carrier(wireguard);
+    carrier
+        .inspect_err(|error| {
+            tracing::warn!(%error, "the loopback socket can't be opened; nothing can be carried over channels to relays");
+        })
+        .ok()
 }

@@ -2,6 +2,7 @@
 
 use super::{Echo, Host, Programmed, Survey, echo::EchoSockets, listening};
 use crate::{
+    carry::Carrier,
     cni::{self, CniError, CniPlan},
     net::{self, Changed, Ground, NetPlan, OwnChanges, Problem, Report, Rerouting},
     relays::{Credentials, Link, Relay, link},
@@ -94,6 +95,10 @@ impl Host for System {
 
     fn open_echo(&self, device: &str) -> io::Result<Box<dyn Echo>> {
         Ok(Box::new(EchoSockets::open(device)?))
+    }
+
+    fn open_carrier(&self, wireguard: u16) -> io::Result<Carrier> {
+        Carrier::open(wireguard)
     }
 
     fn open_link<'a>(

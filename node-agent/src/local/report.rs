@@ -1,5 +1,6 @@
 //! What the local API answers, as JSON and as text.
 
+use crate::relays;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -113,6 +114,8 @@ pub struct PeerReport {
     pub endpoint: Option<String>,
     /// Name of the relay that its packets go through.
     pub relay: Option<String>,
+    /// How they get to the relay: by `udp`, or inside its channel, over `tls` or `quic`, because UDP does not get there.
+    pub transport: Option<String>,
     /// Class of a direct path: `lan`, `ipv6` or `ipv4`.
     pub tier: Option<String>,
     /// Round-trip time in milliseconds: of the probes of a direct path, of the echoes through the tunnel of a relayed one.
@@ -135,8 +138,11 @@ pub struct PeerReport {
 pub struct LegReport {
     /// Name of its MeshRelay.
     pub relay: String,
-    /// The relay's address and the pair's port on it.
+    /// Where WireGuard is pointed to use it: the relay's address and the pair's port on it, or the loopback address of one that goes inside
+    /// the channel.
     pub endpoint: Option<String>,
+    /// How packets get to the relay: by `udp`, or inside its channel, over `tls` or `quic`.
+    pub transport: Option<String>,
     /// `wanted`, `binding`, `bound` (this end alone) or `ready`.
     pub phase: String,
 }
@@ -223,7 +229,7 @@ impl PathsReport {
             let endpoint = p.endpoint.as_deref().unwrap_or("-");
             let reason = if p.reason.is_empty() { "-" } else { &p.reason };
             let since = format!("{}s", p.since_seconds);
-            let relay = p.relay.as_deref().unwrap_or("-");
+            let relay = over(p.relay.as_deref().unwrap_or("-"), p.transport.as_deref());
             let ips = p.mesh_ips.join(",");
             let _ = writeln!(
                 text,
@@ -232,7 +238,13 @@ impl PathsReport {
             );
             for leg in p.legs.iter().filter(|_| detail) {
                 let endpoint = leg.endpoint.as_deref().unwrap_or("-");
-                let _ = writeln!(text, "    {:<8}{endpoint:<30}{:<14}on {}", "relay", leg.phase, leg.relay);
+                let _ = writeln!(
+                    text,
+                    "    {:<8}{endpoint:<30}{:<14}on {}",
+                    "relay",
+                    leg.phase,
+                    over(&leg.relay, leg.transport.as_deref())
+                );
             }
             for t in p.tried.iter().filter(|_| detail) {
                 let _ = writeln!(
@@ -243,5 +255,13 @@ impl PathsReport {
             }
         }
         text
+    }
+}
+
+/// A relay, and how packets get there if not as usual.
+fn over(relay: &str, transport: Option<&str>) -> String {
+    match transport {
+        Some(transport) if transport != relays::UDP => format!("{relay} over {transport}"),
+        _ => relay.to_owned(),
     }
 }

@@ -32,7 +32,7 @@ pub trait Incoming: Send {
 pub async fn open(credentials: &Credentials, relay: &Relay, patience: Duration) -> anyhow::Result<Link> {
     let Credentials { identity, fwmark } = credentials;
     let target = Target { identity: relay.id.0, quic: relay.quic.clone(), tls: relay.tls.clone() };
-    let options = Options { fwmark: (*fwmark != 0).then_some(*fwmark), timeout: patience };
+    let options = Options { fwmark: (*fwmark != 0).then_some(*fwmark), timeout: patience, proxied: None };
     let channel: Channel = channel::connect(identity, &target, options).await?;
     let transport = channel.transport();
     let (sender, receiver) = channel.split();

@@ -1,9 +1,16 @@
 //! The task of one channel.
 
-use super::{Credentials, Link, Relay, Report, What, backoff::Backoff};
-use crate::{host::Host, random};
+use super::{Credentials, Link, Outgoing, Relay, Report, What, backoff::Backoff};
+use crate::{
+    carry::{Feed, Lane, Packet},
+    host::Host,
+    random,
+};
 use std::{sync::Arc, time::Instant};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::sleep,
+};
 use wire::control::{DeniedReason, ToNode, ToRelay};
 
 pub(super) struct Task {
@@ -12,6 +19,9 @@ pub(super) struct Task {
     pub relay: Relay,
     pub number: u64,
     pub news: mpsc::Sender<Report>,
+    pub feed: Option<Feed>,
+    pub lane: Arc<Lane>,
+    pub renew: Arc<Notify>,
 }
 
 /// How a channel came to its end.
@@ -52,22 +62,36 @@ impl Task {
         let end = |why: String| End { why, denied: None };
         // What was meant for the channel before this one.
         while orders.try_recv().is_ok() {}
+        self.lane.clear();
         if self.report(What::Open(transport)).await.is_none() {
             return end("the agent let go of it".into());
         }
         let writing = async {
-            while let Some(order) = orders.recv().await {
-                if let Err(e) = outgoing.send(&order).await {
+            loop {
+                // What the engine says goes first: packets may wait, and be dropped.
+                let sent = tokio::select! {
+                    biased;
+                    order = orders.recv() => match order {
+                        Some(order) => outgoing.send(&order).await,
+                        None => return end("the agent let go of it".into()),
+                    },
+                    packets = self.lane.take() => carry(outgoing.as_mut(), packets).await,
+                };
+                if let Err(e) = sent {
                     return end(format!("{e:#}"));
                 }
             }
-            end("the agent let go of it".into())
         };
         let reading = async {
             loop {
                 match incoming.recv().await {
                     Ok(Some(ToNode::Denied(reason))) => {
                         return End { why: denied(reason).into(), denied: Some(reason) };
+                    }
+                    Ok(Some(ToNode::Data { allocation, packet })) => {
+                        if let Some(feed) = &self.feed {
+                            feed.deliver(self.relay.id, allocation, &packet);
+                        }
                     }
                     Ok(Some(message)) => {
                         if self.report(What::Said(message)).await.is_none() {
@@ -82,12 +106,21 @@ impl Task {
         tokio::select! {
             end = reading => end,
             end = writing => end,
+            () = self.renew.notified() => end("the relay did not answer over it".into()),
         }
     }
 
     async fn report(&self, what: What) -> Option<()> {
         self.news.send(Report { id: self.relay.id, task: self.number, what }).await.ok()
     }
+}
+
+/// Hands WireGuard's packets to the channel.
+async fn carry(outgoing: &mut dyn Outgoing, packets: Vec<Packet>) -> anyhow::Result<()> {
+    for Packet { allocation, message: packet } in packets {
+        outgoing.send(&ToRelay::Data { allocation, packet }).await?;
+    }
+    Ok(())
 }
 
 fn denied(reason: DeniedReason) -> &'static str {

@@ -36,11 +36,16 @@ pub fn dial(machine: &Machine, credentials: &Credentials, relay: &Relay) -> anyh
     let Some(relays) = &*relays else { anyhow::bail!("nobody plays relays here") };
     let ((out, said), (say, incoming)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
     relays.send(Dialled { relay: relay.clone(), identity: credentials.identity.public(), said, say })?;
-    Ok(Link { transport: Transport::Quic, outgoing: Box::new(Out(out)), incoming: Box::new(In(incoming)) })
+    let transport = if machine.only_tcp.load(Ordering::Relaxed) { Transport::Tls } else { Transport::Quic };
+    Ok(Link { transport, outgoing: Box::new(Out(out)), incoming: Box::new(In(incoming)) })
 }
 
 impl Dialled {
-    async fn hears(&mut self) -> Option<ToRelay> {
+    pub fn says(&self, message: ToNode) {
+        self.say.send(message).unwrap();
+    }
+
+    pub async fn hears(&mut self) -> Option<ToRelay> {
         tokio::time::timeout(DEADLINE, self.said.recv()).await.unwrap()
     }
 
@@ -69,22 +74,28 @@ fn put_relay(api: &FakeApi, name: &str, node: &str, key: [u8; 32], addresses: &[
 
 /// A cluster with node `a`, its peer `b` and a relay on node `r`, and whoever plays the relays.
 async fn relayed() -> (FakeApi, TempDir, SocketAddr, Lab, mpsc::UnboundedReceiver<Dialled>) {
+    relayed_on(Machine::new()).await
+}
+
+/// The same on a machine of the test's own.
+pub async fn relayed_on(
+    (machine, change): (Arc<Machine>, mpsc::Sender<Changed>),
+) -> (FakeApi, TempDir, SocketAddr, Lab, mpsc::UnboundedReceiver<Dialled>) {
     let (api, address, dir) = cluster().await;
     operator::create_node(&api, "a", 1);
     put_slice(&api, "peers-0", &[peer("b", 2).1]);
     put_relay(&api, "r", "r", RELAY_KEY, &["198.51.100.7", "10.118.0.7", "192.0.2.10", "2001:db8::7"]);
-    let (machine, change) = Machine::new();
     let (dial, dialled) = mpsc::unbounded_channel();
     *machine.relays.lock().unwrap() = Some(dial);
     let lab = Lab::start(&dir.0, &api, address, (machine, change)).await;
     (api, dir, address, lab, dialled)
 }
 
-async fn next(dialled: &mut mpsc::UnboundedReceiver<Dialled>) -> Dialled {
+pub async fn next(dialled: &mut mpsc::UnboundedReceiver<Dialled>) -> Dialled {
     tokio::time::timeout(DEADLINE, dialled.recv()).await.unwrap().unwrap()
 }
 
-async fn own_key(lab: &Lab) -> PublicKey {
+pub async fn own_key(lab: &Lab) -> PublicKey {
     let node = lab.node_where(|n| n["status"]["publicKey"].is_string()).await;
     node["status"]["publicKey"].as_str().unwrap().parse().unwrap()
 }
@@ -211,6 +222,9 @@ async fn a_leg_is_bound_from_wireguards_port_and_then_wireguard_is_pointed_there
     };
     tokio::time::timeout(DEADLINE, moved).await.unwrap();
     let paths = lab.ask(Question::Paths(Some("b".into()))).await.body;
-    assert!(paths.contains(r#""legs":[{"relay":"r","endpoint":"198.51.100.7:51900","phase":"ready"}]"#), "{paths}");
+    assert!(
+        paths.contains(r#""legs":[{"relay":"r","endpoint":"198.51.100.7:51900","transport":"udp","phase":"ready"}]"#),
+        "{paths}"
+    );
     lab.stop().await;
 }

@@ -33,6 +33,11 @@ impl Engine {
                 self.shared.send_control(id, ToRelay::Hello { version: VERSION, node: self.public_key });
                 self.channel_changed();
             }
+            RelayNews::OverTcp => {
+                if let Some(relay) = self.shared.relays.entry(id) {
+                    relay.over_tcp = true;
+                }
+            }
             // What a relay without a channel said was said over one that is no more.
             RelayNews::Said(message) if self.shared.relays.is_open(&id) => self.handle_said(id, message),
             RelayNews::Said(_) => {}

@@ -188,7 +188,7 @@ impl Peer {
         if lags || self.trial.is_some() || told == Some(endpoint) {
             return;
         }
-        if shared.filter.check_remote(endpoint).is_err() {
+        if self.is_forbidden(endpoint, shared) {
             self.put_back(shared, now);
             return;
         }

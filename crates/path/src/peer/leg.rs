@@ -8,7 +8,8 @@
 //! ready      the partner's leg is bound as well: packets pass
 //! ```
 //!
-//! Binding and asking go on side by side, because either may have lost a message of the other.
+//! Binding and asking go on side by side, because either may have lost a message of the other. A leg whose BINDs nobody answers becomes
+//! the relay's channel instead, until a BOUND arrives after all ([`attached`]).
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -19,8 +20,12 @@ use wire::relay::{self, AllocationId, Body, Frame, Header, LegKey, Side};
 
 use crate::relay::RelayId;
 use crate::shared::Shared;
-use crate::snapshot::LegPhase;
+use crate::snapshot::{LegPhase, LegReport};
 use crate::timer::earliest;
+
+mod attached;
+
+use attached::Carried;
 
 /// After the first BIND without an answer, doubled each time: below one round trip of a far relay a second one is harmless.
 const BIND_GAP: Duration = Duration::from_millis(100);
@@ -50,6 +55,24 @@ pub(super) struct Leg {
     bind: Option<Bind>,
     bound: Option<Instant>,
     ready: bool,
+    /// Since when BINDs are sent that nobody answers.
+    unanswered: Option<Instant>,
+    carried: Option<Carried>,
+    /// When it becomes the relay's channel.
+    attach_at: Option<Instant>,
+    /// When that channel is held for dead if the relay has not answered by then.
+    renew_at: Option<Instant>,
+    /// Whether the relay has named it over the channel that there is now.
+    named: bool,
+}
+
+/// What a peer lets its legs do now.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct May {
+    /// Ask the relay, and become its channel: the peer is there, and a relay is needed.
+    pub(super) ask: bool,
+    /// Keep a bound leg.
+    pub(super) refresh: bool,
 }
 
 #[derive(Debug)]
@@ -75,16 +98,35 @@ struct Bind {
 impl Leg {
     /// A leg that is to be asked for at a time, and in answer to the peer if that is never.
     pub(super) fn wanted(relay: RelayId, hint: Option<u16>, ask_at: Option<Instant>) -> Self {
-        Self { relay, allocation: None, hint, ask_at, asks: 0, counter: 0, bind: None, bound: None, ready: false }
+        Self {
+            relay,
+            allocation: None,
+            hint,
+            ask_at,
+            asks: 0,
+            counter: 0,
+            bind: None,
+            bound: None,
+            ready: false,
+            unanswered: None,
+            carried: None,
+            attach_at: None,
+            renew_at: None,
+            named: false,
+        }
     }
 
     pub(super) fn phase(&self) -> LegPhase {
-        match (&self.allocation, self.bound) {
-            (None, _) => LegPhase::Wanted,
-            (Some(_), _) if self.ready => LegPhase::Ready,
-            (Some(_), None) => LegPhase::Binding,
-            (Some(_), Some(_)) => LegPhase::Bound,
+        match &self.allocation {
+            None => LegPhase::Wanted,
+            Some(_) if self.ready => LegPhase::Ready,
+            Some(_) if self.bound.is_some() || self.is_attached() => LegPhase::Bound,
+            Some(_) => LegPhase::Binding,
         }
+    }
+
+    pub(super) fn report(&self) -> LegReport {
+        LegReport { relay: self.relay, endpoint: self.remote(), carried: self.is_attached(), phase: self.phase() }
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -102,7 +144,17 @@ impl Leg {
 
     /// Where WireGuard is pointed to use it.
     pub(super) fn remote(&self) -> Option<SocketAddr> {
+        self.attached_at().or_else(|| self.socket())
+    }
+
+    /// The relay's own socket for it.
+    pub(super) fn socket(&self) -> Option<SocketAddr> {
         self.allocation.as_ref().map(|allocation| allocation.remote)
+    }
+
+    /// Whether its packets may come from there.
+    pub(super) fn is_at(&self, remote: SocketAddr) -> bool {
+        self.socket() == Some(remote) || self.is_carried_at(remote)
     }
 
     /// Asks the relay at that time, as if for the first time.
@@ -128,6 +180,8 @@ impl Leg {
             self.allocation.as_ref().filter(|known| known.id == told.allocation && known.port == told.port)
         {
             self.counter = self.counter.max(told.counter);
+            self.named = true;
+            self.renew_at = None;
             return known.remote.port() == told.port;
         }
         self.forget(shared);
@@ -138,6 +192,7 @@ impl Leg {
         };
         self.allocation = Some(Allocation { id, side, port, key, nth: 0, remote });
         self.counter = counter;
+        self.named = true;
         shared.legs.insert((remote, id), peer);
         self.bind_now(now);
         true
@@ -150,6 +205,7 @@ impl Leg {
             self.bound.get_or_insert(now);
             self.ask_at = None;
             self.asks = 0;
+            self.renew_at = None;
         }
     }
 
@@ -158,6 +214,7 @@ impl Leg {
         self.bound = None;
         self.ready = false;
         self.ask_at(now + ASK_GAP);
+        self.leave_channel(now);
         self.bind_now(now);
     }
 
@@ -169,6 +226,9 @@ impl Leg {
         self.bind = None;
         self.bound = None;
         self.ready = false;
+        self.unanswered = None;
+        self.named = false;
+        self.uncarry(shared);
     }
 
     /// Packets do not pass, whatever the relay said: everything is to be shown anew.
@@ -186,41 +246,45 @@ impl Leg {
         }
     }
 
-    /// Sends what is due. `asks` says whether the relay may be asked, `refreshes` whether a bound leg is kept.
-    pub(super) fn drive(&mut self, peer: PublicKey, asks: bool, refreshes: bool, shared: &mut Shared, now: Instant) {
-        if asks && self.ask_at.is_some_and(|at| at <= now) {
+    /// Sends what is due, and may.
+    pub(super) fn drive(&mut self, peer: PublicKey, may: May, shared: &mut Shared, now: Instant) {
+        self.drive_attachment(peer, may.ask, shared, now);
+        if may.ask && self.ask_at.is_some_and(|at| at <= now) {
             let gap = ASK_GAP.saturating_mul(1 << self.asks.min(5)).min(MAX_ASK_GAP);
             self.asks = self.asks.saturating_add(1);
             self.ask_at = Some(now + gap);
             shared.send_control(self.relay, ToRelay::Allocate { partner: peer, hint: self.hint });
         }
-        if refreshes && self.bind.is_none() && self.refresh_due().is_some_and(|at| at <= now) {
+        if may.refresh && self.bind.is_none() && self.refresh_due().is_some_and(|at| at <= now) {
             self.bind_now(now);
         }
         if self.bind.as_ref().is_some_and(|bind| bind.due <= now) {
             self.send_bind(peer, shared, now);
         }
+        self.attach_at = self.attach_due(may.ask, shared);
     }
 
     fn refresh_due(&self) -> Option<Instant> {
         self.bound.map(|at| at + REFRESH)
     }
 
-    pub(super) fn poll_timeout(&self, asks: bool, refreshes: bool) -> Option<Instant> {
+    pub(super) fn poll_timeout(&self, may: May) -> Option<Instant> {
         let bind = self.bind.as_ref().map(|bind| bind.due);
-        let refresh = self.refresh_due().filter(|_| refreshes && self.bind.is_none());
-        earliest([self.ask_at.filter(|_| asks), bind, refresh])
+        let refresh = self.refresh_due().filter(|_| may.refresh && self.bind.is_none());
+        let attachment = self.attachment_timeout(may.ask);
+        earliest([self.ask_at.filter(|_| may.ask), bind, refresh, attachment])
     }
 
     fn send_bind(&mut self, peer: PublicKey, shared: &mut Shared, now: Instant) {
         let (Some(bind), Some(allocation)) = (&mut self.bind, &mut self.allocation) else {
             return;
         };
-        bind.due = now + BIND_GAP.saturating_mul(1 << bind.sent.min(6)).min(MAX_BIND_GAP);
+        let attached = self.carried.as_ref().is_some_and(Carried::is_in_use);
+        bind.due = now + if attached { attached::RETRY_UDP } else { bind.gap() };
         bind.sent = bind.sent.saturating_add(1);
-        if bind.sent > 1
-            && bind.sent % BINDS_PER_ADDRESS == 1
-            && self.bound.is_none()
+        self.unanswered.get_or_insert(now);
+        let has_had_its_share = bind.sent > 1 && bind.sent % BINDS_PER_ADDRESS == 1 && self.bound.is_none();
+        if (attached || has_had_its_share)
             && let Some(remote) = shared.relay_socket(&self.relay, allocation.port, allocation.nth + 1)
         {
             shared.legs.remove(&(allocation.remote, allocation.id));
@@ -256,16 +320,26 @@ impl Leg {
         }
         match frame.open(&allocation.key) {
             Ok(Body::Challenge(token)) => {
+                self.unanswered = None;
                 allocation.send(header.counter, &Body::Answer(token), shared, now);
                 true
             }
             Ok(Body::Bound { .. }) => {
+                let counter = header.counter;
+                self.unanswered = None;
                 self.bind = None;
                 self.bound = Some(now);
+                self.on_bound_while_attached(counter, shared, now);
                 true
             }
             Ok(_) | Err(_) => false,
         }
+    }
+}
+
+impl Bind {
+    fn gap(&self) -> Duration {
+        BIND_GAP.saturating_mul(1 << self.sent.min(6)).min(MAX_BIND_GAP)
     }
 }
 

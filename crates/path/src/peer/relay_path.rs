@@ -131,6 +131,26 @@ impl Peer {
         self.drive_relay(shared, now);
     }
 
+    /// The leg of the path in use has become its relay's channel, or is not any more: WireGuard goes along, without a handshake if it has
+    /// a session by it.
+    pub(super) fn follow_leg(&mut self, shared: &mut Shared, now: Instant) {
+        let Some(path) = &mut self.relayed.path else {
+            return;
+        };
+        let leg = self.relayed.legs.iter().find(|leg| leg.relay == path.relay && leg.is_bound());
+        let Some(remote) = leg.and_then(Leg::remote).filter(|remote| *remote != path.endpoint) else {
+            return;
+        };
+        if !remote.ip().is_loopback() && !path.endpoint.ip().is_loopback() {
+            return;
+        }
+        path.endpoint = remote;
+        let initiates = self.nominates && !path.confirmed;
+        if path.moved && !self.trial.as_ref().is_some_and(|trial| trial.has_moved()) {
+            self.move_to_relay(initiates, shared, now);
+        }
+    }
+
     /// The relay that an address belongs to, unless it is the peer's own: a node may be on the host of a relay.
     pub(super) fn unclaimed_relay(&self, remote: SocketAddr, shared: &Shared) -> Option<RelayId> {
         let relay = shared.relays.at(remote.ip())?;
@@ -179,12 +199,19 @@ impl Peer {
         if let Some(direct) = self.direct {
             return self.led_from(direct.remote, endpoint, shared, now);
         }
-        let leg = self.relayed.legs.iter().find(|leg| leg.remote() == Some(endpoint) && leg.is_bound());
-        let Some(relay) = leg.map(|leg| leg.relay).filter(|_| self.wanted) else {
+        let leg = self.relayed.legs.iter().find(|leg| leg.is_at(endpoint) && leg.is_bound());
+        let Some((relay, at)) = leg.map(|leg| (leg.relay, leg.remote())).filter(|_| self.wanted) else {
             return;
         };
+        let (device, endpoint) = (endpoint, at.unwrap_or(endpoint));
         match &mut self.relayed.path {
-            Some(path) if path.endpoint == endpoint && path.moved => {}
+            Some(path) if path.endpoint == endpoint && path.moved => {
+                if device != endpoint {
+                    // What was left of the leg by the channel leads away from UDP, or the other way round.
+                    self.endpoint = None;
+                    self.set_endpoint(endpoint, shared, now);
+                }
+            }
             // The side that nominates is not led.
             Some(path) if path.confirmed && self.nominates => {
                 let chosen = path.endpoint;
@@ -280,6 +307,9 @@ impl Peer {
 
     /// The channel to a relay is gone. Its data plane may be alive all the same. Returns whether this peer depends on it.
     pub(crate) fn relay_lost(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) -> bool {
+        if self.carriage_lost(relay, shared, now) {
+            return true;
+        }
         let depends = self.relayed.path.is_some_and(|path| path.relay == relay);
         if depends {
             self.start_relay_check(shared, now);

@@ -12,7 +12,7 @@ use wire::control::{self, RefusedReason, ReleasedReason, ToRelay};
 use wire::relay::Frame;
 
 use super::Peer;
-use super::leg::Leg;
+use super::leg::{Leg, May};
 use super::relay_path::{Echoes, RelayPath};
 use crate::relay::{MAX_RELAYS, RelayId, preference};
 use crate::shared::Shared;
@@ -80,7 +80,12 @@ impl Relayed {
 
     /// Whether an address is a relay's socket for this pair, now or a while ago.
     pub(super) fn is_relay_socket(&self, remote: SocketAddr) -> bool {
-        self.legs.iter().any(|leg| leg.remote() == Some(remote)) || self.former.contains(&remote)
+        self.legs.iter().any(|leg| leg.is_at(remote)) || self.former.contains(&remote)
+    }
+
+    /// Whether an address of this machine's own stands for a relay's channel, now or a moment ago.
+    pub(super) fn is_carried_at(&self, remote: SocketAddr) -> bool {
+        self.legs.iter().any(|leg| leg.is_carried_at(remote))
     }
 
     /// Whether packets of this pair may still come from a relay.
@@ -108,7 +113,7 @@ impl Relayed {
     }
 
     fn retire(&mut self, mut leg: Leg, shared: &mut Shared) {
-        if let Some(remote) = leg.remote() {
+        if let Some(remote) = leg.socket() {
             if self.former.len() >= MAX_FORMER {
                 self.former.remove(0);
             }
@@ -118,8 +123,7 @@ impl Relayed {
     }
 
     pub(super) fn report(&self) -> Vec<LegReport> {
-        let report = |leg: &Leg| LegReport { relay: leg.relay, endpoint: leg.remote(), phase: leg.phase() };
-        self.legs.iter().map(report).collect()
+        self.legs.iter().map(Leg::report).collect()
     }
 }
 
@@ -238,6 +242,26 @@ impl Peer {
         }
     }
 
+    /// The shell carries packets by another port, or not any more.
+    pub(crate) fn carrier_changed(&mut self, shared: &mut Shared, now: Instant) -> bool {
+        let relays: Vec<RelayId> = self.relayed.legs.iter().map(|leg| leg.relay).collect();
+        for relay in relays {
+            self.carriage_lost(relay, shared, now);
+            // Named once more it may be carried once more.
+            self.met_at(relay, now);
+        }
+        !self.relayed.legs.is_empty()
+    }
+
+    /// Nothing is carried by the relay's channel any more. Returns whether a leg depended on that.
+    pub(super) fn carriage_lost(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) -> bool {
+        let was_attached = self.relayed.leg(&relay).is_some_and(|leg| leg.channel_lost(shared, now));
+        if was_attached && self.relayed.path.is_some_and(|path| path.relay == relay) {
+            self.relay_path_died(shared, now);
+        }
+        was_attached
+    }
+
     /// This node's addresses or NATs are others.
     pub(super) fn rebind_legs(&mut self, now: Instant) {
         for leg in &mut self.relayed.legs {
@@ -247,7 +271,7 @@ impl Peer {
 
     /// Gives up legs whose relay must not be sent to any more.
     pub(super) fn leave_forbidden_relays(&mut self, shared: &mut Shared) {
-        let is_forbidden = |leg: &&Leg| leg.remote().is_some_and(|remote| shared.filter.check_remote(remote).is_err());
+        let is_forbidden = |leg: &&Leg| leg.socket().is_some_and(|remote| shared.filter.check_remote(remote).is_err());
         let gone: Vec<RelayId> = self.relayed.legs.iter().filter(is_forbidden).map(|leg| leg.relay).collect();
         for relay in gone {
             if self.relayed.path.is_some_and(|path| path.relay == relay) {
@@ -282,26 +306,25 @@ impl Peer {
             self.relayed.release_at = None;
             self.want_leg(shared, now);
         }
-        let peer = self.key;
-        let refreshes = self.refreshes_legs();
+        let (peer, needs_relay) = (self.key, self.needs_relay());
         for leg in &mut self.relayed.legs {
-            let asks = self.direct.is_none() && self.met.contains(&leg.relay);
-            leg.drive(peer, asks, refreshes, shared, now);
+            let may = May { ask: needs_relay && self.met.contains(&leg.relay), refresh: needs_relay };
+            leg.drive(peer, may, shared, now);
         }
+        self.follow_leg(shared, now);
     }
 
     pub(super) fn legs_timeout(&self) -> Option<Instant> {
-        let refreshes = self.refreshes_legs();
+        let needs_relay = self.needs_relay();
         let legs = self.relayed.legs.iter().filter_map(|leg| {
-            let asks = self.direct.is_none() && self.met.contains(&leg.relay);
-            leg.poll_timeout(asks, refreshes)
+            leg.poll_timeout(May { ask: needs_relay && self.met.contains(&leg.relay), refresh: needs_relay })
         });
         let alone = self.relayed.alone_since;
         earliest([legs.min(), alone.map(|at| at + FOLLOWER_PATIENCE), self.relayed.release_at])
     }
 
     /// A direct pair's leg may lapse.
-    fn refreshes_legs(&self) -> bool {
+    fn needs_relay(&self) -> bool {
         self.direct.is_none()
     }
 

@@ -91,6 +91,7 @@ impl Peer {
 
     fn reason(&self, shared: &Shared, now: Instant) -> Reason {
         let any = |what: fn(&crate::pair::Pair) -> bool| self.pairs.values().any(what);
+        let is_blocked = |class| class == crate::nat::NatClass::Blocked;
         let all_nat = |what: fn(crate::nat::NatClass) -> bool| {
             !self.pairs.is_empty() && self.pairs.keys().all(|addr| what(shared.nat.of(addr.ip())))
         };
@@ -102,7 +103,7 @@ impl Peer {
             Reason::NotTriedYet
         } else if self.lost.is_some() {
             Reason::PeerDown
-        } else if all_nat(|class| class == crate::nat::NatClass::Blocked) {
+        } else if all_nat(is_blocked) || self.punch.told.is_some_and(|peer| is_blocked(peer.class)) {
             Reason::UdpBlocked
         } else if any(|pair| pair.heard > 0) && !any(|pair| pair.pongs > 0) {
             Reason::HostFirewall

@@ -77,6 +77,8 @@ impl World {
             Event::StartHandshake { peer } => {
                 machine.device.start_handshake(&peer, &mut self.random, now);
             }
+            // No machine of the simulator has a carrier.
+            Event::Carry { .. } | Event::CarryNoMore { .. } | Event::RenewChannel { .. } => {}
             Event::SendEcho { peer, token } => {
                 machine.device.send(&peer, Inner::EchoRequest(token), &mut self.random, now);
             }

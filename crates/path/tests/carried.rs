@@ -1,0 +1,316 @@
+//! Legs that are the relay's channel, because UDP does not get to it: when they become that, and how they go back.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use path::{Event, Input, LegPhase, PathState, Reason, RelayNews, Transmit};
+use support::{Bench, addr};
+use wire::control::{Leg, ToNode, ToRelay};
+use wire::relay::{self, AllocationId, Body, Frame, Header, LegKey, Side};
+
+const PEER: &str = "203.0.113.7:21820";
+/// The address of the bench's relay, with the pair's port.
+const SOCKET: &str = "192.0.2.9:51907";
+/// The first address that stands for a channel.
+const CARRIED: &str = "127.77.0.1:5000";
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+/// A node with a carrier that has met its peer at the relay, and its channel goes over TCP or not.
+fn met(nominates: bool, over_tcp: bool) -> Bench {
+    let mut bench = Bench::new(nominates);
+    bench.input(Input::Carrier(Some(5000)));
+    open(&mut bench, over_tcp);
+    bench.add_peer(&[PEER]);
+    bench.meet();
+    bench
+}
+
+fn open(bench: &mut Bench, over_tcp: bool) {
+    bench.open_relay();
+    if over_tcp {
+        bench.relay(RelayNews::OverTcp);
+    }
+}
+
+fn key() -> LegKey {
+    LegKey::from_bytes([5; 32])
+}
+
+fn allocate(bench: &mut Bench) {
+    let leg = Leg { allocation: AllocationId(7), side: Side::Low, port: 51_907, key: key(), counter: 0 };
+    let partner = bench.peer;
+    bench.hear(ToNode::Allocated { partner, leg });
+}
+
+/// BOUND arrives, in answer to the BIND with that counter.
+fn bound(bench: &mut Bench, counter: u64) {
+    let header = Header { allocation: AllocationId(7), side: Side::Low, counter };
+    let body = Body::Bound { observed: addr("198.51.100.1:21820") };
+    bench.receive(SOCKET, relay::seal(&key(), &header, &body).to_vec());
+}
+
+/// The counters of the BINDs among what was sent.
+fn binds(sent: &[Transmit]) -> Vec<u64> {
+    let frames = sent.iter().filter(|sent| sent.remote == addr(SOCKET)).filter_map(|sent| Frame::parse(&sent.payload));
+    frames.map(|frame| frame.header().counter).collect()
+}
+
+fn attaches(asked: &[ToRelay]) -> usize {
+    asked.iter().filter(|message| matches!(message, ToRelay::Attach { .. })).count()
+}
+
+fn endpoints(events: &[Event]) -> Vec<String> {
+    let endpoint = |event: &Event| match event {
+        Event::SetEndpoint { endpoint, .. } => Some(endpoint.to_string()),
+        _ => None,
+    };
+    events.iter().filter_map(endpoint).collect()
+}
+
+fn echo(bench: &mut Bench, events: &[Event]) {
+    let peer = bench.peer;
+    let token = events.iter().rev().find_map(|event| match event {
+        Event::SendEcho { token, .. } => Some(*token),
+        _ => None,
+    });
+    if let Some(token) = token {
+        bench.input(Input::EchoReply { peer, token });
+    }
+}
+
+fn leg(bench: &Bench) -> Option<(LegPhase, bool)> {
+    bench.engine.snapshot().peers[&bench.peer].legs.first().map(|leg| (leg.phase, leg.carried))
+}
+
+fn state(bench: &Bench) -> PathState {
+    bench.engine.snapshot().peers[&bench.peer].state
+}
+
+/// A node whose packets go by the channel.
+fn carried() -> Bench {
+    let mut bench = met(true, true);
+    allocate(&mut bench);
+    bench.collect(MS(400));
+    let peer = bench.peer;
+    bench.hear(ToNode::Ready(peer));
+    let events = bench.events();
+    echo(&mut bench, &events);
+    assert!(state(&bench).is_carried(), "{:?}", state(&bench));
+    // One more, for the round-trip time.
+    let events = bench.events();
+    echo(&mut bench, &events);
+    bench.events();
+    bench.asked();
+    bench
+}
+
+#[test]
+fn a_leg_that_nobody_answers_becomes_the_channel_and_sooner_if_that_is_over_tcp() {
+    for (over_tcp, patience) in [(false, 1500), (true, 300)] {
+        let mut bench = met(true, over_tcp);
+        allocate(&mut bench);
+        bench.collect(MS(patience - 1));
+        assert_eq!((attaches(&bench.asked()), leg(&bench)), (0, Some((LegPhase::Binding, false))));
+        let events = bench.collect_events(MS(2));
+        assert_eq!((attaches(&bench.asked()), leg(&bench)), (1, Some((LegPhase::Bound, true))));
+        let carry = |event: &Event| matches!(event, Event::Carry { endpoint, allocation: AllocationId(7), .. } if *endpoint == addr(CARRIED));
+        assert!(events.iter().any(carry), "{events:?}");
+        assert_eq!(endpoints(&events), [""; 0], "not before both legs are bound");
+    }
+}
+
+#[test]
+fn who_knows_that_no_udp_comes_back_does_not_wait() {
+    let mut bench = Bench::new(true);
+    bench.input(Input::Carrier(Some(5000)));
+    bench.input(Input::StunServers(vec![addr("192.0.2.1:3478"), addr("192.0.2.2:3478")]));
+    open(&mut bench, true);
+    bench.add_peer(&[PEER]);
+    bench.collect(S(5));
+    bench.meet();
+    bench.asked();
+    allocate(&mut bench);
+    bench.collect(MS(0));
+    assert_eq!(attaches(&bench.asked()), 1);
+}
+
+#[test]
+fn wireguard_is_pointed_at_the_channel_when_both_legs_are_bound_and_an_echo_makes_the_path() {
+    let mut bench = met(true, true);
+    allocate(&mut bench);
+    bench.collect(MS(400));
+    let peer = bench.peer;
+    bench.hear(ToNode::Ready(peer));
+    let events = bench.events();
+    assert_eq!(endpoints(&events), [CARRIED]);
+    assert!(events.contains(&Event::StartHandshake { peer }));
+    assert!(!state(&bench).is_carried(), "not before an echo came back");
+    echo(&mut bench, &events);
+    let PathState::Relayed { endpoint, reason, .. } = state(&bench) else { panic!("{:?}", state(&bench)) };
+    assert_eq!((endpoint, reason), (addr(CARRIED), Reason::NotTriedYet));
+}
+
+#[test]
+fn udp_is_tried_every_half_a_minute_and_takes_the_leg_back_without_a_handshake() {
+    let mut bench = carried();
+    let peer = bench.peer;
+    assert_eq!(binds(&bench.keep_alive(S(28))), [0; 0]);
+    let tried = binds(&bench.keep_alive(S(60)));
+    assert_eq!(tried.len(), 2, "{tried:?}");
+    bound(&mut bench, tried[1]);
+    let events = bench.events();
+    assert_eq!(endpoints(&events), [SOCKET]);
+    assert!(!events.contains(&Event::StartHandshake { peer }), "the session goes on");
+    assert!(matches!(state(&bench), PathState::Relayed { endpoint, .. } if endpoint == addr(SOCKET)));
+    assert_eq!(leg(&bench), Some((LegPhase::Ready, false)));
+    // What is on its way by the channel is still taken for a while.
+    let gone = |events: &[Event]| events.contains(&Event::CarryNoMore { endpoint: addr(CARRIED) });
+    echo(&mut bench, &events);
+    assert!(!gone(&bench.collect_events(MS(4900))));
+    assert!(gone(&bench.collect_events(MS(200))));
+}
+
+#[test]
+fn a_bound_that_was_overtaken_by_the_channel_takes_nothing_back() {
+    let mut bench = met(true, true);
+    allocate(&mut bench);
+    let before = binds(&bench.collect(MS(400)));
+    assert_eq!(leg(&bench), Some((LegPhase::Bound, true)));
+    bound(&mut bench, before[0]);
+    assert_eq!(leg(&bench), Some((LegPhase::Bound, true)), "the relay goes by what came last");
+    let after = binds(&bench.transmits());
+    assert_eq!(after.len(), 1, "UDP seems to pass: it is tried at once");
+    bound(&mut bench, after[0]);
+    assert_eq!(leg(&bench), Some((LegPhase::Bound, false)));
+}
+
+#[test]
+fn packets_that_are_on_their_way_do_not_lead_the_device_back_and_forth() {
+    let mut bench = carried();
+    let tried = binds(&bench.keep_alive(S(31)));
+    bound(&mut bench, tried[0]);
+    let events = bench.events();
+    echo(&mut bench, &events);
+    bench.keep_alive(S(2));
+    bench.events();
+    // Late ones from the channel led the device there once more.
+    bench.counters(1000, 1000, CARRIED);
+    let events = bench.collect_events(MS(10));
+    assert_eq!(endpoints(&events).first().map(String::as_str), Some(SOCKET), "{events:?}");
+}
+
+#[test]
+fn the_leg_goes_with_the_channel_and_comes_back_with_it() {
+    let mut bench = carried();
+    let peer = bench.peer;
+    bench.relay(RelayNews::Closed);
+    let events = bench.events();
+    assert!(events.contains(&Event::CarryNoMore { endpoint: addr(CARRIED) }), "{events:?}");
+    assert!(!matches!(state(&bench), PathState::Relayed { .. }), "nothing carries it");
+    bench.asked();
+    open(&mut bench, true);
+    bench.meet();
+    bench.collect(MS(1));
+    let asked = bench.asked();
+    assert_eq!(attaches(&asked), 0, "not before the relay named the leg again: {asked:?}");
+    assert!(asked.contains(&ToRelay::Allocate { partner: peer, hint: Some(51_907) }), "{asked:?}");
+    allocate(&mut bench);
+    bench.collect(MS(1));
+    assert_eq!(attaches(&bench.asked()), 1);
+    bench.hear(ToNode::Ready(peer));
+    // The address before rests, for what was on its way.
+    assert_eq!(endpoints(&bench.events()).first().map(String::as_str), Some("127.77.0.2:5000"));
+}
+
+#[test]
+fn nothing_is_attached_without_a_carrier_or_a_channel_or_a_peer_that_is_there() {
+    let mut bench = met(true, true);
+    bench.input(Input::Carrier(None));
+    allocate(&mut bench);
+    bench.collect(S(10));
+    assert_eq!(attaches(&bench.asked()), 0, "no carrier");
+
+    let mut bench = met(true, true);
+    allocate(&mut bench);
+    bench.relay(RelayNews::Closed);
+    bench.collect(S(10));
+    assert_eq!(attaches(&bench.asked()), 0, "no channel");
+
+    let mut bench = met(true, true);
+    let node = bench.peer;
+    allocate(&mut bench);
+    bench.hear(ToNode::Present { node, met: false });
+    bench.collect(S(10));
+    assert_eq!(attaches(&bench.asked()), 0, "no peer");
+}
+
+#[test]
+fn a_released_leg_gives_its_address_back() {
+    let mut bench = carried();
+    let peer = bench.peer;
+    bench.input(Input::Peers { upsert: Vec::new(), remove: vec![peer] });
+    assert!(bench.events().contains(&Event::CarryNoMore { endpoint: addr(CARRIED) }));
+    assert!(bench.asked().contains(&ToRelay::Release(peer)));
+}
+
+#[test]
+fn loopback_is_never_probed_and_only_what_stands_for_a_channel_may_be_an_endpoint() {
+    let mut bench = carried();
+    let sent = bench.keep_alive(S(120));
+    assert!(sent.iter().all(|sent| !sent.remote.ip().is_loopback()));
+    for elsewhere in ["127.77.0.2:5000", "127.0.0.1:5000", "127.77.0.1:5001"] {
+        bench.counters(1000, 1000, elsewhere);
+        assert_eq!(endpoints(&bench.events()), [CARRIED], "{elsewhere}");
+        bench.keep_alive(S(6));
+    }
+    assert_eq!(bench.engine.stats().put_back, 3);
+    bench.events();
+    bench.counters(1000, 1000, CARRIED);
+    assert_eq!(endpoints(&bench.events()), [""; 0]);
+}
+
+#[test]
+fn a_relayed_path_whose_udp_dies_goes_on_by_the_channel() {
+    let mut bench = met(true, false);
+    let peer = bench.peer;
+    allocate(&mut bench);
+    let sent = binds(&bench.transmits());
+    bound(&mut bench, sent[0]);
+    bench.hear(ToNode::Ready(peer));
+    let events = bench.events();
+    echo(&mut bench, &events);
+    let events = bench.events();
+    echo(&mut bench, &events);
+    assert!(matches!(state(&bench), PathState::Relayed { endpoint, .. } if endpoint == addr(SOCKET)));
+    // Packets leave and none come back.
+    bench.asked();
+    bench.counters(1000, 1000, SOCKET);
+    bench.step(MS(100));
+    bench.counters(1000, 9000, SOCKET);
+    bench.collect(S(4));
+    assert!(attaches(&bench.asked()) >= 1);
+    assert!(matches!(leg(&bench), Some((_, true))));
+    bench.hear(ToNode::Ready(peer));
+    let events = bench.events();
+    echo(&mut bench, &events);
+    assert!(state(&bench).is_carried(), "{:?}", state(&bench));
+}
+
+#[test]
+fn a_channel_by_udp_that_answers_nothing_any_more_is_made_anew_and_not_again_and_again() {
+    let mut bench = met(true, false);
+    allocate(&mut bench);
+    let renewals = |events: &[Event]| events.iter().filter(|event| matches!(event, Event::RenewChannel { .. })).count();
+    assert_eq!(renewals(&bench.collect_events(S(2))), 0);
+    assert_eq!(renewals(&bench.collect_events(S(1))), 1);
+    assert_eq!(renewals(&bench.collect_events(S(60))), 0);
+
+    let mut answered = met(true, false);
+    allocate(&mut answered);
+    answered.collect(MS(1600));
+    allocate(&mut answered);
+    assert_eq!(renewals(&answered.collect_events(S(60))), 0);
+}

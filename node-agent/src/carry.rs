@@ -1,0 +1,255 @@
+//! Carries WireGuard's packets over relays' channels, for networks that let no UDP out.
+//!
+//! # Model
+//!
+//! WireGuard, the kernel's or the agent's own, sends to an address. For a leg that is a relay's channel the path engine chooses one of
+//! 127.77.0.0/16 ([`Event::Carry`](path::Event::Carry)). One UDP socket, bound to the loopback interface, takes what WireGuard sends to any
+//! of them; the destination tells the leg. What the relay says for a leg is sent to WireGuard's port from that leg's address, so WireGuard
+//! finds its peer where it was told it is.
+//!
+//! Packets pass beside the loop that owns the mesh: from the socket into the [`Lane`] of the relay's channel, and from the channel's
+//! task to the socket. The loop only says which address is which leg.
+//!
+//! # What it refuses
+//!
+//! * To take packets from anything but WireGuard's own port on loopback, and anything that is no WireGuard message, in both directions.
+//! * To queue. What the channel does not take is dropped, the oldest first, and counted.
+
+mod lane;
+
+pub use lane::{Lane, MAX_BYTES, MAX_PACKETS, Packet};
+
+use path::RelayId;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    os::fd::AsRawFd,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::{io::Interest, net::UdpSocket, task::AbortHandle};
+use udpsock::{Outgoing, Received, Receiver, Sender, control};
+use wire::relay::{AllocationId, MAX_FORWARDED_LEN};
+
+/// Room in the socket for bursts: WireGuard sends a window of TCP at once, and the channel takes it at its own pace.
+const BUFFER: usize = 4 << 20;
+
+/// What was carried, and what was not. Every number only grows.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Packets and bytes from WireGuard.
+    pub sent: Amount,
+    /// Packets and bytes to WireGuard.
+    pub received: Amount,
+    /// Packets that the channel did not take in time.
+    pub queue_full: AtomicU64,
+    /// Packets of nobody's leg: late ones, mostly.
+    pub no_leg: AtomicU64,
+    /// Packets that did not come from WireGuard's port, or are no WireGuard messages.
+    pub not_wireguard: AtomicU64,
+    /// Packets that WireGuard's socket did not take.
+    pub not_taken: AtomicU64,
+}
+
+/// Packets and their bytes.
+#[derive(Debug, Default)]
+pub struct Amount {
+    /// How many.
+    pub packets: AtomicU64,
+    /// Bytes of WireGuard's messages.
+    pub bytes: AtomicU64,
+}
+
+impl Amount {
+    fn add(&self, packets: usize, bytes: usize) {
+        add(&self.packets, packets);
+        add(&self.bytes, bytes);
+    }
+}
+
+fn add(counter: &AtomicU64, number: usize) {
+    counter.fetch_add(number as u64, Ordering::Relaxed);
+}
+
+/// The carrier of one WireGuard device. It ends when it is dropped.
+#[derive(Debug)]
+pub struct Carrier {
+    feed: Feed,
+    port: u16,
+    reader: AbortHandle,
+}
+
+/// The way to WireGuard, for whoever hears what relays say.
+#[derive(Clone, Debug)]
+pub struct Feed(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// To send by.
+    socket: Socket,
+    /// Where WireGuard takes and sends packets.
+    wireguard: SocketAddr,
+    legs: RwLock<Legs>,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Legs {
+    by_address: BTreeMap<Ipv4Addr, Leg>,
+    by_name: BTreeMap<(RelayId, AllocationId), Ipv4Addr>,
+}
+
+#[derive(Clone, Debug)]
+struct Leg {
+    relay: RelayId,
+    allocation: AllocationId,
+    lane: Arc<Lane>,
+}
+
+impl Carrier {
+    /// Opens the socket for the device that has this UDP port.
+    ///
+    /// # Errors
+    /// Those of the socket; binding to the loopback interface may take CAP_NET_RAW.
+    pub fn open(wireguard: u16) -> io::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+        // Nothing that comes in by another interface is ever seen, whatever address it claims.
+        socket.bind_device(Some(b"lo"))?;
+        control::receive_local_address(&socket, false)?;
+        control::set_buffers(&socket, BUFFER);
+        // Older kernels lack it; then every message is one datagram.
+        let _ = control::receive_merged(&socket);
+        socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0).into())?;
+        let port = socket.local_addr()?.as_socket().map_or(0, |addr| addr.port());
+        let reading = UdpSocket::from_std(socket.try_clone()?.into())?;
+        let shared = Arc::new(Shared {
+            socket,
+            wireguard: (Ipv4Addr::LOCALHOST, wireguard).into(),
+            legs: RwLock::default(),
+            counters: Counters::default(),
+        });
+        let reader = tokio::spawn(read(shared.clone(), reading)).abort_handle();
+        Ok(Self { feed: Feed(shared), port, reader })
+    }
+
+    /// The port beside every address that stands for a leg.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The way to WireGuard.
+    pub fn feed(&self) -> Feed {
+        self.feed.clone()
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> &Counters {
+        &self.feed.0.counters
+    }
+
+    /// How many legs are carried.
+    pub fn legs(&self) -> usize {
+        self.feed.0.read().by_address.len()
+    }
+
+    /// From now on the address stands for this leg, and its packets go by this lane.
+    pub fn carry(&self, endpoint: SocketAddr, relay: RelayId, allocation: AllocationId, lane: Arc<Lane>) {
+        let IpAddr::V4(address) = endpoint.ip() else { return };
+        let mut legs = self.feed.0.legs.write().unwrap_or_else(PoisonError::into_inner);
+        legs.by_name.insert((relay, allocation), address);
+        legs.by_address.insert(address, Leg { relay, allocation, lane });
+    }
+
+    /// The address stands for nothing any more.
+    pub fn carry_no_more(&self, endpoint: SocketAddr) {
+        let IpAddr::V4(address) = endpoint.ip() else { return };
+        let mut legs = self.feed.0.legs.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(leg) = legs.by_address.remove(&address) {
+            legs.by_name.remove(&(leg.relay, leg.allocation));
+        }
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Feed {
+    /// Hands WireGuard what a relay said for a leg.
+    pub fn deliver(&self, relay: RelayId, allocation: AllocationId, message: &[u8]) {
+        let Self(shared) = self;
+        let counters = &shared.counters;
+        if !wire::stun::is_wireguard(message) {
+            return add(&counters.not_wireguard, 1);
+        }
+        let Some(from) = shared.read().by_name.get(&(relay, allocation)).copied() else {
+            return add(&counters.no_leg, 1);
+        };
+        let outgoing =
+            Outgoing { to: shared.wireguard, local: Some(from.into()), data: message, segment: message.len() };
+        let sent = Sender::new(false).send(&shared.socket, &[outgoing]);
+        counters.received.add(sent.sent, message.len() * sent.sent);
+        add(&counters.not_taken, sent.full + sent.errors);
+    }
+}
+
+impl Shared {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Legs> {
+        self.legs.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lane that a message goes to, if it is one for a leg.
+    fn leg(&self, received: &Received) -> Option<Leg> {
+        if received.from != self.wireguard {
+            add(&self.counters.not_wireguard, 1);
+            return None;
+        }
+        let leg = match received.local {
+            Some(IpAddr::V4(address)) => self.read().by_address.get(&address).cloned(),
+            _ => None,
+        };
+        add(&self.counters.no_leg, usize::from(leg.is_none()));
+        leg
+    }
+
+    /// Hands on the datagrams of a message. Returns the lane if others should have their turn before it gets more.
+    fn take_in(&self, received: &Received) -> Option<Arc<Lane>> {
+        let leg = self.leg(received)?;
+        // One by one: the kernel merges any datagrams of one size and sender.
+        for message in received.data.chunks(received.segment) {
+            if !wire::stun::is_wireguard(message) || message.len() > MAX_FORWARDED_LEN {
+                add(&self.counters.not_wireguard, 1);
+                continue;
+            }
+            let packet = Packet { allocation: leg.allocation, message: message.to_vec() };
+            self.counters.sent.add(1, message.len());
+            add(&self.counters.queue_full, leg.lane.push(packet));
+        }
+        Some(leg.lane).filter(|lane| lane.is_filling())
+    }
+}
+
+/// Reads what WireGuard sends, until it is aborted.
+async fn read(shared: Arc<Shared>, socket: UdpSocket) {
+    let mut receiver = Receiver::new();
+    let mut received = Vec::new();
+    loop {
+        let receive = || receiver.receive(socket.as_raw_fd(), &mut received);
+        if let Err(error) = socket.async_io(Interest::READABLE, receive).await {
+            // A pending error of the socket: it is reported once, and the next call goes on.
+            tracing::trace!(%error, "receive failed");
+        }
+        for message in received.drain(..) {
+            if shared.take_in(&message).is_some() {
+                // The socket holds more than the lane: whoever writes to the channel has its turn first.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
