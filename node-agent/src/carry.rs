@@ -7,18 +7,20 @@
 //! of them; the destination tells the leg. What the relay says for a leg is sent to WireGuard's port from that leg's address, so WireGuard
 //! finds its peer where it was told it is.
 //!
-//! Packets pass beside the loop that owns the mesh: from the socket into the [`Lane`] of the relay's channel, and from the channel's
-//! task to the socket. The loop only says which address is which leg.
+//! Packets pass beside the loop that owns the mesh: from the socket into the lane that the relay's channel has for the pair, and from the
+//! channel's task to the socket. The loop only says which address is which leg.
 //!
 //! # What it refuses
 //!
 //! * To take packets from anything but WireGuard's own port on loopback, and anything that is no WireGuard message, in both directions.
-//! * To queue. What the channel does not take is dropped, the oldest first, and counted.
+//! * To queue. What the channel does not take is dropped, and counted.
 
 mod lane;
 
-pub use lane::{Lane, MAX_BYTES, MAX_PACKETS, Packet};
+pub use lane::{Lane, Outlet};
 
+use channel::Packets;
+use lane::LANE_PACKETS;
 use path::RelayId;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
@@ -45,7 +47,7 @@ pub struct Counters {
     pub sent: Amount,
     /// Packets and bytes to WireGuard.
     pub received: Amount,
-    /// Packets that the channel did not take in time.
+    /// Packets that a channel did not take in time, or that no channel was there for.
     pub queue_full: AtomicU64,
     /// Packets of nobody's leg: late ones, mostly.
     pub no_leg: AtomicU64,
@@ -76,7 +78,6 @@ fn add(counter: &AtomicU64, number: usize) {
 }
 
 /// The carrier of one WireGuard device. It ends when it is dropped.
-#[derive(Debug)]
 pub struct Carrier {
     feed: Feed,
     port: u16,
@@ -84,10 +85,9 @@ pub struct Carrier {
 }
 
 /// The way to WireGuard, for whoever hears what relays say.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Feed(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     /// To send by.
     socket: Socket,
@@ -97,13 +97,13 @@ struct Shared {
     counters: Counters,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Legs {
     by_address: BTreeMap<Ipv4Addr, Leg>,
     by_name: BTreeMap<(RelayId, AllocationId), Ipv4Addr>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Leg {
     relay: RelayId,
     allocation: AllocationId,
@@ -183,18 +183,31 @@ impl Drop for Carrier {
 impl Feed {
     /// Hands WireGuard what a relay said for a leg.
     pub fn deliver(&self, relay: RelayId, allocation: AllocationId, message: &[u8]) {
+        self.send(relay, allocation, message, message.len());
+    }
+
+    /// The same of many.
+    pub fn deliver_all(&self, relay: RelayId, packets: &Packets) {
+        for (allocation, range, segment) in lane::runs(packets) {
+            self.send(relay, allocation, &packets.bytes()[range], segment);
+        }
+    }
+
+    /// Messages of one size, the last perhaps shorter, one after the other.
+    fn send(&self, relay: RelayId, allocation: AllocationId, data: &[u8], segment: usize) {
         let Self(shared) = self;
         let counters = &shared.counters;
-        if !wire::stun::is_wireguard(message) {
-            return add(&counters.not_wireguard, 1);
+        let messages = || data.chunks(segment.max(1));
+        // A relay that says anything else may have it all back.
+        if !messages().all(wire::stun::is_wireguard) {
+            return add(&counters.not_wireguard, messages().count());
         }
         let Some(from) = shared.read().by_name.get(&(relay, allocation)).copied() else {
-            return add(&counters.no_leg, 1);
+            return add(&counters.no_leg, messages().count());
         };
-        let outgoing =
-            Outgoing { to: shared.wireguard, local: Some(from.into()), data: message, segment: message.len() };
+        let outgoing = Outgoing { to: shared.wireguard, local: Some(from.into()), data, segment };
         let sent = Sender::new(false).send(&shared.socket, &[outgoing]);
-        counters.received.add(sent.sent, message.len() * sent.sent);
+        counters.received.add(sent.sent, data.len().min(segment * sent.sent));
         add(&counters.not_taken, sent.full + sent.errors);
     }
 }
@@ -218,20 +231,28 @@ impl Shared {
         leg
     }
 
-    /// Hands on the datagrams of a message. Returns the lane if others should have their turn before it gets more.
-    fn take_in(&self, received: &Received) -> Option<Arc<Lane>> {
-        let leg = self.leg(received)?;
+    /// Hands on the datagrams of a message. Returns how many.
+    fn take_in(&self, received: &Received) -> usize {
+        let Some(leg) = self.leg(received) else { return 0 };
         // One by one: the kernel merges any datagrams of one size and sender.
-        for message in received.data.chunks(received.segment) {
-            if !wire::stun::is_wireguard(message) || message.len() > MAX_FORWARDED_LEN {
-                add(&self.counters.not_wireguard, 1);
-                continue;
+        let (mut count, mut bytes, mut others) = (0, 0, 0);
+        let mut messages = received.data.chunks(received.segment).filter(|message| {
+            let fits = wire::stun::is_wireguard(message) && message.len() <= MAX_FORWARDED_LEN;
+            if fits {
+                count += 1;
+                bytes += message.len();
+            } else {
+                others += 1;
             }
-            let packet = Packet { allocation: leg.allocation, message: message.to_vec() };
-            self.counters.sent.add(1, message.len());
-            add(&self.counters.queue_full, leg.lane.push(packet));
-        }
-        Some(leg.lane).filter(|lane| lane.is_filling())
+            fits
+        });
+        let dropped = leg.lane.offer(leg.allocation, &mut messages);
+        // Without a channel nobody has looked at them.
+        let dropped = dropped.unwrap_or_else(|| messages.count());
+        self.counters.sent.add(count, bytes);
+        add(&self.counters.not_wireguard, others);
+        add(&self.counters.queue_full, dropped);
+        count
     }
 }
 
@@ -245,10 +266,13 @@ async fn read(shared: Arc<Shared>, socket: UdpSocket) {
             // A pending error of the socket: it is reported once, and the next call goes on.
             tracing::trace!(%error, "receive failed");
         }
+        let mut taken = 0;
         for message in received.drain(..) {
-            if shared.take_in(&message).is_some() {
-                // The socket holds more than the lane: whoever writes to the channel has its turn first.
+            taken += shared.take_in(&message);
+            if taken > LANE_PACKETS / 4 {
+                // The socket holds more than a lane: whoever writes to the channel has its turn first.
                 tokio::task::yield_now().await;
+                taken = 0;
             }
         }
     }

@@ -1,7 +1,8 @@
 //! An open channel, as the tasks use it: the machine's is the crate `channel`'s, a test's is a queue.
 
 use super::{Credentials, Relay, Transport};
-use channel::{Channel, Options, Receiver, Sender, Target};
+use crate::carry::Outlet;
+use channel::{Channel, Heard, Options, Packets, Receiver, Sender, Target};
 use std::time::Duration;
 use wgdev::BoxFuture;
 use wire::control::{ToNode, ToRelay};
@@ -14,6 +15,8 @@ pub struct Link {
     pub outgoing: Box<dyn Outgoing>,
     /// From the relay.
     pub incoming: Box<dyn Incoming>,
+    /// For packets of WireGuard, to the relay.
+    pub outlet: Box<dyn Outlet>,
 }
 
 /// The way to the relay.
@@ -24,8 +27,8 @@ pub trait Outgoing: Send {
 
 /// The way from the relay.
 pub trait Incoming: Send {
-    /// The next message; `None` when the relay has closed the channel.
-    fn recv(&mut self) -> BoxFuture<'_, anyhow::Result<Option<ToNode>>>;
+    /// The next message, or packets of WireGuard, which are then in `packets`; `None` when the relay has closed the channel.
+    fn hear<'a>(&'a mut self, packets: &'a mut Packets) -> BoxFuture<'a, anyhow::Result<Option<Heard<ToNode>>>>;
 }
 
 /// Opens a channel within `patience`, whose packets stay out of the mesh.
@@ -36,7 +39,8 @@ pub async fn open(credentials: &Credentials, relay: &Relay, patience: Duration) 
     let channel: Channel = channel::connect(identity, &target, options).await?;
     let transport = channel.transport();
     let (sender, receiver) = channel.split();
-    Ok(Link { transport, outgoing: Box::new(sender), incoming: Box::new(receiver) })
+    let outlet = Box::new(sender.outlet());
+    Ok(Link { transport, outgoing: Box::new(sender), incoming: Box::new(receiver), outlet })
 }
 
 impl Outgoing for Sender {
@@ -46,7 +50,7 @@ impl Outgoing for Sender {
 }
 
 impl Incoming for Receiver {
-    fn recv(&mut self) -> BoxFuture<'_, anyhow::Result<Option<ToNode>>> {
-        Box::pin(async move { Ok(Receiver::recv(self).await?) })
+    fn hear<'a>(&'a mut self, packets: &'a mut Packets) -> BoxFuture<'a, anyhow::Result<Option<Heard<ToNode>>>> {
+        Box::pin(async move { Ok(Receiver::hear(self, packets).await?) })
     }
 }

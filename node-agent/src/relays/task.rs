@@ -1,11 +1,12 @@
 //! The task of one channel.
 
-use super::{Credentials, Link, Outgoing, Relay, Report, What, backoff::Backoff};
+use super::{Credentials, Link, Relay, Report, What, backoff::Backoff};
 use crate::{
-    carry::{Feed, Lane, Packet},
+    carry::{Feed, Lane},
     host::Host,
     random,
 };
+use channel::{Heard, Packets};
 use std::{sync::Arc, time::Instant};
 use tokio::{
     sync::{Notify, mpsc},
@@ -58,69 +59,63 @@ impl Task {
 
     /// Hands on what each side says until one of them ends it. The engine introduces this node.
     async fn pipe(&self, link: Link, orders: &mut mpsc::Receiver<ToRelay>) -> End {
-        let Link { transport, mut outgoing, mut incoming } = link;
+        let Link { transport, mut outgoing, mut incoming, outlet } = link;
         let end = |why: String| End { why, denied: None };
         // What was meant for the channel before this one.
         while orders.try_recv().is_ok() {}
-        self.lane.clear();
+        self.lane.open(outlet);
         if self.report(What::Open(transport)).await.is_none() {
             return end("the agent let go of it".into());
         }
         let writing = async {
-            loop {
-                // What the engine says goes first: packets may wait, and be dropped.
-                let sent = tokio::select! {
-                    biased;
-                    order = orders.recv() => match order {
-                        Some(order) => outgoing.send(&order).await,
-                        None => return end("the agent let go of it".into()),
-                    },
-                    packets = self.lane.take() => carry(outgoing.as_mut(), packets).await,
-                };
-                if let Err(e) = sent {
+            while let Some(order) = orders.recv().await {
+                if let Err(e) = outgoing.send(&order).await {
                     return end(format!("{e:#}"));
                 }
             }
+            end("the agent let go of it".into())
         };
         let reading = async {
             loop {
-                match incoming.recv().await {
-                    Ok(Some(ToNode::Denied(reason))) => {
-                        return End { why: denied(reason).into(), denied: Some(reason) };
+                let mut packets = Packets::default();
+                let message = match incoming.hear(&mut packets).await {
+                    Ok(Some(Heard::Packets)) => {
+                        if let Some(feed) = &self.feed {
+                            feed.deliver_all(self.relay.id, &packets);
+                        }
+                        continue;
                     }
-                    Ok(Some(ToNode::Data { allocation, packet })) => {
+                    Ok(Some(Heard::Message(message))) => message,
+                    Ok(None) => return end("the relay closed it".into()),
+                    Err(e) => return end(format!("{e:#}")),
+                };
+                match message {
+                    ToNode::Denied(reason) => return End { why: denied(reason).into(), denied: Some(reason) },
+                    ToNode::Data { allocation, packet } => {
                         if let Some(feed) = &self.feed {
                             feed.deliver(self.relay.id, allocation, &packet);
                         }
                     }
-                    Ok(Some(message)) => {
+                    message => {
                         if self.report(What::Said(message)).await.is_none() {
                             return end("the agent let go of it".into());
                         }
                     }
-                    Ok(None) => return end("the relay closed it".into()),
-                    Err(e) => return end(format!("{e:#}")),
                 }
             }
         };
-        tokio::select! {
+        let end = tokio::select! {
             end = reading => end,
             end = writing => end,
             () = self.renew.notified() => end("the relay did not answer over it".into()),
-        }
+        };
+        self.lane.close();
+        end
     }
 
     async fn report(&self, what: What) -> Option<()> {
         self.news.send(Report { id: self.relay.id, task: self.number, what }).await.ok()
     }
-}
-
-/// Hands WireGuard's packets to the channel.
-async fn carry(outgoing: &mut dyn Outgoing, packets: Vec<Packet>) -> anyhow::Result<()> {
-    for Packet { allocation, message: packet } in packets {
-        outgoing.send(&ToRelay::Data { allocation, packet }).await?;
-    }
-    Ok(())
 }
 
 fn denied(reason: DeniedReason) -> &'static str {

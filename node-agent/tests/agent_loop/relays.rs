@@ -1,7 +1,11 @@
 //! Channels to relays, with relays in memory.
 
 use super::*;
-use node_agent::relays::{Incoming, Outgoing, Transport};
+use channel::{Heard, Packets};
+use node_agent::{
+    carry::Outlet,
+    relays::{Incoming, Outgoing, Transport},
+};
 use wire::{
     control::{self, ToNode, ToRelay},
     relay::{AllocationId, Body, Frame, Header, LegKey, Side, Token, seal},
@@ -26,8 +30,17 @@ impl Outgoing for Out {
 }
 
 impl Incoming for In {
-    fn recv(&mut self) -> BoxFuture<'_, anyhow::Result<Option<ToNode>>> {
-        Box::pin(async { Ok(self.0.recv().await) })
+    fn hear<'a>(&'a mut self, _: &'a mut Packets) -> BoxFuture<'a, anyhow::Result<Option<Heard<ToNode>>>> {
+        Box::pin(async { Ok(self.0.recv().await.map(Heard::Message)) })
+    }
+}
+
+impl Outlet for Out {
+    fn offer(&self, allocation: AllocationId, packets: &mut dyn Iterator<Item = &[u8]>) -> Option<usize> {
+        for packet in packets {
+            self.0.send(ToRelay::Data { allocation, packet: packet.to_vec() }).ok()?;
+        }
+        Some(0)
     }
 }
 
@@ -37,7 +50,12 @@ pub fn dial(machine: &Machine, credentials: &Credentials, relay: &Relay) -> anyh
     let ((out, said), (say, incoming)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
     relays.send(Dialled { relay: relay.clone(), identity: credentials.identity.public(), said, say })?;
     let transport = if machine.only_tcp.load(Ordering::Relaxed) { Transport::Tls } else { Transport::Quic };
-    Ok(Link { transport, outgoing: Box::new(Out(out)), incoming: Box::new(In(incoming)) })
+    Ok(Link {
+        transport,
+        outgoing: Box::new(Out(out.clone())),
+        outlet: Box::new(Out(out)),
+        incoming: Box::new(In(incoming)),
+    })
 }
 
 impl Dialled {
