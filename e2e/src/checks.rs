@@ -67,10 +67,14 @@ pub fn service(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Every pod reaches the world, under its node's outer address, in every family that the underlay has.
+/// Every pod reaches the world, under its node's outer address, in every family that the underlay has; but for those whose network lets
+/// nothing out to there.
 pub fn pod_to_outside(lab: &Lab) -> Result<()> {
     for pod in workload::pods(lab)? {
         let node = lab.node(&pod.node)?;
+        if node.has_only_tls() {
+            continue;
+        }
         // IPv6 is routed, not translated: the node's own address is its outer one.
         let v6 = (IpAddr::from(OUTSIDE_V6.addr()), IpAddr::from(node.v6.addr()));
         let v4 = (IpAddr::from(OUTSIDE.addr()), IpAddr::from(node.outer_v4()));

@@ -66,6 +66,7 @@ fn paths(lab: &Lab) -> picture::Paths {
         let cell = |peer: &Value| picture::Path {
             state: text(peer, "state"),
             relay: text(peer, "relay"),
+            transport: text(peer, "transport"),
             reason: text(peer, "reason"),
         };
         (node.name.clone(), peers.iter().map(|peer| (text(peer, "name"), cell(peer))).collect())

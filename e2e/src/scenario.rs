@@ -24,6 +24,8 @@ pub const API_PORT: u16 = 6443;
 pub const RELAY_QUIC_PORT: u16 = 51899;
 /// .. and by TLS over TCP.
 pub const RELAY_TLS_PORT: u16 = 8443;
+/// The one port that [`Site::OnlyTls`] lets out to.
+pub const HTTPS_PORT: u16 = 443;
 
 /// Ethernet's.
 pub const MTU: u16 = 1500;
@@ -86,6 +88,14 @@ pub enum Site {
         /// Outer IPv6 address (IPv6 is routed, not translated).
         wan6: Ipv6Net,
     },
+    /// A network that lets nothing out but TCP to port 443. The lab's API server is on another port, so this router moves connections to
+    /// it to 443, and the control plane's node takes them back: nothing else crosses the site's border.
+    OnlyTls {
+        /// Outer address.
+        wan: Ipv4Net,
+        /// Outer IPv6 address; nothing of IPv6 gets out.
+        wan6: Ipv6Net,
+    },
     /// A stateful firewall without translation; the internet routes the inner network to it.
     Firewall {
         /// Outer address.
@@ -117,12 +127,13 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// [`Self::direct`] and a worker behind a NAT that draws its ports: with the homes and the firewalled site it is connected through a
-    /// relay, with the public ones directly.
+    /// [`Self::direct`], a worker behind a NAT that draws its ports, which is connected with the homes and the firewalled site through a
+    /// relay and with the public ones directly, and a worker from which only TCP to port 443 leaves, which is connected with all of them
+    /// inside its channel to a relay.
     #[must_use]
     pub fn demo(name: &str) -> Self {
         let mut scenario = Self::direct(name);
-        scenario.nodes.push(Node { name: "hard".into(), ..hard_a() });
+        scenario.nodes.extend([Node { name: "hard".into(), ..hard_a() }, only_tls()]);
         scenario
     }
 
@@ -132,10 +143,11 @@ impl Scenario {
         Self::of(name, vec![control_plane(), public(), home_a(), home_b(), firewalled()])
     }
 
-    /// A public control plane, a public worker, and two workers behind NATs that draw their ports: those two are never direct.
+    /// A public control plane, a public worker, two workers behind NATs that draw their ports, which are never direct, and one from which
+    /// only TCP to port 443 leaves.
     #[must_use]
     pub fn relayed(name: &str) -> Self {
-        Self::of(name, vec![control_plane(), public(), hard_a(), hard_b()])
+        Self::of(name, vec![control_plane(), public(), hard_a(), hard_b(), only_tls()])
     }
 
     /// The control plane alone; `home-a` may join later.
@@ -252,7 +264,10 @@ impl Node {
     pub fn outer_v4(&self) -> Ipv4Addr {
         match &self.site {
             Site::Public | Site::Firewall { .. } => self.v4.addr(),
-            Site::Home { wan, .. } | Site::Hard { wan, .. } | Site::OneToOne { wan, .. } => wan.addr(),
+            Site::Home { wan, .. }
+            | Site::Hard { wan, .. }
+            | Site::OnlyTls { wan, .. }
+            | Site::OneToOne { wan, .. } => wan.addr(),
         }
     }
 
@@ -263,9 +278,16 @@ impl Node {
             Site::Public => (self.v4, self.v6),
             Site::Home { wan, wan6, .. }
             | Site::Hard { wan, wan6 }
+            | Site::OnlyTls { wan, wan6 }
             | Site::Firewall { wan, wan6 }
             | Site::OneToOne { wan, wan6 } => (*wan, *wan6),
         }
+    }
+
+    /// Whether its network lets TCP to port 443 out and nothing else.
+    #[must_use]
+    pub fn has_only_tls(&self) -> bool {
+        matches!(self.site, Site::OnlyTls { .. })
     }
 
     /// Whether a router stands before it.
@@ -317,6 +339,11 @@ fn hard_b() -> Node {
     node("hard-b", net4([192, 168, 1, 10], 24), net6(0xd, 0, 10), site)
 }
 
+fn only_tls() -> Node {
+    let site = Site::OnlyTls { wan: net4([198, 51, 100, 110], 28), wan6: net6(0xe, 0xff, 110) };
+    node("tls", net4([10, 60, 0, 10], 24), net6(0xe, 0, 10), site)
+}
+
 fn firewalled() -> Node {
     let site = Site::Firewall { wan: net4([198, 51, 100, 40], 28), wan6: net6(0xf, 0xff, 40) };
     Node { mtu: SMALL_MTU, ..node("fw", net4([10, 50, 0, 10], 24), net6(0xf, 0, 10), site) }
@@ -350,7 +377,7 @@ mod tests {
         assert_eq!(a.v4, b.v4);
         assert_ne!(a.outer_v4(), b.outer_v4());
         assert!(!demo.has_unique_address(a));
-        assert_eq!(demo.carried_addresses(), vec![IpAddr::from([10, 50, 0, 10])]);
+        assert_eq!(demo.carried_addresses(), [[10, 50, 0, 10], [10, 60, 0, 10]].map(IpAddr::from));
     }
 
     #[test]

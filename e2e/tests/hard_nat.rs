@@ -1,4 +1,5 @@
-//! Two workers behind NATs that draw their ports: nothing connects them directly, and a relay carries them.
+//! Two workers behind NATs that draw their ports, and one from which only TCP to port 443 leaves: nothing connects them directly, and a relay
+//! carries them, by UDP or inside its channel.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,13 +8,18 @@ use anyhow::{Context, Result, bail, ensure};
 use e2e::cluster::node;
 use e2e::images::Set;
 use e2e::lab::Lab;
+use e2e::net::topology;
 use e2e::outage::{SOON, during, on, reach};
-use e2e::scenario::Scenario;
+use e2e::scenario::{Scenario, Site};
 use e2e::{agent, checks, harness, wait, warren, workload};
 use serde_json::Value;
 
 /// Seconds of traffic around what is done to a relay or an agent: a pod of a DaemonSet is made anew within a few.
 const RESTART: u64 = 20;
+/// The same around what is done to UDP: it is tried every half a minute.
+const BACK: u64 = 45;
+/// The node from which only TCP to port 443 leaves.
+const TLS: &str = "tls";
 /// The pair that is never direct, both ways.
 const HARD: [(&str, &str); 2] = [("hard-a", "hard-b"), ("hard-b", "hard-a")];
 
@@ -25,9 +31,11 @@ fn main() -> ExitCode {
             ("helm_install_returns_and_every_node_is_ready", checks::install),
             ("every_pod_reaches_every_pod", checks::pod_to_pod),
             ("hard_nats_are_relayed_and_say_why_and_the_others_are_direct", hard_nats_are_relayed_and_say_why),
+            ("who_has_tls_alone_is_carried_inside_the_channel_and_says_why", who_has_tls_alone_is_carried),
             ("full_size_packets_fit", checks::full_size_packets),
             ("long_transfers_are_whole", checks::transfers),
             ("what_relays_carry_stays_on_the_underlay", what_relays_carry_stays_on_the_underlay),
+            ("udp_takes_a_path_back_as_soon_as_it_gets_out", udp_takes_a_path_back),
             ("a_relay_that_starts_anew_goes_on_carrying", a_relay_starts_anew),
             ("a_relay_that_is_killed_costs_moments", a_relay_is_killed),
             ("an_agent_that_starts_anew_finds_its_relayed_pairs", an_agent_starts_anew),
@@ -84,8 +92,66 @@ fn hard_nats_are_relayed_and_say_why(lab: &Lab) -> Result<()> {
     wait::until("the counts of the hard nodes to be written", SOON, || {
         let object = lab.kubectl_json(&["get", "meshnode", "hard-a"]).map_err(|error| format!("{error:#}"))?;
         let paths = &object["status"]["paths"];
-        if paths["summary"] == "2d/1r/0x" { Ok(()) } else { Err(paths.to_string()) }
+        if paths["summary"] == "2d/2r/0x" { Ok(()) } else { Err(paths.to_string()) }
     })
+}
+
+/// Waits until the node that has TLS alone reaches every other one as `is_it` says.
+fn wait_tls_paths(lab: &Lab, what: &str, is_it: impl Fn(&str, &Value) -> bool) -> Result<()> {
+    let others: Vec<&str> = lab.running().iter().map(|node| node.name.as_str()).filter(|name| *name != TLS).collect();
+    wait::until(what, SOON, || {
+        for to in &others {
+            match path(lab, TLS, to)? {
+                path if is_it(to, &path) => {}
+                path => return Err(format!("{TLS} to {to}: {path}")),
+            }
+        }
+        Ok(())
+    })
+}
+
+fn is_over_tls(_: &str, path: &Value) -> bool {
+    path["state"] == "relayed" && path["transport"] == "tls" && path["relay"] == "pub" && path["reason"] == "UDPBlocked"
+}
+
+fn who_has_tls_alone_is_carried(lab: &Lab) -> Result<()> {
+    wait_tls_paths(lab, "every path of the node that has TLS alone to go inside its channel", is_over_tls)?;
+    // The other side's leg is a UDP one, and it knows as well why there is no more.
+    wait::until("the other side to know why", SOON, || match path(lab, "hard-a", TLS)? {
+        path if path["transport"] == "udp" && path["reason"] == "UDPBlocked" => Ok(()),
+        path => Err(path.to_string()),
+    })?;
+    let text = lab.exec(TLS, "sh", &["-c", "exec /proc/$(pgrep -x warren-agent)/exe paths"])?;
+    eprintln!("{text}");
+    ensure!(text.contains("pub over tls") && text.contains("UDPBlocked"), "{text}");
+    let status = agent::ask(lab, TLS, "/v1/status")?;
+    let relays = status["relays"].as_array().context("relays")?;
+    let open = |relay: &&Value| relay["name"] == "pub" && relay["transport"] == "tls";
+    ensure!(relays.iter().any(|relay| open(&relay)), "{}", status["relays"]);
+    Ok(())
+}
+
+fn udp_takes_a_path_back(lab: &Lab) -> Result<()> {
+    let Site::OnlyTls { wan, wan6 } = lab.node(TLS)?.site.clone() else { bail!("{TLS} is elsewhere") };
+    let pid = || lab.exec(TLS, "pgrep", &["-x", "warren-agent"]);
+    let (before, pods) = (pid()?, workload::pods(lab)?);
+    let (from, to) = (on(&pods, TLS)?, on(&pods, "hard-a")?);
+    let change = |site: &Site| topology::change_site(lab.scenario(), TLS, site);
+    let open = || change(&Site::Hard { wan, wan6 });
+    let result = during(lab, from, to, BACK, open)?;
+    eprintln!("           UDP let out under a stream: {result}");
+    let (sent, received) = (result["sent"].as_u64().unwrap_or(0), result["received"].as_u64().unwrap_or(0));
+    ensure!(sent > 0 && received * 20 >= sent * 19, "more than one in twenty was lost: {result}");
+    wait_tls_paths(lab, "UDP to carry every path", |to, path| match to {
+        "cp" | "pub" => path["state"] == "direct",
+        _ => path["state"] == "relayed" && path["transport"] == "udp",
+    })?;
+    let result = during(lab, from, to, BACK, || change(&Site::OnlyTls { wan, wan6 }))?;
+    eprintln!("           UDP kept in under a stream: {result}");
+    wait_tls_paths(lab, "every path to go inside the channel again", is_over_tls)?;
+    reach(lab, "after UDP was kept in again")?;
+    ensure!(pid()? == before, "the agent started anew meanwhile");
+    Ok(())
 }
 
 /// The relay's packets to nodes leave by its own interface and never by the mesh, in which its port and theirs mean nothing.

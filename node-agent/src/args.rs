@@ -146,6 +146,17 @@ pub struct RunArgs {
     /// Which log lines: a level, or directives like `info,node_agent=debug`.
     #[arg(long, env = "RUST_LOG", global = true, default_value = "info", value_name = "FILTER")]
     pub log: String,
+    /// HTTP proxy through which channels to relays go when they go over TLS, as http://HOST:PORT; without it that of the environment
+    /// variable HTTPS_PROXY. The Kubernetes API is reached without. Credentials stand in --relay-proxy-credentials, never here.
+    // Read later: an error here would repeat it, password and all.
+    #[arg(long, env = "WARREN_RELAY_PROXY", global = true, value_name = "URL", hide_env_values = true)]
+    pub relay_proxy: Option<String>,
+    /// File with `user:password` for the proxy.
+    #[arg(long, env = "WARREN_RELAY_PROXY_CREDENTIALS", global = true, value_name = "FILE")]
+    pub relay_proxy_credentials: Option<PathBuf>,
+    /// Relays that are reached without the proxy: addresses, networks or *, each perhaps with a port, separated by commas.
+    #[arg(long, env = "NO_PROXY", global = true, default_value = "", value_name = "LIST")]
+    pub no_proxy: String,
     /// Name of the mesh device.
     #[arg(long, env = "WARREN_DEVICE", global = true, default_value = "warren0", value_name = "NAME")]
     pub device: String,

@@ -8,6 +8,7 @@
 
 pub mod backoff;
 pub mod link;
+pub mod proxy;
 mod task;
 
 pub use channel::Transport;

@@ -15,6 +15,7 @@ use crate::{
     local::{self, Answer, Ask, Question, server},
     metrics::Metrics,
     process,
+    relays::proxy::{self, Proxies, ProxyUrl},
     told::View,
 };
 use anyhow::{Context, bail};
@@ -29,6 +30,7 @@ use tokio::{
     sync::{Notify, mpsc, watch},
     time::sleep,
 };
+use zeroize::Zeroizing;
 
 /// News of the API that may wait for the loop.
 const TOLD_QUEUE: usize = 64;
@@ -52,11 +54,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         metrics_listen,
         log_format: _,
         log: _,
+        relay_proxy,
+        relay_proxy_credentials,
+        no_proxy,
         device,
     } = args;
     let Some(node_name) = node_name.filter(|n| !n.is_empty()) else {
         bail!("expected the name of this node, found none: give --node-name or set NODE_NAME");
     };
+    let proxies = proxies(relay_proxy.as_deref(), relay_proxy_credentials.as_deref(), &no_proxy)?;
     files::private_dir(&state_dir).with_context(|| format!("make the state folder {}", state_dir.display()))?;
     let _lock = process::lock(&state_dir.join("lock"))?;
     let cache = Cache::open(&state_dir.join("cache")).context("open the cache in the state folder")?;
@@ -84,7 +90,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             relay_tls_port: Some(relay_tls_port).filter(|port| *port != 0),
             housekeeping: Settings::HOUSEKEEPING,
         },
-        host: Arc::new(System::new(originals)),
+        host: Arc::new(System::new(originals, proxies)),
         connection,
         relist_slices,
         cache,
@@ -185,6 +191,41 @@ impl Shell {
             }
         }
     }
+}
+
+/// The proxy for channels to relays: that of the flags, else that of the environment.
+fn proxies(flag: Option<&str>, credentials: Option<&Path>, no_proxy: &str) -> anyhow::Result<Proxies> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+    let url = match flag.filter(|text| !text.is_empty()) {
+        Some(text) => {
+            Some(ProxyUrl::without_credentials(text).map_err(|e| anyhow::anyhow!("read --relay-proxy: {e}"))?)
+        }
+        None => {
+            let text = variable("HTTPS_PROXY").or_else(|| variable("https_proxy"));
+            text.and_then(|text| text.parse().inspect_err(|why: &String| unusable(why)).ok())
+        }
+    };
+    let url =
+        match (url, credentials) {
+            (Some(url), Some(path)) => {
+                let reading = || format!("read the proxy's credentials in {}", path.display());
+                let text = Zeroizing::new(std::fs::read_to_string(path).with_context(reading)?);
+                Some(url.with_credentials(
+                    proxy::Credentials::parse(&text).map_err(anyhow::Error::msg).with_context(reading)?,
+                ))
+            }
+            (url, _) => url,
+        };
+    if let Some(url) = &url {
+        tracing::info!(proxy = ?url, "channels to relays go through a proxy when they go over TLS");
+    }
+    let no_proxy = if no_proxy.is_empty() { variable("no_proxy").unwrap_or_default() } else { no_proxy.to_owned() };
+    Ok(Proxies::new(url.as_ref(), &no_proxy))
+}
+
+/// The environment is everybody's: what other programs understand must not keep this one from its work.
+fn unusable(why: &str) {
+    tracing::warn!(why, "the proxy in HTTPS_PROXY can't be used; channels to relays go without");
 }
 
 fn remember_endpoints(connection: Connection, cache: Cache) {

@@ -14,6 +14,8 @@ use wire::control::{DeniedReason, MAX_MESSAGE_LEN, ToNode, ToRelay, VERSION};
 
 use crate::*;
 
+mod proxied;
+
 const LOOPBACK: &str = "127.0.0.1:0";
 const BOTH: [Transport; 2] = [Transport::Quic, Transport::Tls];
 const NODE: PublicKey = PublicKey::from_bytes([7; 32]);

@@ -37,6 +37,7 @@ fn site(node: &Node) -> String {
         Site::Hard { wan, .. } => {
             format!("{}  NAT that draws a port for each destination, nothing unasked comes in", wan.addr())
         }
+        Site::OnlyTls { wan, .. } => format!("{}  NAT that lets TCP to port 443 out and nothing else", wan.addr()),
         Site::Firewall { wan, .. } => format!("{}  stateful firewall, no NAT, nothing unasked comes in", wan.addr()),
         Site::OneToOne { wan, .. } => format!("{}  1:1 NAT", wan.addr()),
     }
@@ -60,11 +61,18 @@ pub struct Path {
     pub state: String,
     /// The relay that carries it, or nothing.
     pub relay: String,
+    /// How packets get to that relay: `udp`, or `tls` or `quic` inside the channel.
+    pub transport: String,
     /// Why it is not direct, or nothing.
     pub reason: String,
 }
 
 impl Path {
+    /// Whether it goes inside a channel to a relay, because UDP does not get there.
+    fn is_carried(&self) -> bool {
+        self.state == "relayed" && !["", "udp"].contains(&self.transport.as_str())
+    }
+
     /// Whether it is direct, or everything was tried.
     #[must_use]
     pub fn is_settled(&self) -> bool {
@@ -76,9 +84,10 @@ impl Path {
 #[must_use]
 pub fn paths(scenario: &Scenario, paths: &Paths) -> String {
     table(scenario, paths, |path| {
-        let by = if path.relay.is_empty() { String::new() } else { format!("by the relay on {}, ", path.relay) };
+        let over = if path.is_carried() { format!(" over {}", path.transport) } else { String::new() };
+        let by = if path.relay.is_empty() { String::new() } else { format!("by the relay on {}{over}, ", path.relay) };
         let why = (path.state != "direct").then(|| format!("{by}because of {}", path.reason));
-        (path.state.clone(), why)
+        (if path.is_carried() { path.transport.to_uppercase() } else { path.state.clone() }, why)
     })
 }
 
@@ -126,13 +135,17 @@ mod tests {
         let path = |state: &str, relay: &str, reason: &str| Path {
             state: state.into(),
             relay: relay.into(),
+            transport: if reason == "UDPBlocked" { "tls" } else { "udp" }.into(),
             reason: reason.into(),
         };
         let mut cells = Paths::new();
         cells.entry("cp".into()).or_default().insert("hard".into(), path("direct", "", ""));
         cells.entry("hard".into()).or_default().insert("home-a".into(), path("relayed", "cp", "HardNAT"));
         cells.entry("home-a".into()).or_default().insert("hard".into(), path("down", "", "NoAnswer"));
+        cells.entry("tls".into()).or_default().insert("cp".into(), path("relayed", "pub", "UDPBlocked"));
         let text = paths(&Scenario::demo("t"), &cells);
+        assert!(text.contains("tls to cp: by the relay on pub over tls, because of UDPBlocked"), "{text}");
+        assert!(text.contains("TLS"), "{text}");
         assert!(text.contains("hard to home-a: by the relay on cp, because of HardNAT\n"), "{text}");
         assert!(text.contains("home-a to hard: because of NoAnswer"), "{text}");
         assert!(!text.contains("cp to hard:"), "{text}");

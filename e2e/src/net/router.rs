@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
-use crate::scenario::{LISTEN_PORTS, Site};
+use crate::scenario::{API_PORT, HTTPS_PORT, LISTEN_PORTS, Site};
 
 /// What every home router and firewall does: nothing unasked comes in, to itself or through it. A NAT without it can be
 /// poisoned: a stranger's packet that arrives first takes the mapping's tuple.
@@ -23,13 +23,14 @@ table inet fw {
 }
 "#;
 
-/// The ruleset of the router before a node of that inner address.
+/// The ruleset of the router before a node of that inner address, in a lab whose API server has that one.
 #[must_use]
-pub fn ruleset(site: &Site, inner: Ipv4Addr) -> String {
+pub fn ruleset(site: &Site, inner: Ipv4Addr, api: Ipv4Addr) -> String {
     match site {
         Site::Public => String::new(),
         Site::Home { wan, shift, .. } => home(wan.addr(), *shift),
         Site::Hard { wan, .. } => hard(wan.addr()),
+        Site::OnlyTls { wan, .. } => only_tls(wan.addr(), api),
         Site::Firewall { .. } => FW.to_owned(),
         Site::OneToOne { wan, .. } => one_to_one(wan.addr(), inner),
     }
@@ -82,6 +83,46 @@ table ip nat {{
     )
 }
 
+/// TCP to port 443 gets out, and what answers it in. Everything else disappears without a word, as it does in such networks.
+fn only_tls(wan: Ipv4Addr, api: Ipv4Addr) -> String {
+    format!(
+        r#"
+table ip nat {{
+  chain pre {{
+    type nat hook prerouting priority dstnat;
+    iifname "lan" ip daddr {api} tcp dport {API_PORT} dnat to {api}:{HTTPS_PORT}
+  }}
+  chain post {{
+    type nat hook postrouting priority srcnat;
+    oifname "wan" snat to {wan}
+  }}
+}}
+table inet border {{
+  chain forward {{
+    type filter hook forward priority -1; policy drop;
+    iifname "lan" tcp dport {HTTPS_PORT} accept
+    iifname "wan" ct state established,related accept
+  }}
+}}
+{FW}"#
+    )
+}
+
+/// What a node on the internet does so that it is reached on port 443: it leads to a port of its own.
+#[must_use]
+pub fn front(port: u16) -> String {
+    format!(
+        r#"
+table ip front {{
+  chain pre {{
+    type nat hook prerouting priority dstnat;
+    fib daddr type local tcp dport {HTTPS_PORT} redirect to :{port}
+  }}
+}}
+"#
+    )
+}
+
 /// What clouds do: the instance has a private address, the world sees another, ports stay, everything comes in.
 fn one_to_one(wan: Ipv4Addr, inner: Ipv4Addr) -> String {
     format!(
@@ -109,9 +150,16 @@ mod tests {
     #[test]
     fn every_site_that_filters_has_the_firewall() {
         for node in Scenario::demo("t").nodes.iter().filter(|node| node.has_router()) {
-            let rules = ruleset(&node.site, node.v4.addr());
+            let rules = ruleset(&node.site, node.v4.addr(), Ipv4Addr::new(203, 0, 113, 10));
             assert!(rules.contains("iifname \"wan\" drop"), "{}: {rules}", node.name);
         }
+    }
+
+    #[test]
+    fn a_border_that_lets_https_out_lets_nothing_else_out() {
+        let rules = only_tls(Ipv4Addr::new(198, 51, 100, 110), Ipv4Addr::new(203, 0, 113, 10));
+        assert!(rules.contains("priority -1; policy drop;"), "{rules}");
+        assert_eq!(rules.matches(" accept\n").count() - FW.matches(" accept\n").count(), 2, "{rules}");
     }
 
     #[test]

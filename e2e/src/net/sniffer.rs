@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::run;
 use crate::net::{shaper, topology};
 use crate::process::Process;
-use crate::scenario::{API_PORT, OUTSIDE, RELAY_QUIC_PORT, RELAY_TLS_PORT, Scenario};
+use crate::scenario::{API_PORT, HTTPS_PORT, OUTSIDE, RELAY_QUIC_PORT, RELAY_TLS_PORT, Scenario};
 use crate::state::{State, write};
 use crate::wait;
 use inspect::{Rules, inspect};
@@ -150,7 +150,7 @@ impl Sniffer {
             inner,
             carried,
             cluster,
-            underlay_ports: vec![API_PORT, RELAY_TLS_PORT],
+            underlay_ports: vec![API_PORT, RELAY_TLS_PORT, HTTPS_PORT],
             underlay_udp_ports: vec![RELAY_QUIC_PORT],
         };
         write(&self.state.dir().join("sniffer-rules.json"), serde_json::to_string(&rules)?)

@@ -10,7 +10,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::net::namespace::Namespace;
 use crate::net::router;
-use crate::scenario::{Node, OUTSIDE, OUTSIDE_V6, Scenario, Site, gateway4, gateway6};
+use crate::scenario::{API_PORT, Node, OUTSIDE, OUTSIDE_V6, RELAY_TLS_PORT, Scenario, Site, gateway4, gateway6};
 
 /// Forwarding routers; rp_filter off, because the shaper hands every packet back on another interface than it came by.
 const ROUTER: [&str; 5] = [
@@ -118,7 +118,19 @@ pub fn attach(scenario: &Scenario, spec: &Node) -> Result<()> {
     for end in [&eth0, &gateway] {
         end.namespace.ip(&[&format!("link set {} mtu {}", end.device, spec.mtu)])?;
     }
-    default_route(&eth0, v4, v6)
+    default_route(&eth0, v4, v6)?;
+    if spec.site == Site::Public && scenario.nodes.iter().any(Node::has_only_tls) {
+        let leads_to = if spec.name == scenario.control_plane().name { API_PORT } else { RELAY_TLS_PORT };
+        own.nft(&router::front(leads_to))?;
+    }
+    Ok(())
+}
+
+/// Gives a node's router other rules, for a site of the same addresses. Connections that it knows stay known.
+pub fn change_site(scenario: &Scenario, name: &str, site: &Site) -> Result<()> {
+    let spec = scenario.node(name)?;
+    let rules = router::ruleset(site, spec.v4.addr(), scenario.api_address());
+    router(&scenario.name, name).nft(&format!("flush ruleset\n{rules}"))
 }
 
 /// Joins nodes by a switch of their own, besides the internet: each gets this interface with the address.
@@ -165,7 +177,10 @@ pub fn change_home(scenario: &Scenario, name: &str, wan: Ipv4Net, shift: u16) ->
         &format!("addr add {wan} dev wan"),
         &format!("route replace default via {}", gateway4(wan).addr()),
     ])?;
-    router.nft(&format!("flush ruleset\n{}", router::ruleset(&Site::Home { wan, wan6, shift }, spec.v4.addr())))?;
+    router.nft(&format!(
+        "flush ruleset\n{}",
+        router::ruleset(&Site::Home { wan, wan6, shift }, spec.v4.addr(), scenario.api_address())
+    ))?;
     crate::command::run(&mut router.command("conntrack", &["-F"])).map(drop)
 }
 
@@ -188,7 +203,7 @@ fn create_router(scenario: &Scenario, spec: &Node) -> Result<()> {
     if scenario.dual_stack {
         inet.ip(&[&inner6])?;
     }
-    own.nft(&router::ruleset(&spec.site, spec.v4.addr()))
+    own.nft(&router::ruleset(&spec.site, spec.v4.addr(), scenario.api_address()))
 }
 
 fn join(a: &End<'_>, b: &End<'_>) -> Result<()> {

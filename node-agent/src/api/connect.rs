@@ -203,7 +203,15 @@ impl HostPort {
 async fn from_kubeconfig(path: &Path) -> anyhow::Result<Config> {
     let doing = || format!("read the kubeconfig {}", path.display());
     let kubeconfig = Kubeconfig::read_from(path).with_context(doing)?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(doing)
+    let clusters = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
+    let names_proxy = clusters.filter_map(|cluster| cluster.proxy_url.as_ref()).any(|url| !url.is_empty());
+    let mut config =
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(doing)?;
+    if !names_proxy {
+        // That of the environment is for channels to relays; this client could not use it.
+        config.proxy_url = None;
+    }
+    Ok(config)
 }
 
 #[cfg(test)]

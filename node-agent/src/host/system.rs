@@ -5,7 +5,7 @@ use crate::{
     carry::Carrier,
     cni::{self, CniError, CniPlan},
     net::{self, Changed, Ground, NetPlan, OwnChanges, Problem, Report, Rerouting},
-    relays::{Credentials, Link, Relay, link},
+    relays::{Credentials, Link, Relay, link, proxy::Proxies},
     status::conditions::{Cni, Network},
 };
 use crds::mesh::Backend;
@@ -25,12 +25,13 @@ pub struct System {
     /// What the last programming left to build on.
     ground: Mutex<Option<Ground>>,
     own: OwnChanges,
+    proxies: Proxies,
 }
 
 impl System {
-    /// The machine; `originals` is where the settings that it changes are remembered.
-    pub fn new(originals: net::Originals) -> Self {
-        Self { originals, watch: Mutex::default(), ground: Mutex::default(), own: OwnChanges::default() }
+    /// The machine; `originals` is where the settings that it changes are remembered, `proxies` what leads to relays over TLS.
+    pub fn new(originals: net::Originals, proxies: Proxies) -> Self {
+        Self { originals, watch: Mutex::default(), ground: Mutex::default(), own: OwnChanges::default(), proxies }
     }
 }
 
@@ -107,7 +108,7 @@ impl Host for System {
         relay: &'a Relay,
         patience: Duration,
     ) -> BoxFuture<'a, anyhow::Result<Link>> {
-        Box::pin(link::open(credentials, relay, patience))
+        Box::pin(link::open(credentials, relay, &self.proxies, patience))
     }
 
     fn changed(&self) -> BoxFuture<'_, Changed> {

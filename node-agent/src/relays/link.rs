@@ -1,6 +1,6 @@
 //! An open channel, as the tasks use it: the machine's is the crate `channel`'s, a test's is a queue.
 
-use super::{Credentials, Relay, Transport};
+use super::{Credentials, Relay, Transport, proxy::Proxies};
 use crate::carry::Outlet;
 use channel::{Channel, Heard, Options, Packets, Receiver, Sender, Target};
 use std::time::Duration;
@@ -31,11 +31,17 @@ pub trait Incoming: Send {
     fn hear<'a>(&'a mut self, packets: &'a mut Packets) -> BoxFuture<'a, anyhow::Result<Option<Heard<ToNode>>>>;
 }
 
-/// Opens a channel within `patience`, whose packets stay out of the mesh.
-pub async fn open(credentials: &Credentials, relay: &Relay, patience: Duration) -> anyhow::Result<Link> {
+/// Opens a channel within `patience`, whose packets stay out of the mesh. Over TLS it goes through a proxy if there is one for the relay.
+pub async fn open(
+    credentials: &Credentials,
+    relay: &Relay,
+    proxies: &Proxies,
+    patience: Duration,
+) -> anyhow::Result<Link> {
     let Credentials { identity, fwmark } = credentials;
     let target = Target { identity: relay.id.0, quic: relay.quic.clone(), tls: relay.tls.clone() };
-    let options = Options { fwmark: (*fwmark != 0).then_some(*fwmark), timeout: patience, proxied: None };
+    let options =
+        Options { fwmark: (*fwmark != 0).then_some(*fwmark), timeout: patience, proxied: proxies.through(&relay.tls) };
     let channel: Channel = channel::connect(identity, &target, options).await?;
     let transport = channel.transport();
     let (sender, receiver) = channel.split();

@@ -40,8 +40,8 @@ pub fn relay(relay: &MeshRelay, own_name: &str) -> Option<Relay> {
     Some(Relay {
         id: RelayId(key_bytes(key)?),
         name: relay.name_any(),
-        quic: at(quic_port(relay)).collect(),
-        tls: tls.into_iter().flat_map(at).collect(),
+        quic: at(quic_port(relay)).take(MAX_ADDRESSES).collect(),
+        tls: tls.into_iter().flat_map(at).take(MAX_ADDRESSES).collect(),
         udp,
     })
 }

@@ -126,8 +126,11 @@ async fn a_relay_is_told_who_this_node_is_and_whom_it_wants_to_meet() {
     let published: PublicKey = node["status"]["identityKey"].as_str().unwrap().parse().unwrap();
     assert_eq!(*published.as_bytes(), relay.identity, "what is published is what is proven");
     // Not inside the mesh, and none of this node's own.
-    let sockets = |port: u16| ["198.51.100.7", "2001:db8::7"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
-    assert_eq!((&relay.relay.quic[..], &relay.relay.tls[..]), (&sockets(51899)[..], &sockets(8443)[..]));
+    let sockets = |ports: &[u16]| -> Vec<SocketAddr> {
+        let addresses = ["198.51.100.7", "2001:db8::7"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        addresses.iter().flat_map(|ip| ports.iter().map(|port| SocketAddr::new(*ip, *port))).collect()
+    };
+    assert_eq!((&relay.relay.quic, &relay.relay.tls), (&sockets(&[51899]), &sockets(&[8443])));
     relay.expect(ToRelay::Hello { version: control::VERSION, node: own_key(&lab).await }).await;
     relay.expect(ToRelay::Meet(peer("b", 2).0)).await;
     lab.status_with(r#""relays":[{"name":"r","state":"open","transport":"quic""#).await;
