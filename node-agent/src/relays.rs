@@ -278,7 +278,8 @@ impl Relays {
     /// Makes the channel to this relay anew.
     pub fn renew(&self, id: RelayId) {
         if let Some(channel) = self.channels.get(&id) {
-            channel.renew.notify_one();
+            // Only a channel that is open now: the next one is new anyway.
+            channel.renew.notify_waiters();
         }
     }
 

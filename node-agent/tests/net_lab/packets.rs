@@ -105,6 +105,18 @@ fn a_service_reached_from_the_host_gets_a_source_that_the_mesh_knows() {
 }
 
 #[test]
+fn what_stands_for_a_relays_channel_stays_on_loopback_marked_or_not() {
+    let Some(lab) = lab(&carrying("a"), &plan("b")) else { return };
+    for lookup in ["127.77.3.4", "127.77.3.4 mark 0x10", "127.0.0.1 from 127.77.3.4"] {
+        assert_eq!(lab.way("a", lookup), "lo", "{lookup}");
+    }
+    let carrier = lab.echo("a", "127.77.3.4:7000", 1);
+    assert_eq!(ip(lab.ask("a", "0.0.0.0:0", "127.77.3.4:7000")), "127.0.0.1");
+    carrier.join().expect("the carrier");
+    assert_no_leak(&lab);
+}
+
+#[test]
 fn what_asks_by_the_underlay_is_answered_by_the_underlay() {
     // `a` routes the address of `b` into the mesh; `b` knows nothing of that and asks by the underlay.
     let Some(lab) = lab(&carrying("a"), &plan("b")) else { return };
