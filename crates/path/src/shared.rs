@@ -115,6 +115,11 @@ impl Shared {
         usable.get(nth.checked_rem(usable.len())?).copied()
     }
 
+    /// Whether packets can go inside this relay's channel.
+    pub(crate) fn can_carry(&self, relay: &RelayId) -> bool {
+        self.carriage.is_open() && self.relays.is_open(relay)
+    }
+
     /// Whether there is something to tell peers about this node's NAT, and nothing more to be found out soon.
     pub(crate) fn knows_own_nat(&self) -> bool {
         let tested = self.poisonable.is_some() || self.stray_test_failed;

@@ -314,3 +314,45 @@ fn a_channel_by_udp_that_answers_nothing_any_more_is_made_anew_and_not_again_and
     allocate(&mut answered);
     assert_eq!(renewals(&answered.collect_events(S(60))), 0);
 }
+
+#[test]
+fn a_relay_on_this_very_node_is_used_by_its_channel_and_only_when_nothing_else_led_to_the_peer() {
+    let own = |nominates| {
+        let mut bench = Bench::new(nominates);
+        bench.input(Input::Carrier(Some(5000)));
+        // It relays for others only: there is no address of it that this node could send to.
+        bench.relay(RelayNews::Open { addresses: Vec::new() });
+        bench.add_peer(&[PEER]);
+        bench.meet();
+        bench
+    };
+    let asks = |asked: &[ToRelay]| asked.iter().filter(|message| matches!(message, ToRelay::Allocate { .. })).count();
+    // The peer asks for it, and is not direct a round of probes later.
+    let mut bench = own(false);
+    allocate(&mut bench);
+    bench.collect(S(2));
+    assert_eq!(attaches(&bench.asked()), 0, "the first round goes on");
+    bench.collect(S(6));
+    assert_eq!(attaches(&bench.asked()), 1);
+    let peer = bench.peer;
+    bench.hear(ToNode::Ready(peer));
+    bench.input(Input::EchoRequest { peer });
+    assert_eq!(endpoints(&bench.events()), [CARRIED]);
+    assert_eq!(binds(&bench.collect(S(200))), [0; 0], "there is nowhere to send one");
+
+    // This node asks for it itself, when it nominates and nothing came of probing.
+    let mut bench = own(true);
+    bench.collect(S(2));
+    assert_eq!(asks(&bench.asked()), 0);
+    bench.collect(S(6));
+    assert!(asks(&bench.asked()) > 0);
+
+    // A peer that says that it has no UDP is not waited for.
+    for (class, attached) in [(2, 0), (5, 1)] {
+        let mut bench = own(false);
+        bench.hear_call_of_class(class);
+        allocate(&mut bench);
+        bench.collect(S(1));
+        assert_eq!(attaches(&bench.asked()), attached, "class {class}");
+    }
+}

@@ -73,6 +73,8 @@ pub(super) struct May {
     pub(super) ask: bool,
     /// Keep a bound leg.
     pub(super) refresh: bool,
+    /// Go by a relay of this very node: nothing else has led to the peer, or will.
+    pub(super) use_own: bool,
 }
 
 #[derive(Debug)]
@@ -81,9 +83,11 @@ struct Allocation {
     side: Side,
     port: u16,
     key: LegKey,
-    /// Which of the relay's addresses is used, and with the port what WireGuard is pointed at.
+    /// Which of the relay's addresses is used, and with the port what WireGuard is pointed at. There is none on a relay of this very node:
+    /// its leg can only be the channel.
     nth: usize,
-    remote: SocketAddr,
+    remote: Option<SocketAddr>,
+    since: Instant,
 }
 
 /// A BIND without its BOUND.
@@ -149,7 +153,7 @@ impl Leg {
 
     /// The relay's own socket for it.
     pub(super) fn socket(&self) -> Option<SocketAddr> {
-        self.allocation.as_ref().map(|allocation| allocation.remote)
+        self.allocation.as_ref().and_then(|allocation| allocation.remote)
     }
 
     /// Whether its packets may come from there.
@@ -182,18 +186,21 @@ impl Leg {
             self.counter = self.counter.max(told.counter);
             self.named = true;
             self.renew_at = None;
-            return known.remote.port() == told.port;
+            return known.remote.is_none_or(|remote| remote.port() == told.port);
         }
         self.forget(shared);
         let control::Leg { allocation: id, side, port, key, counter } = told;
         self.hint = Some(port);
-        let Some(remote) = shared.relay_socket(&self.relay, port, 0) else {
+        let remote = shared.relay_socket(&self.relay, port, 0);
+        if remote.is_none() && !shared.can_carry(&self.relay) {
             return false;
-        };
-        self.allocation = Some(Allocation { id, side, port, key, nth: 0, remote });
+        }
+        self.allocation = Some(Allocation { id, side, port, key, nth: 0, remote, since: now });
         self.counter = counter;
         self.named = true;
-        shared.legs.insert((remote, id), peer);
+        if let Some(remote) = remote {
+            shared.legs.insert((remote, id), peer);
+        }
         self.bind_now(now);
         true
     }
@@ -220,8 +227,10 @@ impl Leg {
 
     /// The allocation is no more, but its port may be had again.
     pub(super) fn forget(&mut self, shared: &mut Shared) {
-        if let Some(gone) = self.allocation.take() {
-            shared.legs.remove(&(gone.remote, gone.id));
+        if let Some(gone) = self.allocation.take()
+            && let Some(remote) = gone.remote
+        {
+            shared.legs.remove(&(remote, gone.id));
         }
         self.bind = None;
         self.bound = None;
@@ -240,7 +249,7 @@ impl Leg {
 
     /// Binds again from where this node's packets come from now.
     pub(super) fn bind_now(&mut self, now: Instant) {
-        if self.allocation.is_some() {
+        if self.socket().is_some() {
             let first = self.counter.saturating_add(1);
             self.bind = Some(Bind { first, sent: 0, due: now });
         }
@@ -248,7 +257,7 @@ impl Leg {
 
     /// Sends what is due, and may.
     pub(super) fn drive(&mut self, peer: PublicKey, may: May, shared: &mut Shared, now: Instant) {
-        self.drive_attachment(peer, may.ask, shared, now);
+        self.drive_attachment(peer, may, shared, now);
         if may.ask && self.ask_at.is_some_and(|at| at <= now) {
             let gap = ASK_GAP.saturating_mul(1 << self.asks.min(5)).min(MAX_ASK_GAP);
             self.asks = self.asks.saturating_add(1);
@@ -261,11 +270,11 @@ impl Leg {
         if self.bind.as_ref().is_some_and(|bind| bind.due <= now) {
             self.send_bind(peer, shared, now);
         }
-        self.attach_at = self.attach_due(may.ask, shared);
+        self.attach_at = self.attach_due(may, shared);
     }
 
     fn refresh_due(&self) -> Option<Instant> {
-        self.bound.map(|at| at + REFRESH)
+        self.bound.filter(|_| self.socket().is_some()).map(|at| at + REFRESH)
     }
 
     pub(super) fn poll_timeout(&self, may: May) -> Option<Instant> {
@@ -279,6 +288,9 @@ impl Leg {
         let (Some(bind), Some(allocation)) = (&mut self.bind, &mut self.allocation) else {
             return;
         };
+        let Some(before) = allocation.remote else {
+            return;
+        };
         let attached = self.carried.as_ref().is_some_and(Carried::is_in_use);
         bind.due = now + if attached { attached::RETRY_UDP } else { bind.gap() };
         bind.sent = bind.sent.saturating_add(1);
@@ -287,9 +299,9 @@ impl Leg {
         if (attached || has_had_its_share)
             && let Some(remote) = shared.relay_socket(&self.relay, allocation.port, allocation.nth + 1)
         {
-            shared.legs.remove(&(allocation.remote, allocation.id));
+            shared.legs.remove(&(before, allocation.id));
             allocation.nth += 1;
-            allocation.remote = remote;
+            allocation.remote = Some(remote);
             shared.legs.insert((remote, allocation.id), peer);
         }
         self.counter = self.counter.saturating_add(1);
@@ -309,7 +321,8 @@ impl Leg {
             return false;
         };
         let header = frame.header();
-        let is_ours = allocation.remote == from && allocation.id == header.allocation && allocation.side == header.side;
+        let is_ours =
+            allocation.remote == Some(from) && allocation.id == header.allocation && allocation.side == header.side;
         if !is_ours || frame.is_from_node() {
             return false;
         }
@@ -347,8 +360,8 @@ impl Allocation {
     fn send(&self, counter: u64, body: &Body, shared: &mut Shared, now: Instant) {
         let header = Header { allocation: self.id, side: self.side, counter };
         // The relay is authenticated and named the port: it has the allowance of a peer that answered.
-        if shared.permit(self.remote, true, now) {
-            shared.send(self.remote, None, None, relay::seal(&self.key, &header, body).to_vec());
+        if let Some(remote) = self.remote.filter(|remote| shared.permit(*remote, true, now)) {
+            shared.send(remote, None, None, relay::seal(&self.key, &header, body).to_vec());
         }
     }
 }

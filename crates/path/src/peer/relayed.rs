@@ -14,6 +14,7 @@ use wire::relay::Frame;
 use super::Peer;
 use super::leg::{Leg, May};
 use super::relay_path::{Echoes, RelayPath};
+use crate::nat::NatClass;
 use crate::relay::{MAX_RELAYS, RelayId, preference};
 use crate::shared::Shared;
 use crate::snapshot::LegReport;
@@ -306,26 +307,30 @@ impl Peer {
             self.relayed.release_at = None;
             self.want_leg(shared, now);
         }
-        let (peer, needs_relay) = (self.key, self.needs_relay());
-        for leg in &mut self.relayed.legs {
-            let may = May { ask: needs_relay && self.met.contains(&leg.relay), refresh: needs_relay };
-            leg.drive(peer, may, shared, now);
+        let peer = self.key;
+        for at in 0..self.relayed.legs.len() {
+            let may = self.may(self.relayed.legs[at].relay);
+            self.relayed.legs[at].drive(peer, may, shared, now);
         }
         self.follow_leg(shared, now);
     }
 
     pub(super) fn legs_timeout(&self) -> Option<Instant> {
-        let needs_relay = self.needs_relay();
-        let legs = self.relayed.legs.iter().filter_map(|leg| {
-            leg.poll_timeout(May { ask: needs_relay && self.met.contains(&leg.relay), refresh: needs_relay })
-        });
+        let legs = self.relayed.legs.iter().filter_map(|leg| leg.poll_timeout(self.may(leg.relay)));
         let alone = self.relayed.alone_since;
         earliest([legs.min(), alone.map(|at| at + FOLLOWER_PATIENCE), self.relayed.release_at])
     }
 
-    /// A direct pair's leg may lapse.
-    fn needs_relay(&self) -> bool {
-        self.direct.is_none()
+    /// What a leg may do now. A direct pair's may lapse.
+    fn may(&self, relay: RelayId) -> May {
+        let needs_relay = self.direct.is_none();
+        May { ask: needs_relay && self.met.contains(&relay), refresh: needs_relay, use_own: self.uses_own_relay() }
+    }
+
+    /// Whether this pair goes by a relay of this very node: the peer's network lets no UDP out, or the first round of probes came to
+    /// nothing. Others are direct before that, because a relay's node is one that others reach.
+    fn uses_own_relay(&self) -> bool {
+        self.punch.told.is_some_and(|peer| peer.class == NatClass::Blocked) || !self.ladder.is_fresh()
     }
 
     fn drive_release(&mut self, shared: &mut Shared, now: Instant) {
@@ -377,11 +382,15 @@ impl Peer {
     /// The relay that both nodes prefer, of those that can be used at all.
     fn best_relay(&self, shared: &Shared, now: Instant) -> Option<RelayId> {
         let own = self.own_key;
+        let has_socket = |relay: &RelayId| shared.relay_socket(relay, 1, 0).is_some();
         let usable = self.met.iter().filter(|relay| {
             let drains = shared.relays.get(relay).is_none_or(|known| known.drains);
-            !drains && shared.relay_socket(relay, 1, 0).is_some()
+            !drains && (has_socket(relay) || (self.uses_own_relay() && shared.can_carry(relay)))
         });
-        usable.max_by_key(|relay| (!self.relayed.is_shunned(relay, now), preference(relay, &own, &self.key))).copied()
+        let rank = |relay: &&RelayId| {
+            (!self.relayed.is_shunned(relay, now), has_socket(relay), preference(relay, &own, &self.key))
+        };
+        usable.max_by_key(rank).copied()
     }
 
     /// Takes a leg away that is not in use, if there are as many as there may be.

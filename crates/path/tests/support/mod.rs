@@ -298,6 +298,14 @@ impl Bench {
         signal::seal(&self.keys, id, &Signal { step, poisonable, class: 2, candidates })
     }
 
+    /// The peer calls by way of the relay, and says that its NAT is of this class.
+    pub fn hear_call_of_class(&mut self, class: u8) {
+        let id = self.next_tx();
+        let signal = Signal { step: Step::Call, poisonable: false, class, candidates: Vec::new() };
+        let bytes = signal::seal(&self.keys, id, &signal);
+        self.hear_signal(bytes);
+    }
+
     /// What the engine has said to the peer by way of the relay.
     pub fn signals(&mut self) -> Vec<(TransactionId, Signal)> {
         self.controls();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use wire::PublicKey;
 use wire::control::ToRelay;
 
-use super::Leg;
+use super::{Leg, May};
 use crate::event::Event;
 use crate::nat::NatClass;
 use crate::shared::Shared;
@@ -61,18 +61,16 @@ impl Leg {
     }
 
     /// When it becomes the channel, if nothing answers until then.
-    pub(super) fn attach_due(&self, may: bool, shared: &Shared) -> Option<Instant> {
+    pub(super) fn attach_due(&self, may: May, shared: &Shared) -> Option<Instant> {
         let allocation = self.allocation.as_ref()?;
         let relay = shared.relays.get(&self.relay)?;
-        if !may
-            || !self.named
-            || self.is_attached()
-            || !shared.carriage.is_open()
-            || !shared.relays.is_open(&self.relay)
-        {
+        if !may.ask || !self.named || self.is_attached() || !shared.can_carry(&self.relay) {
             return None;
         }
-        let is_blocked = shared.nat.of(allocation.remote.ip()) == NatClass::Blocked;
+        let Some(remote) = allocation.remote else {
+            return may.use_own.then_some(allocation.since);
+        };
+        let is_blocked = shared.nat.of(remote.ip()) == NatClass::Blocked;
         let patience = match (relay.over_tcp, is_blocked) {
             (true, true) => Duration::ZERO,
             (true, false) => LITTLE_PATIENCE,
@@ -82,7 +80,7 @@ impl Leg {
     }
 
     /// Becomes the channel when that is due, and forgets that it was when that is over.
-    pub(super) fn drive_attachment(&mut self, peer: PublicKey, may: bool, shared: &mut Shared, now: Instant) {
+    pub(super) fn drive_attachment(&mut self, peer: PublicKey, may: May, shared: &mut Shared, now: Instant) {
         if self.carried.as_ref().and_then(|carried| carried.until).is_some_and(|until| until <= now) {
             self.uncarry(shared);
         }
