@@ -158,6 +158,7 @@ fn udp_is_tried_every_half_a_minute_and_takes_the_leg_back_without_a_handshake()
     let mut bench = carried();
     let peer = bench.peer;
     assert_eq!(binds(&bench.keep_alive(S(28))), [0; 0]);
+    assert!(matches!(state(&bench), PathState::Relayed { reason: Reason::UdpBlocked, .. }), "{:?}", state(&bench));
     let tried = binds(&bench.keep_alive(S(60)));
     assert_eq!(tried.len(), 2, "{tried:?}");
     bound(&mut bench, tried[1]);

@@ -327,6 +327,13 @@ impl Peer {
         May { ask: needs_relay && self.met.contains(&relay), refresh: needs_relay, use_own: self.uses_own_relay() }
     }
 
+    /// Whether this node's leg is the relay's channel because neither of the two got there by UDP.
+    pub(super) fn is_without_udp(&self, relay: RelayId, shared: &Shared) -> bool {
+        let over_tcp = shared.relays.get(&relay).is_some_and(|known| known.over_tcp);
+        let is_it = |leg: &Leg| leg.relay == relay && leg.is_attached() && leg.socket().is_some();
+        over_tcp && self.relayed.legs.iter().any(is_it)
+    }
+
     /// Whether this pair goes by a relay of this very node: the peer's network lets no UDP out, or the first round of probes came to
     /// nothing. Others are direct before that, because a relay's node is one that others reach.
     fn uses_own_relay(&self) -> bool {

@@ -97,6 +97,8 @@ impl Peer {
         };
         if self.pairs.values().any(|pair| pair.is_penalised(now)) {
             Reason::DataBlocked
+        } else if self.relayed.path.is_some_and(|path| self.is_without_udp(path.relay, shared)) {
+            Reason::UdpBlocked
         } else if self.pairs.is_empty() {
             Reason::NoCandidates
         } else if !any(|pair| pair.sent > 0 || pair.withheld > 0) {
