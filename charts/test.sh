@@ -128,6 +128,14 @@ has 5 "imagePullSecrets:"
 for host in host:6443 192.0.2.10:6443 '[fd00::1]' https://192.0.2.10 192.0.2.10/ 'a b' '192.0.2.10\,192.0.2.11' 300.0.0.1 fd00::1::2 -a.example; do
 	refused k8sServiceHost --set "k8sServiceHost=$host"
 done
+rendered "a proxy to relays" --set agent.relayProxy.url=http://proxy.example:3128 --set agent.relayProxy.credentialsSecret=proxy \
+	--set 'agent.relayProxy.except=192.0.2.7\,10.0.0.0/8'
+has 1 '"--relay-proxy=http://proxy.example:3128"'
+has 1 '"--no-proxy=192.0.2.7,10.0.0.0/8"'
+has 1 "- --relay-proxy-credentials=/proxy/credentials"
+has 1 'secret: {secretName: "proxy", defaultMode: 0400}'
+
+refused relayProxy --set agent.relayProxy.url=http://user:secret@proxy.example:3128
 refused k8sServiceHost --set 'k8sServiceHost={192.0.2.10,192.0.2.11:6443}'
 refused k8sServicePort --set k8sServicePort=70000
 refused k8sServicPort --set k8sServicPort=6443
