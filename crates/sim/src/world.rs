@@ -40,6 +40,7 @@ enum Action {
     Connect { relay: usize, node: usize, start: u32 },
     ToRelay { relay: usize, channel: u64, message: ToRelay },
     ToNode { relay: usize, channel: u64, message: ToNode },
+    Lose { relay: usize, node: usize, start: u32 },
     Expire { relay: usize },
     Hear { node: usize, start: u32, heard: Heard },
 }
@@ -256,6 +257,7 @@ impl World {
             Action::Connect { relay, node, start } => self.connect(relay, node, start),
             Action::ToRelay { relay, channel, message } => self.relay_hears(relay, channel, message),
             Action::ToNode { relay, channel, message } => self.node_hears(relay, channel, message),
+            Action::Lose { relay, node, start } => self.lose(relay, node, start),
             Action::Expire { relay } => self.expire_allocations(relay),
             Action::Hear { node, start, heard } if self.nodes[node].starts == start => self.hear(node, heard),
             Action::Hear { .. } => {}

@@ -9,6 +9,8 @@ use crate::timer::earliest;
 
 /// The least time that a PONG gets, and the multiple of the round-trip time otherwise.
 const PONG_TIMEOUT: Duration = Duration::from_millis(200);
+/// The same if a warm leg stands ready: to leave costs next to nothing.
+const WARM_PONG_TIMEOUT: Duration = Duration::from_millis(125);
 /// PINGs without an answer after which the path is dead.
 const MAX_MISSED: u8 = 2;
 /// Echoes through the tunnel, in milliseconds.
@@ -112,8 +114,9 @@ impl Peer {
             return self.path_died(shared, now);
         }
         let rtt = self.pairs.get(&direct.remote).and_then(|pair| pair.rtt);
+        let timeout = if self.relayed.is_warm() { WARM_PONG_TIMEOUT } else { PONG_TIMEOUT };
         check.pings += 1;
-        check.ping_due = now + PONG_TIMEOUT.max(rtt.unwrap_or_default() * 2);
+        check.ping_due = now + timeout.max(rtt.unwrap_or_default() * 2);
         let others = check.pings > 1;
         self.ping(direct.remote, shared, now);
         if others {

@@ -27,6 +27,8 @@ const SESSION_MEMORY: Duration = Duration::from_secs(2);
 const PUT_BACK_GAP: Duration = Duration::from_secs(5);
 /// How long after the last traffic a pair counts as busy.
 const BUSY: Duration = Duration::from_secs(10);
+/// Traffic that has lasted so long is more than the echoes of a check, or a handshake.
+const STEADY: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Traffic {
@@ -39,6 +41,10 @@ pub(super) struct Traffic {
     idle_after: Duration,
     pub(super) checked: Option<Instant>,
     busy: Option<Instant>,
+    /// Since when without a pause.
+    busy_since: Option<Instant>,
+    /// When something was last seen to be sent.
+    sending: Option<Instant>,
     /// Where WireGuard went on its own, until this side has proof.
     roamed: Option<SocketAddr>,
     endpoint_set: Option<Instant>,
@@ -62,6 +68,8 @@ impl Traffic {
             idle_after: IDLE_CHECK + Duration::from_millis(spread % IDLE_SPREAD_MS),
             checked: None,
             busy: None,
+            busy_since: None,
+            sending: None,
             roamed: None,
             endpoint_set: None,
             device: None,
@@ -103,6 +111,17 @@ impl Traffic {
         self.busy.is_some_and(|at| now.saturating_duration_since(at) < BUSY)
     }
 
+    /// Whether packets of users flow, and have for a while.
+    pub(super) fn is_steady(&self, now: Instant) -> bool {
+        let lasted = self.busy.zip(self.busy_since).is_some_and(|(last, since)| last >= since + STEADY);
+        lasted && self.is_busy(now)
+    }
+
+    /// When traffic that flows now is over unless there is more.
+    pub(super) fn busy_until(&self) -> Option<Instant> {
+        self.busy.map(|at| at + BUSY)
+    }
+
     fn silence_due(&self, rtt: Option<Duration>) -> Option<Instant> {
         let patience = SILENCE.max(rtt.unwrap_or_default() * 3);
         Some(self.unanswered_since? + patience)
@@ -120,7 +139,15 @@ impl Traffic {
         let received = rx - old;
         let sent = tx - std::mem::replace(&mut self.tx, tx);
         if received > KEEPALIVE_BYTES || sent > KEEPALIVE_BYTES {
+            if !self.is_busy(now) {
+                self.busy_since = Some(now);
+            }
             self.busy = Some(now);
+        }
+        // If the reading before this one saw packets sent as well, the silence began no later than that.
+        let began = self.sending.filter(|at| now.saturating_duration_since(*at) <= SILENCE).unwrap_or(now);
+        if sent > KEEPALIVE_BYTES {
+            self.sending = Some(now);
         }
         if received > 0 {
             self.alive = now;
@@ -129,7 +156,7 @@ impl Traffic {
         } else if sent > 0 {
             self.unanswered = self.unanswered.saturating_add(sent);
             if self.unanswered > KEEPALIVE_BYTES {
-                self.unanswered_since.get_or_insert(now);
+                self.unanswered_since.get_or_insert(began);
             }
         }
         received > KEEPALIVE_BYTES
@@ -139,7 +166,7 @@ impl Traffic {
 impl Peer {
     /// Until when traffic of a moment ago counts, if there was any.
     pub(crate) fn busy_until(&self) -> Option<Instant> {
-        self.traffic.busy.map(|at| at + BUSY)
+        self.traffic.busy_until()
     }
 
     pub(crate) fn on_counters(&mut self, counters: &PeerCounters, shared: &mut Shared, now: Instant) {
@@ -149,7 +176,10 @@ impl Peer {
             self.relayed.led = 0;
         }
         if data {
-            self.check_overtaken();
+            // By a relay it came although the direct path may be dead.
+            if !self.traffic.device.is_some_and(|device| self.relayed.is_relay_socket(device)) {
+                self.check_overtaken();
+            }
             self.relay_overtaken(counters.endpoint.map(canonical), now);
             self.adoption_overtaken(counters.endpoint.map(canonical), shared, now);
         }

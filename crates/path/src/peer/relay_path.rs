@@ -22,6 +22,10 @@ const ECHO_AT: [u64; 5] = [0, 200, 500, 1000, 1500];
 const CONFIRM: Duration = Duration::from_secs(2);
 /// The same if the relay's channel is gone: two echoes and their answers.
 const LOST_CHANNEL: Duration = Duration::from_millis(600);
+/// The same if a warm leg stands ready, unless three round trips are longer. To leave costs next to nothing.
+const WARM: Duration = Duration::from_millis(250);
+/// For so long after a warm leg was taken the next doubt takes its time: it may be the peer that is slow, and no relay.
+const WARM_GAP: Duration = Duration::from_secs(60);
 /// When the handshake is tried once more: longer than any round trip that is worth having.
 const SECOND_HANDSHAKE: Duration = Duration::from_millis(600);
 /// When a path that was fine gets a new handshake: the peer's device may have lost the session.
@@ -36,8 +40,10 @@ const MIN_GAP: Duration = Duration::from_secs(1);
 const GIVEN_UP: Duration = Duration::from_millis(600);
 /// How often the device may be led from a direct path to the relay, although probes pass, until that path is held for blocked.
 const MAX_LED: u8 = 3;
-/// How long a leg is kept that the path has left: for what is on its way.
+/// How long a leg is kept that the path has left: for what is on its way ..
 const SETTLE: Duration = Duration::from_secs(5);
+/// .. and then what circulates there is fetched, for so long.
+const SWEEP: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RelayPath {
@@ -50,8 +56,10 @@ pub(super) struct RelayPath {
     moved: bool,
     /// Whether an echo came back.
     pub(super) confirmed: bool,
-    /// When legs on other relays may go.
-    settles: Option<Instant>,
+    /// When legs on other relays may go ..
+    pub(super) settles: Option<Instant>,
+    /// .. and whether what still circulates there was fetched before.
+    swept: bool,
 }
 
 /// Echoes that try a path, or ask whether it is still there.
@@ -104,7 +112,8 @@ impl Peer {
         let since = before.map_or(now, |path| path.since);
         let confirmed = before.is_some();
         let moved = false;
-        self.relayed.path = Some(RelayPath { relay, endpoint, since, entered: now, moved, confirmed, settles: None });
+        self.relayed.path =
+            Some(RelayPath { relay, endpoint, since, entered: now, moved, confirmed, settles: None, swept: false });
         self.relayed.echoes = None;
         if self.nominates || has_session {
             self.move_to_relay(self.nominates && before.is_none(), shared, now);
@@ -187,7 +196,16 @@ impl Peer {
         now: Instant,
     ) {
         self.expect_leg(relay, endpoint.port());
-        let path = RelayPath { relay, endpoint, since: now, entered: now, moved: true, confirmed, settles: None };
+        let path = RelayPath {
+            relay,
+            endpoint,
+            since: now,
+            entered: now,
+            moved: true,
+            confirmed,
+            settles: None,
+            swept: false,
+        };
         self.relayed.path = Some(path);
         self.relayed.echoes = Some(Echoes::new(None, now));
         self.refresh_keepalive(shared, now);
@@ -212,8 +230,9 @@ impl Peer {
                     self.set_endpoint(endpoint, shared, now);
                 }
             }
-            // The side that nominates is not led.
-            Some(path) if path.confirmed && self.nominates => {
+            // The side that nominates is not led by what is on its way when it has just moved. Later it is the peer that has: it has its
+            // reasons.
+            Some(path) if path.confirmed && self.nominates && now < path.entered + SETTLE => {
                 let chosen = path.endpoint;
                 self.endpoint = None;
                 self.set_endpoint(chosen, shared, now);
@@ -298,8 +317,15 @@ impl Peer {
         self.traffic.checked = Some(now);
         let patience = if self.nominates { CHECK_HANDSHAKE } else { CHECK_HANDSHAKE * 3 };
         let mut echoes = Echoes::new(Some(now + patience), now);
-        if self.relayed.path.is_some_and(|path| !shared.relays.is_open(&path.relay)) {
-            echoes.deadline = now + LOST_CHANNEL.max(self.relayed.rtt.unwrap_or_default() * 3);
+        let lost = self.relayed.path.is_some_and(|path| !shared.relays.is_open(&path.relay));
+        let calm = self.relayed.warmed.is_none_or(|at| now.saturating_duration_since(at) >= WARM_GAP);
+        let quick = match self.warm_relay() {
+            Some(_) if calm => Some(WARM),
+            _ if lost => Some(LOST_CHANNEL),
+            _ => None,
+        };
+        if let Some(quick) = quick {
+            echoes.deadline = now + quick.max(self.relayed.rtt.unwrap_or_default() * 3);
         }
         self.relayed.echoes = Some(echoes);
         self.drive_relay(shared, now);
@@ -325,7 +351,12 @@ impl Peer {
         match &mut self.relayed.echoes {
             // The first round-trip time is still to be measured.
             Some(echoes) if self.relayed.rtt.is_none() => echoes.deadline = now + CONFIRM,
-            echoes => *echoes = None,
+            echoes => {
+                if echoes.take().is_some() && self.warm_relay().is_some() {
+                    // What answered was perhaps the last that had been on its way: the next doubt need not wait.
+                    self.traffic.checked = None;
+                }
+            }
         }
     }
 
@@ -334,9 +365,17 @@ impl Peer {
         let Some(path) = self.relayed.path else {
             return;
         };
+        if let Some(relay) = self.warm_relay().filter(|_| path.confirmed && self.leaves(path.relay, shared)) {
+            return self.consider_relay(relay, shared, now);
+        }
         if path.settles.is_some_and(|at| at <= now) {
-            self.relayed.path = Some(RelayPath { settles: None, ..path });
-            self.drop_other_legs(path.relay, shared);
+            let left = self.needless_legs(path.relay, shared, now).find_map(Leg::remote);
+            let sweeps = left.filter(|_| !path.swept);
+            self.relayed.path = Some(RelayPath { settles: sweeps.map(|_| now + SWEEP), swept: true, ..path });
+            match sweeps {
+                Some(left) => self.hold(left, now),
+                None => self.drop_needless_legs(path.relay, shared, now),
+            }
         }
         if !path.moved && path.entered + SILENT_NOMINATOR <= now && self.trial.is_none() {
             return self.move_to_relay(true, shared, now);
@@ -408,11 +447,29 @@ impl Peer {
             let ask_at = if path.confirmed { now } else { now + wait };
             leg.doubt(ask_at, now);
         }
+        if let Some(relay) = self.warm_relay().filter(|_| path.confirmed) {
+            return self.go_on_at(relay, path, shared, now);
+        }
         if !self.use_relay(shared, now) {
             if !self.nominates && !self.traffic.shook_hands_within(SESSION_LIFETIME, now) && self.trial.is_none() {
                 self.clear_endpoint(shared);
             }
             self.choose(shared, now);
+        }
+    }
+
+    /// Packets go on at a relay where a leg stands ready. Either side may do that: the device of the other one follows.
+    fn go_on_at(&mut self, relay: RelayId, left: RelayPath, shared: &mut Shared, now: Instant) {
+        self.relayed.warmed = Some(now);
+        let Some(endpoint) = self.relayed.leg(&relay).and_then(|leg| leg.remote()) else {
+            return;
+        };
+        // Still one that works, until its echoes tell otherwise.
+        self.relayed.path = Some(left);
+        self.enter_relay(relay, endpoint, shared, now);
+        if let Some(echoes) = &mut self.relayed.echoes {
+            let patience = if self.nominates { CHECK_HANDSHAKE } else { CHECK_HANDSHAKE * 3 };
+            echoes.handshake_due = Some(now + patience);
         }
     }
 

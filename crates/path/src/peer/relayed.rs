@@ -3,6 +3,9 @@
 //! A wanted peer without a direct path gets a leg on the relay that both nodes prefer among those where they have met. The side
 //! that nominates asks for it; the other one binds what it is told of, and asks only if nobody does. A direct pair keeps its leg
 //! for half a minute. Whatever fails on one relay is tried on the next first.
+//!
+//! While packets of users flow there is a *warm* leg as well, bound and ready, on another relay than the one in use, or on any if
+//! the pair is direct: what dies then is left within a second, without asking anybody.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -49,6 +52,8 @@ pub(super) struct Relayed {
     pub(super) rtt: Option<Duration>,
     /// Attempts in a row that no echo came of.
     pub(super) failures: u32,
+    /// When a warm leg was last taken.
+    pub(super) warmed: Option<Instant>,
     /// How often the device was led from the direct path to a relay.
     pub(super) led: u8,
     shunned: BTreeMap<RelayId, Shunned>,
@@ -87,6 +92,12 @@ impl Relayed {
     /// Whether an address of this machine's own stands for a relay's channel, now or a moment ago.
     pub(super) fn is_carried_at(&self, remote: SocketAddr) -> bool {
         self.legs.iter().any(|leg| leg.is_carried_at(remote))
+    }
+
+    /// Whether a leg stands ready on another relay than the one in use.
+    pub(super) fn is_warm(&self) -> bool {
+        let used = self.path.map(|path| path.relay);
+        self.legs.iter().any(|leg| leg.is_ready() && Some(leg.relay) != used)
     }
 
     /// Whether packets of this pair may still come from a relay.
@@ -307,24 +318,26 @@ impl Peer {
             self.relayed.release_at = None;
             self.want_leg(shared, now);
         }
+        self.keep_warm(shared, now);
         let peer = self.key;
         for at in 0..self.relayed.legs.len() {
-            let may = self.may(self.relayed.legs[at].relay);
+            let may = self.may(self.relayed.legs[at].relay, now);
             self.relayed.legs[at].drive(peer, may, shared, now);
         }
         self.follow_leg(shared, now);
     }
 
-    pub(super) fn legs_timeout(&self) -> Option<Instant> {
-        let legs = self.relayed.legs.iter().filter_map(|leg| leg.poll_timeout(self.may(leg.relay)));
+    pub(super) fn legs_timeout(&self, now: Instant) -> Option<Instant> {
+        let legs = self.relayed.legs.iter().filter_map(|leg| leg.poll_timeout(self.may(leg.relay, now)));
         let alone = self.relayed.alone_since;
-        earliest([legs.min(), alone.map(|at| at + FOLLOWER_PATIENCE), self.relayed.release_at])
+        let cools = self.traffic.busy_until().filter(|at| !self.relayed.legs.is_empty() && now < *at);
+        earliest([legs.min(), alone.map(|at| at + FOLLOWER_PATIENCE), self.relayed.release_at, cools])
     }
 
-    /// What a leg may do now. A direct pair's may lapse.
-    fn may(&self, relay: RelayId) -> May {
-        let needs_relay = self.direct.is_none();
-        May { ask: needs_relay && self.met.contains(&relay), refresh: needs_relay, use_own: self.uses_own_relay() }
+    /// What a leg may do now.
+    fn may(&self, relay: RelayId, now: Instant) -> May {
+        let keeps = self.keeps_legs(now);
+        May { ask: keeps && self.met.contains(&relay), refresh: keeps, use_own: self.uses_own_relay() }
     }
 
     /// Whether this node's leg is the relay's channel because neither of the two got there by UDP.
@@ -340,8 +353,49 @@ impl Peer {
         self.punch.told.is_some_and(|peer| peer.class == NatClass::Blocked) || !self.ladder.is_fresh()
     }
 
+    /// A direct pair's leg may lapse, unless packets flow.
+    fn keeps_legs(&self, now: Instant) -> bool {
+        self.direct.is_none() || self.traffic.is_steady(now)
+    }
+
+    /// Asks for a leg to fall back to while packets flow, and lets it go afterwards. The side that nominates does.
+    fn keep_warm(&mut self, shared: &mut Shared, now: Instant) {
+        let used = self.relayed.path.filter(|path| path.confirmed);
+        if !self.nominates || (self.direct.is_none() && used.is_none()) {
+            return;
+        }
+        if !self.traffic.is_steady(now) {
+            if let Some(path) = used.filter(|path| path.settles.is_none() && !is_draining(path.relay, shared)) {
+                self.drop_needless_legs(path.relay, shared, now);
+            }
+            return;
+        }
+        let used = used.map(|path| path.relay);
+        let serves = |leg: &Leg| Some(leg.relay) != used && self.may_serve(leg, shared, now);
+        if self.relayed.legs.iter().any(serves) {
+            return;
+        }
+        let target = self.best_relay(used, shared, now).filter(|relay| !self.relayed.is_shunned(relay, now));
+        if let Some(target) = target.filter(|target| !self.relayed.legs.iter().any(|leg| leg.relay == *target)) {
+            self.make_room(shared);
+            self.relayed.legs.push(Leg::wanted(target, None, Some(now)));
+        }
+    }
+
+    /// Whether a leg is there, or can be hoped for.
+    fn may_serve(&self, leg: &Leg, shared: &Shared, now: Instant) -> bool {
+        let reached = leg.is_allocated() || self.met.contains(&leg.relay);
+        reached && !is_draining(leg.relay, shared) && !self.relayed.is_shunned(&leg.relay, now)
+    }
+
+    /// The relay, other than the one in use, where this pair could go on at once.
+    pub(super) fn warm_relay(&self) -> Option<RelayId> {
+        let used = self.relayed.path.map(|path| path.relay);
+        self.relayed.legs.iter().find(|leg| leg.is_ready() && Some(leg.relay) != used).map(|leg| leg.relay)
+    }
+
     fn drive_release(&mut self, shared: &mut Shared, now: Instant) {
-        if self.relayed.legs.is_empty() {
+        if self.relayed.legs.is_empty() || self.traffic.is_steady(now) {
             self.relayed.release_at = None;
             return;
         }
@@ -361,17 +415,12 @@ impl Peer {
 
     /// Sees to it that there is a leg on the way.
     fn want_leg(&mut self, shared: &mut Shared, now: Instant) {
-        let Some(target) = self.best_relay(shared, now) else {
+        let Some(target) = self.best_relay(None, shared, now) else {
             self.relayed.alone_since = None;
             return;
         };
-        let holds = |leg: &Leg| {
-            let drains = shared.relays.get(&leg.relay).is_some_and(|relay| relay.drains);
-            !drains
-                && !self.relayed.is_shunned(&leg.relay, now)
-                && (leg.is_allocated() || self.met.contains(&leg.relay))
-        };
-        if self.relayed.legs.iter().any(|leg| leg.relay == target || holds(leg)) {
+        let holds = |leg: &Leg| leg.relay == target || self.may_serve(leg, shared, now);
+        if self.relayed.legs.iter().any(holds) {
             self.relayed.alone_since = None;
             return;
         }
@@ -386,13 +435,15 @@ impl Peer {
         self.relayed.legs.push(Leg::wanted(target, None, Some(now)));
     }
 
-    /// The relay that both nodes prefer, of those that can be used at all.
-    fn best_relay(&self, shared: &Shared, now: Instant) -> Option<RelayId> {
+    /// The relay that both nodes prefer, of those that can be used at all, but for one.
+    fn best_relay(&self, except: Option<RelayId>, shared: &Shared, now: Instant) -> Option<RelayId> {
         let own = self.own_key;
         let has_socket = |relay: &RelayId| shared.relay_socket(relay, 1, 0).is_some();
         let usable = self.met.iter().filter(|relay| {
             let drains = shared.relays.get(relay).is_none_or(|known| known.drains);
-            !drains && (has_socket(relay) || (self.uses_own_relay() && shared.can_carry(relay)))
+            !drains
+                && Some(**relay) != except
+                && (has_socket(relay) || (self.uses_own_relay() && shared.can_carry(relay)))
         });
         let rank = |relay: &&RelayId| {
             (!self.relayed.is_shunned(relay, now), has_socket(relay), preference(relay, &own, &self.key))
@@ -412,10 +463,9 @@ impl Peer {
         }
     }
 
-    /// Lets legs go that a path in use has made needless.
-    pub(super) fn drop_other_legs(&mut self, used: RelayId, shared: &mut Shared) {
-        let others: Vec<RelayId> =
-            self.relayed.legs.iter().map(|leg| leg.relay).filter(|relay| *relay != used).collect();
+    /// Lets legs go that a path in use has made needless: all others, but for the warm one while packets flow.
+    pub(super) fn drop_needless_legs(&mut self, used: RelayId, shared: &mut Shared, now: Instant) {
+        let others: Vec<RelayId> = self.needless_legs(used, shared, now).map(|leg| leg.relay).collect();
         for relay in others {
             if self.nominates {
                 self.give_up(relay, shared);
@@ -423,6 +473,13 @@ impl Peer {
                 self.drop_leg(relay, shared);
             }
         }
+    }
+
+    /// Legs that a path in use leaves nothing to do for.
+    pub(super) fn needless_legs(&self, used: RelayId, shared: &Shared, now: Instant) -> impl Iterator<Item = &Leg> {
+        let steady = self.traffic.is_steady(now);
+        let warm = move |leg: &Leg| steady && self.may_serve(leg, shared, now);
+        self.relayed.legs.iter().filter(move |leg| leg.relay != used && !warm(leg))
     }
 
     fn give_up_leg(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) {
@@ -449,4 +506,8 @@ impl Peer {
             shared.send_control(leg.relay, ToRelay::Release(self.key));
         }
     }
+}
+
+fn is_draining(relay: RelayId, shared: &Shared) -> bool {
+    shared.relays.get(&relay).is_some_and(|known| known.drains)
 }

@@ -44,7 +44,7 @@ impl Peer {
         // The end of a penalty changes what is shown.
         let forgiven = self.pairs.values().filter_map(|pair| pair.penalised_until(now)).min();
         let retry = self.nomination.poll_timeout();
-        let relay = earliest([self.legs_timeout(), self.relay_timeout(now)]);
+        let relay = earliest([self.legs_timeout(now), self.relay_timeout(now)]);
         earliest([ladder, punch, trial, check, lost, hold, news, forgiven, retry, relay, self.suspicion_due()])
     }
 

@@ -19,6 +19,8 @@ const STRAYS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 3));
 const FIRST_PORT: u16 = 20_000;
 /// How often allocations are looked at.
 const EXPIRY: Duration = Duration::from_secs(10);
+/// How long a channel is silent before a node gives it up.
+const CHANNEL_IDLE: Duration = Duration::from_secs(3);
 /// How long a node waits before it makes a lost channel again.
 const RECONNECT: Duration = Duration::from_millis(500);
 
@@ -111,6 +113,30 @@ impl World {
         host.channels.clear();
         self.internet.attach_relay(address, None);
         for node in nodes {
+            self.lose_channel(relay, node);
+        }
+    }
+
+    /// Ends a relay without a word: nodes hear of it when their channels have been silent for too long.
+    pub fn kill_relay(&mut self, relay: usize) {
+        self.note(&format!("relay {relay} is killed"));
+        let host = &mut self.relays[relay];
+        host.up = false;
+        let address = host.plane.address();
+        host.plane = Plane::new(address);
+        let nodes: Vec<usize> = host.channels.values().map(|channel| channel.node).collect();
+        host.channels.clear();
+        self.internet.attach_relay(address, None);
+        for node in nodes {
+            let start = self.nodes[node].starts;
+            self.after(CHANNEL_IDLE, Action::Lose { relay, node, start });
+        }
+    }
+
+    /// A channel turned out to be dead.
+    pub(super) fn lose(&mut self, relay: usize, node: usize, start: u32) {
+        let is_new = self.relays[relay].channels_of(node).next().is_some();
+        if self.nodes[node].starts == start && !is_new {
             self.lose_channel(relay, node);
         }
     }
