@@ -1,0 +1,126 @@
+//! The warm leg: asked for while packets flow, taken when the path in use falls silent, let go afterwards.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use path::{Event, Input, PathState, RelayId, RelayNews};
+use support::legs::{SOCKET, key, relayed, state, token};
+use support::{Bench, RELAY, addr};
+use wire::control::{Leg, RefusedReason, ToNode, ToRelay};
+use wire::relay::{AllocationId, Side};
+
+const OTHER: RelayId = RelayId([0x4f; 32]);
+/// The address of the other relay, with the pair's port there.
+const SPARE: &str = "192.0.2.8:51903";
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+fn other(bench: &mut Bench, news: RelayNews) {
+    bench.input(Input::Relay { relay: OTHER, news });
+}
+
+/// A relayed pair whose nodes have met at another relay too.
+fn with_two(nominates: bool) -> Bench {
+    let mut bench = relayed(nominates);
+    let node = bench.peer;
+    other(&mut bench, RelayNews::Open { addresses: vec!["192.0.2.8".parse().unwrap()] });
+    other(&mut bench, RelayNews::Said(ToNode::Welcome { boot: 1, observed: addr("198.51.100.1:21820") }));
+    other(&mut bench, RelayNews::Said(ToNode::Present { node, met: true }));
+    bench.collect(S(12));
+    bench.asked();
+    bench
+}
+
+/// Packets of users go to and fro for a while. Returns the counters after.
+fn talk(bench: &mut Bench, mut bytes: u64, time: Duration) -> u64 {
+    let end = bench.now + time;
+    while bench.now < end {
+        bench.keep_alive(MS(250));
+        bytes += 1000;
+        bench.counters(bytes, bytes, SOCKET);
+    }
+    bytes
+}
+
+fn allocations(bench: &mut Bench) -> usize {
+    bench.asked().iter().filter(|said| matches!(said, ToRelay::Allocate { .. })).count()
+}
+
+/// The leg on the other relay is there, bound by both.
+fn make_warm(bench: &mut Bench) {
+    let partner = bench.peer;
+    let leg = Leg { allocation: AllocationId(9), side: Side::Low, port: 51_903, key: key(), counter: 0 };
+    other(bench, RelayNews::Said(ToNode::Allocated { partner, leg }));
+    other(bench, RelayNews::Said(ToNode::Ready(partner)));
+    bench.transmits();
+    bench.events();
+}
+
+fn relay(bench: &Bench) -> Option<RelayId> {
+    if let PathState::Relayed { relay, .. } = state(bench) { Some(relay) } else { None }
+}
+
+#[test]
+fn while_packets_flow_the_side_that_nominates_asks_for_a_second_leg_and_lets_it_go_afterwards() {
+    let mut bench = with_two(true);
+    let peer = bench.peer;
+    bench.keep_alive(S(30));
+    assert_eq!(allocations(&mut bench), 0, "nothing flows");
+    talk(&mut bench, 0, S(4));
+    assert_eq!(allocations(&mut bench), 1);
+    make_warm(&mut bench);
+    assert_eq!(relay(&bench), Some(RELAY), "it is not needed yet");
+    bench.keep_alive(S(12));
+    assert!(bench.asked().contains(&ToRelay::Release(peer)));
+    assert_eq!(bench.engine.snapshot().peers[&peer].legs.len(), 1);
+
+    let mut follower = with_two(false);
+    talk(&mut follower, 0, S(6));
+    assert_eq!(allocations(&mut follower), 0);
+}
+
+#[test]
+fn a_relay_that_falls_silent_is_left_for_the_warm_leg_without_asking_anybody() {
+    for nominates in [true, false] {
+        let mut bench = with_two(nominates);
+        let peer = bench.peer;
+        let bytes = talk(&mut bench, 0, S(4));
+        make_warm(&mut bench);
+        talk(&mut bench, bytes, S(2));
+        bench.events();
+        // From now on nothing comes back.
+        let (start, mut sent) = (bench.now, 100_000);
+        let mut events = Vec::new();
+        while relay(&bench) == Some(RELAY) {
+            assert!(bench.now - start < MS(900), "nominates: {nominates}");
+            bench.counters(100_000, sent, SOCKET);
+            sent += 1000;
+            events = bench.collect_events(MS(250));
+        }
+        let there = |event: &Event| matches!(event, Event::SetEndpoint { endpoint, .. } if *endpoint == addr(SPARE));
+        assert!(events.iter().any(there), "{events:?}");
+        assert!(!events.contains(&Event::StartHandshake { peer }), "the session goes on");
+        assert_eq!(relay(&bench), Some(OTHER));
+        bench.input(Input::EchoReply { peer, token: token(&events).unwrap() });
+        assert_eq!(relay(&bench), Some(OTHER));
+    }
+}
+
+#[test]
+fn a_relay_without_a_place_is_not_asked_for_a_warm_leg_again_and_again() {
+    let mut bench = with_two(true);
+    let partner = bench.peer;
+    let mut asked = 0;
+    let mut bytes = 0;
+    for _ in 0..60 {
+        bytes = talk(&mut bench, bytes, S(2));
+        let now = allocations(&mut bench);
+        for _ in 0..now {
+            other(&mut bench, RelayNews::Said(ToNode::Refused { partner, reason: RefusedReason::PortsExhausted }));
+        }
+        asked += now;
+    }
+    assert!((2..=7).contains(&asked), "{asked} times in two minutes");
+}
