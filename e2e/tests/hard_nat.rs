@@ -195,19 +195,42 @@ fn a_relay_starts_anew(lab: &Lab) -> Result<()> {
     wait_relayed(lab).map(drop)
 }
 
-/// Without a word of farewell: the other relay takes over, or this one is there again.
+/// Without a word of farewell: the pair goes on at its warm leg on the other relay, time and again.
 fn a_relay_is_killed(lab: &Lab) -> Result<()> {
-    let relay = wait_relayed(lab)?["relay"].as_str().context("a relay")?.to_owned();
-    let pods = workload::pods(lab)?;
-    let (from, to) = (on(&pods, "hard-a")?, on(&pods, "hard-b")?);
-    let kill = || lab.exec(&relay, "pkill", &["-9", "-x", "warren-relay"]).map(drop);
-    let result = during(lab, from, to, RESTART, kill)?;
-    eprintln!("           the relay on {relay} killed: {result}");
-    ensure!(result["received"].as_u64() > Some(0), "nothing came back: {result}");
-    reach(lab, "after the relay was killed")?;
-    let after = wait_relayed(lab)?;
-    eprintln!("           relayed by {relay} before, by {} after", after["relay"]);
+    for _ in 0..kills()? {
+        let relay = wait_relayed(lab)?["relay"].as_str().context("a relay")?.to_owned();
+        let pods = workload::pods(lab)?;
+        let (from, to) = (on(&pods, "hard-a")?, on(&pods, "hard-b")?);
+        let kill = || {
+            wait_warm(lab)?;
+            lab.exec(&relay, "pkill", &["-9", "-x", "warren-relay"]).map(drop)
+        };
+        let result = during(lab, from, to, RESTART, kill)?;
+        let after = wait_relayed(lab)?;
+        eprintln!("           the relay on {relay} killed, then by {}: {result}", after["relay"]);
+        ensure!(result["received"].as_u64() > Some(0), "nothing came back: {result}");
+        reach(lab, "after the relay was killed")?;
+    }
     Ok(())
+}
+
+/// How often the relay in use is killed: once, unless RELAY_KILLS says otherwise.
+fn kills() -> Result<u32> {
+    std::env::var("RELAY_KILLS").map_or(Ok(1), |text| text.parse().context("reading RELAY_KILLS"))
+}
+
+/// Waits until packets that flow have given the hard pair a leg on the other relay too, as both see it.
+fn wait_warm(lab: &Lab) -> Result<()> {
+    wait::until("the hard pair to have two legs ready", SOON, || {
+        for (from, to) in HARD {
+            let path = path(lab, from, to)?;
+            let legs = path["legs"].as_array().map(Vec::as_slice).unwrap_or_default();
+            if legs.iter().filter(|leg| leg["phase"] == "ready").count() < 2 {
+                return Err(format!("{from} to {to}: {path}"));
+            }
+        }
+        Ok(())
+    })
 }
 
 fn an_agent_starts_anew(lab: &Lab) -> Result<()> {

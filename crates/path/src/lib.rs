@@ -58,9 +58,12 @@
 //! Half a minute after it became direct the nominator releases the leg, unless the device still uses it. WireGuard sends where the
 //! last authentic packet came from, so what circulates by the relay may hold both devices there; they are pointed at the direct pair
 //! at a packet's distance until it is over. Whoever is led there later is no judge of the direct pair: if that answers, the nominator
-//! nominates it once more, and the other side asks for it or goes along. A relay that falls silent, or
-//! loses its channel and does not answer an echo, is left for the next one; one that starts anew is asked for the same port, and the
-//! session goes on. Without any relay everything is as it was: probed at once.
+//! nominates it once more, and the other side asks for it or goes along. A relay that falls silent, or loses its channel and does not
+//! answer an echo, is left for the next one; one that starts anew is asked for the same port, and the session goes on. Without any
+//! relay everything is as it was: probed at once.
+//!
+//! While packets of users flow there is a *warm* leg as well, on another relay than the one in use, or on any if the pair is direct.
+//! A path that falls silent is then left soon, by whichever side notices: the session is there, and the other device follows.
 //!
 //! # By a relay's channel
 //!

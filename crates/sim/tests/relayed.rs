@@ -267,7 +267,7 @@ fn a_direct_pair_that_falls_silent_goes_on_at_its_warm_leg_within_a_second() {
 }
 
 #[test]
-fn agents_that_are_slow_and_users_that_only_send_do_not_drive_a_pair_from_relay_to_relay() {
+fn agents_that_hear_late_do_not_drive_a_pair_from_relay_to_relay() {
     for seed in 0..10 {
         let mut world = relayed_pair_of_two(seed);
         world.agent_lag = MS(900);
