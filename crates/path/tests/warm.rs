@@ -6,9 +6,9 @@ mod support;
 use std::time::Duration;
 
 use path::{Event, Input, PathState, RelayId, RelayNews};
-use support::legs::{SOCKET, key, relayed, state, token};
+use support::legs::{PEER, SOCKET, direct, key, relayed, state, token};
 use support::{Bench, RELAY, addr};
-use wire::control::{Leg, RefusedReason, ToNode, ToRelay};
+use wire::control::{Leg, RefusedReason, ReleasedReason, ToNode, ToRelay};
 use wire::relay::{AllocationId, Side};
 
 const OTHER: RelayId = RelayId([0x4f; 32]);
@@ -33,13 +33,17 @@ fn with_two(nominates: bool) -> Bench {
     bench
 }
 
-/// Packets of users go to and fro for a while. Returns the counters after.
-fn talk(bench: &mut Bench, mut bytes: u64, time: Duration) -> u64 {
+/// Packets of users go to and fro by the relay for a while. Returns the counters after.
+fn talk(bench: &mut Bench, bytes: u64, time: Duration) -> u64 {
+    talk_at(bench, SOCKET, bytes, time)
+}
+
+fn talk_at(bench: &mut Bench, remote: &str, mut bytes: u64, time: Duration) -> u64 {
     let end = bench.now + time;
     while bench.now < end {
         bench.keep_alive(MS(250));
         bytes += 1000;
-        bench.counters(bytes, bytes, SOCKET);
+        bench.counters(bytes, bytes, remote);
     }
     bytes
 }
@@ -123,4 +127,18 @@ fn a_relay_without_a_place_is_not_asked_for_a_warm_leg_again_and_again() {
         asked += now;
     }
     assert!((2..=7).contains(&asked), "{asked} times in two minutes");
+}
+
+#[test]
+fn a_direct_pair_keeps_its_leg_while_packets_flow_unless_the_peer_has_no_room() {
+    let mut bench = direct(true);
+    let partner = bench.peer;
+    let bytes = talk_at(&mut bench, PEER, 0, S(60));
+    bench.asked();
+    assert_eq!(bench.engine.snapshot().peers[&partner].legs.len(), 1);
+    bench.hear(ToNode::Released { partner, reason: ReleasedReason::Asked });
+    let bytes = talk_at(&mut bench, PEER, bytes, S(290));
+    assert_eq!(allocations(&mut bench), 0);
+    talk_at(&mut bench, PEER, bytes, S(15));
+    assert!(allocations(&mut bench) > 0);
 }

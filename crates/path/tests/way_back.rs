@@ -7,30 +7,14 @@ mod support;
 use std::time::Duration;
 
 use path::{Event, Input, PathState, Reason, Transmit};
-use support::legs::{PEER, SOCKET, bound, ready, relayed, state, token};
+use support::legs::{PEER, SOCKET, acknowledge, bound, direct, nomination, ready, relayed, state, token};
 use support::{Bench, addr};
-use wire::probe::Probe;
-use wire::stun::TransactionId;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
 
 fn is_relayed(bench: &Bench) -> bool {
     matches!(state(bench), PathState::Relayed { .. })
-}
-
-fn nomination(bench: &Bench, sent: &[Transmit]) -> Option<(TransactionId, u64)> {
-    sent.iter().find_map(|sent| match bench.open(sent) {
-        Some((tx, Probe::Nominate { epoch })) if sent.remote == addr(PEER) => Some((tx, epoch)),
-        _ => None,
-    })
-}
-
-/// The peer takes a nomination up. What the engine does then.
-fn acknowledge(bench: &mut Bench, (tx, epoch): (TransactionId, u64)) -> Vec<Event> {
-    let ack = bench.seal(tx, &Probe::NominateAck { epoch });
-    bench.receive(PEER, ack);
-    bench.events()
 }
 
 /// Time passes in small steps with a peer that answers probes, and no echo. All that is sent.
@@ -43,27 +27,6 @@ fn probes_only(bench: &mut Bench, time: Duration) -> Vec<Transmit> {
         all.extend(sent);
     }
     all
-}
-
-/// A pair that was relayed and is direct, with its leg still there.
-fn direct(nominates: bool) -> Bench {
-    let mut bench = relayed(nominates);
-    let peer = bench.peer;
-    let sent = bench.keep_alive(S(1));
-    bench.answer(&sent, PEER);
-    let events = if nominates {
-        let sent = bench.transmits();
-        let nomination = nomination(&bench, &sent).expect("a nomination");
-        acknowledge(&mut bench, nomination)
-    } else {
-        bench.say(PEER, &Probe::Nominate { epoch: 1 });
-        bench.events()
-    };
-    bench.input(Input::EchoReply { peer, token: token(&events).unwrap() });
-    assert!(bench.is_direct());
-    bench.collect(S(12));
-    bench.input(Input::EchoRequest { peer });
-    bench
 }
 
 fn points_at(events: &[Event], remote: &str) -> bool {

@@ -35,6 +35,10 @@ const RELEASE: Duration = Duration::from_secs(30);
 const FOLLOWER_RELEASE: Duration = Duration::from_secs(300);
 /// How long a leg is kept beyond its time each time that the device turns out to use it.
 const LINGER: Duration = Duration::from_secs(5);
+/// Legs of this node up to which it keeps warm ones: a relay has 64 places for a node, and whoever needs one comes first.
+const ROOM: usize = 24;
+/// How long a pair does without a warm leg that the peer had no room for.
+const NO_WARM: Duration = Duration::from_secs(300);
 /// How long another relay is preferred to one that failed, doubled each time ..
 const SHUN: Duration = Duration::from_secs(5);
 /// .. at most.
@@ -56,6 +60,8 @@ pub(super) struct Relayed {
     pub(super) warmed: Option<Instant>,
     /// How often the device was led from the direct path to a relay.
     pub(super) led: u8,
+    /// No warm leg is asked for before this.
+    no_warm_until: Option<Instant>,
     shunned: BTreeMap<RelayId, Shunned>,
     former: Vec<SocketAddr>,
     /// Since when there is nobody to be told of a leg by.
@@ -204,6 +210,9 @@ impl Peer {
         };
         leg.forget(shared);
         let has_other = self.relayed.legs.iter().any(|leg| leg.relay != relay && leg.is_allocated());
+        if reason == ReleasedReason::Asked && self.direct.is_some() {
+            self.relayed.no_warm_until = Some(now + NO_WARM);
+        }
         if self.direct.is_some() || !self.wanted || has_other {
             self.drop_leg(relay, shared);
             if self.relayed.path.is_some_and(|path| path.relay == relay) {
@@ -370,6 +379,10 @@ impl Peer {
             }
             return;
         }
+        let waits = self.relayed.no_warm_until.is_some_and(|until| now < until);
+        if waits || shared.legs.len() >= ROOM {
+            return;
+        }
         let used = used.map(|path| path.relay);
         let serves = |leg: &Leg| Some(leg.relay) != used && self.may_serve(leg, shared, now);
         if self.relayed.legs.iter().any(serves) {
@@ -395,12 +408,13 @@ impl Peer {
     }
 
     fn drive_release(&mut self, shared: &mut Shared, now: Instant) {
-        if self.relayed.legs.is_empty() || self.traffic.is_steady(now) {
+        let has_room = shared.legs.len() <= ROOM;
+        if self.relayed.legs.is_empty() || (has_room && self.traffic.is_steady(now)) {
             self.relayed.release_at = None;
             return;
         }
         self.relayed.legs.retain(Leg::is_allocated);
-        let time = if self.nominates { RELEASE } else { FOLLOWER_RELEASE };
+        let time = if self.nominates || !has_room { RELEASE } else { FOLLOWER_RELEASE };
         let due = *self.relayed.release_at.get_or_insert(now + time);
         if due > now {
             return;

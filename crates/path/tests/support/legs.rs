@@ -1,8 +1,12 @@
 //! A node beside a relay, from the first meeting to a path that is proven.
 
-use path::{Event, Input, PathState};
+use std::time::Duration;
+
+use path::{Event, Input, PathState, Transmit};
 use wire::control::{Leg, ToNode};
+use wire::probe::Probe;
 use wire::relay::{self, AllocationId, Body, Header, LegKey, Side, Token};
+use wire::stun::TransactionId;
 
 use super::{Bench, addr};
 
@@ -86,4 +90,39 @@ pub fn token(events: &[Event]) -> Option<u64> {
 
 pub fn state(bench: &Bench) -> PathState {
     bench.engine.snapshot().peers[&bench.peer].state
+}
+
+pub fn nomination(bench: &Bench, sent: &[Transmit]) -> Option<(TransactionId, u64)> {
+    sent.iter().find_map(|sent| match bench.open(sent) {
+        Some((tx, Probe::Nominate { epoch })) if sent.remote == addr(PEER) => Some((tx, epoch)),
+        _ => None,
+    })
+}
+
+/// The peer takes a nomination up. What the engine does then.
+pub fn acknowledge(bench: &mut Bench, (tx, epoch): (TransactionId, u64)) -> Vec<Event> {
+    let ack = bench.seal(tx, &Probe::NominateAck { epoch });
+    bench.receive(PEER, ack);
+    bench.events()
+}
+
+/// A pair that was relayed and is direct, with its leg still there.
+pub fn direct(nominates: bool) -> Bench {
+    let mut bench = relayed(nominates);
+    let peer = bench.peer;
+    let sent = bench.keep_alive(Duration::from_secs(1));
+    bench.answer(&sent, PEER);
+    let events = if nominates {
+        let sent = bench.transmits();
+        let nomination = nomination(&bench, &sent).expect("a nomination");
+        acknowledge(&mut bench, nomination)
+    } else {
+        bench.say(PEER, &Probe::Nominate { epoch: 1 });
+        bench.events()
+    };
+    bench.input(Input::EchoReply { peer, token: token(&events).unwrap() });
+    assert!(bench.is_direct());
+    bench.collect(Duration::from_secs(12));
+    bench.input(Input::EchoRequest { peer });
+    bench
 }
