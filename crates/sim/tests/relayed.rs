@@ -279,7 +279,7 @@ fn agents_that_hear_late_do_not_drive_a_pair_from_relay_to_relay() {
         }
         world.run_for(S(120));
         let changes = NODES.iter().map(|node| ledger(&world, *node).changes).max().unwrap();
-        assert!(changes <= 2, "seed {seed}: {changes} changes");
+        assert!(changes <= 4, "seed {seed}: {changes} changes");
         assert_eq!(lost(&mut world), 0, "seed {seed}");
     }
 }

@@ -24,8 +24,8 @@ const CONFIRM: Duration = Duration::from_secs(2);
 const LOST_CHANNEL: Duration = Duration::from_millis(600);
 /// The same if a warm leg stands ready, unless three round trips are longer. To leave costs next to nothing.
 const WARM: Duration = Duration::from_millis(250);
-/// For so long after a warm leg was taken the next doubt takes its time: it may be the peer that is slow, and no relay.
-const WARM_GAP: Duration = Duration::from_secs(60);
+/// A warm leg that is taken this soon after another doubles that time for the next: it may be the peer that is slow, and no relay.
+pub(super) const WARM_GAP: Duration = Duration::from_secs(60);
 /// When the handshake is tried once more: longer than any round trip that is worth having.
 const SECOND_HANDSHAKE: Duration = Duration::from_millis(600);
 /// When a path that was fine gets a new handshake: the peer's device may have lost the session.
@@ -318,14 +318,12 @@ impl Peer {
         let patience = if self.nominates { CHECK_HANDSHAKE } else { CHECK_HANDSHAKE * 3 };
         let mut echoes = Echoes::new(Some(now + patience), now);
         let lost = self.relayed.path.is_some_and(|path| !shared.relays.is_open(&path.relay));
-        let calm = self.relayed.warmed.is_none_or(|at| now.saturating_duration_since(at) >= WARM_GAP);
-        let quick = match self.warm_relay() {
-            Some(_) if calm => Some(WARM),
-            _ if lost => Some(LOST_CHANNEL),
-            _ => None,
-        };
-        if let Some(quick) = quick {
-            echoes.deadline = now + quick.max(self.relayed.rtt.unwrap_or_default() * 3);
+        let mut patience = if lost { LOST_CHANNEL } else { CONFIRM };
+        if self.relayed.is_warm() {
+            patience = patience.min(WARM * (1 << self.relayed.taken_lately(now).min(3)));
+        }
+        if patience < CONFIRM {
+            echoes.deadline = now + patience.max(self.relayed.rtt.unwrap_or_default() * 3);
         }
         self.relayed.echoes = Some(echoes);
         self.drive_relay(shared, now);
@@ -460,7 +458,7 @@ impl Peer {
 
     /// Packets go on at a relay where a leg stands ready. Either side may do that: the device of the other one follows.
     fn go_on_at(&mut self, relay: RelayId, left: RelayPath, shared: &mut Shared, now: Instant) {
-        self.relayed.warmed = Some(now);
+        self.relayed.taken = Some((now, self.relayed.taken_lately(now) + 1));
         let Some(endpoint) = self.relayed.leg(&relay).and_then(|leg| leg.remote()) else {
             return;
         };

@@ -16,7 +16,7 @@ use wire::relay::Frame;
 
 use super::Peer;
 use super::leg::{Leg, May};
-use super::relay_path::{Echoes, RelayPath};
+use super::relay_path::{Echoes, RelayPath, WARM_GAP};
 use crate::nat::NatClass;
 use crate::relay::{MAX_RELAYS, RelayId, preference};
 use crate::shared::Shared;
@@ -56,8 +56,8 @@ pub(super) struct Relayed {
     pub(super) rtt: Option<Duration>,
     /// Attempts in a row that no echo came of.
     pub(super) failures: u32,
-    /// When a warm leg was last taken.
-    pub(super) warmed: Option<Instant>,
+    /// When a warm leg was last taken, and how often in quick succession.
+    pub(super) taken: Option<(Instant, u32)>,
     /// How often the device was led from the direct path to a relay.
     pub(super) led: u8,
     /// No warm leg is asked for before this.
@@ -104,6 +104,11 @@ impl Relayed {
     pub(super) fn is_warm(&self) -> bool {
         let used = self.path.map(|path| path.relay);
         self.legs.iter().any(|leg| leg.is_ready() && Some(leg.relay) != used)
+    }
+
+    /// How often warm legs were taken in quick succession, until a moment ago.
+    pub(super) fn taken_lately(&self, now: Instant) -> u32 {
+        self.taken.filter(|(at, _)| now.saturating_duration_since(*at) < WARM_GAP).map_or(0, |(_, times)| times)
     }
 
     /// Whether packets of this pair may still come from a relay.
