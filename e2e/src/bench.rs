@@ -14,6 +14,7 @@ pub mod machine;
 pub mod pair;
 pub mod profile;
 pub mod program;
+pub mod restart;
 pub mod scale;
 pub mod stream;
 pub mod throughput;

@@ -1,9 +1,10 @@
-//! The lab of the benchmark: sites of which every pair can be direct, with 40 ms between them, Warren installed by Helm, and ways to
-//! look at an agent that cost next to nothing.
+//! The labs of the benchmark: sites with 40 ms between any two, Warren installed by Helm, and ways to look at an agent that cost next to
+//! nothing.
 
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use crate::bench::{LAB, usage};
 use crate::images::Set;
@@ -18,13 +19,19 @@ const DELAY: u64 = 20;
 /// The agent's own name for its process.
 pub const AGENT: &str = "warren-agent";
 
-/// Brings the lab up, measures, and takes it down whatever came of it.
+/// Brings up the lab in which every pair can be direct, measures, and takes it down whatever came of it.
 pub fn with_lab<T>(progress: &Progress, measure: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
-    let scenario = Scenario { delay_ms: DELAY, ..Scenario::direct(LAB) };
-    Lab::with(scenario, Set::All, progress, |lab| {
+    with(Scenario::direct(LAB), progress, |lab| {
+        progress.step("every pair is direct", || wait_all_direct(lab))?;
+        measure(lab)
+    })
+}
+
+/// The same with another scenario, and without waiting for paths.
+pub fn with<T>(scenario: Scenario, progress: &Progress, measure: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
+    Lab::with(Scenario { delay_ms: DELAY, ..scenario }, Set::All, progress, |lab| {
         progress.step("helm install warren --wait", || warren::install(lab))?;
         progress.step("every node and MeshNode is Ready", || warren::wait_ready(lab))?;
-        progress.step("every pair is direct", || wait_all_direct(lab))?;
         measure(lab)
     })
 }
@@ -34,19 +41,24 @@ fn wait_all_direct(lab: &Lab) -> Result<()> {
         let nodes = lab.running();
         let pairs = nodes.iter().flat_map(|from| nodes.iter().map(move |to| (&from.name, &to.name)));
         let lacking: Vec<String> = pairs
-            .filter(|(from, to)| from != to && !is_direct(lab, from, to))
+            .filter(|(from, to)| from != to && !is_reached(lab, from, to, "direct"))
             .map(|(from, to)| format!("{from} to {to}"))
             .collect();
         if lacking.is_empty() { Ok(()) } else { Err(lacking.join(", ")) }
     })
 }
 
-/// Whether the agent of `node` says that it reaches `peer` directly; no when it says nothing.
+/// What the agent of `node` says of its path to `peer`; nothing when it does not answer.
 #[must_use]
-pub fn is_direct(lab: &Lab, node: &str, peer: &str) -> bool {
-    let Ok(report) = agent::ask(lab, node, "/v1/paths") else { return false };
-    let peers = report["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    peers.iter().any(|entry| entry["name"] == peer && entry["state"] == "direct")
+pub fn path(lab: &Lab, node: &str, peer: &str) -> Option<Value> {
+    let report = agent::ask(lab, node, "/v1/paths").ok()?;
+    report["peers"].as_array()?.iter().find(|entry| entry["name"] == peer).cloned()
+}
+
+/// Whether the agent of `node` says that it reaches `peer` in this state: `direct`, `relayed`.
+#[must_use]
+pub fn is_reached(lab: &Lab, node: &str, peer: &str, state: &str) -> bool {
+    path(lab, node, peer).is_some_and(|path| path["state"] == state)
 }
 
 /// The process of the node's agent, if one runs.

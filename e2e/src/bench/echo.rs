@@ -80,10 +80,12 @@ impl Stream {
         lock(&self.pings).iter().filter_map(|ping| ping.echoed).filter(|at| *at >= instant).min()
     }
 
-    /// How many of the last `count` pings have had an echo.
+    /// How many of the last `count` pings that were sent so long ago have had an echo.
     #[must_use]
-    pub fn echoes_of_last(&self, count: usize) -> usize {
-        lock(&self.pings).iter().rev().take(count).filter(|ping| ping.echoed.is_some()).count()
+    pub fn echoes_of_last(&self, count: usize, ago: Duration) -> usize {
+        let pings = lock(&self.pings);
+        let due = pings.iter().rev().skip_while(|ping| ping.sent.elapsed() < ago);
+        due.take(count).filter(|ping| ping.echoed.is_some()).count()
     }
 
     /// Ends it, the last echoes included.

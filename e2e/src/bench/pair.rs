@@ -106,9 +106,11 @@ impl<'a> Pair<'a> {
 
     fn echoes(&self) -> Result<Stream> {
         let pings = self.ping()?;
-        wait::until("echoes through the idle pair", CONNECTED, || match pings.echoes_of_last(IDLE_PINGS) {
-            echoes if echoes == IDLE_PINGS => Ok(()),
-            echoes => Err(format!("{echoes} of the last {IDLE_PINGS} pings had an echo")),
+        wait::until("echoes through the idle pair", CONNECTED, || {
+            match pings.echoes_of_last(IDLE_PINGS, Duration::ZERO) {
+                echoes if echoes == IDLE_PINGS => Ok(()),
+                echoes => Err(format!("{echoes} of the last {IDLE_PINGS} pings had an echo")),
+            }
         })?;
         Ok(pings)
     }

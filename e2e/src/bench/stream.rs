@@ -1,5 +1,6 @@
 //! TCP through a pair, by iperf3, with a ping beside it.
 
+use std::net::Ipv4Addr;
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -8,6 +9,7 @@ use serde_json::Value;
 use crate::bench::Spread;
 use crate::bench::pair::{CONNECTED, MESH, Pair};
 use crate::command::{command, run};
+use crate::net::namespace::Namespace;
 use crate::wait;
 
 /// Which streams.
@@ -69,7 +71,7 @@ pub struct Carried {
 
 /// Sends as fast as it goes for so many seconds.
 pub fn carry(pair: &Pair<'_>, shape: Shape, seconds: u8) -> Result<Carried> {
-    let server = Server::start(pair)?;
+    let server = Server::start(&pair.ends[1].namespace, MESH[1])?;
     let (target, seconds) = (MESH[1].to_string(), seconds.to_string());
     let mut args = vec!["--client", &target, "--time", &seconds, "--json"];
     args.extend(shape.flags());
@@ -98,13 +100,13 @@ pub fn check_machine() -> Result<()> {
     run(&mut command("iperf3", ["--version"])).context("install the Debian package iperf3").map(drop)
 }
 
-/// An iperf3 that waits at the second end.
-struct Server(Child);
+/// An iperf3 that waits for one client.
+pub struct Server(Child);
 
 impl Server {
-    fn start(pair: &Pair<'_>) -> Result<Self> {
-        let namespace = &pair.ends[1].namespace;
-        let mut iperf3 = namespace.command("iperf3", &["--server", "--one-off", "--bind", &MESH[1].to_string()]);
+    /// Starts it and waits until it listens.
+    pub fn start(namespace: &Namespace, address: Ipv4Addr) -> Result<Self> {
+        let mut iperf3 = namespace.command("iperf3", &["--server", "--one-off", "--bind", &address.to_string()]);
         let child = iperf3.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let server = Self(child.context("starting iperf3: install the Debian package iperf3")?);
         wait::until("iperf3 to listen", CONNECTED, || {
