@@ -35,6 +35,32 @@ pub fn measure_tls(rounds: usize, seconds: u8, progress: &Progress) -> Result<Ve
     tls::measure(&Wires::new()?, rounds, seconds, progress)
 }
 
+/// Measures the way of single datagrams alone.
+pub fn measure_latency(rounds: usize, progress: &Progress) -> Result<String> {
+    Ok(table("What it adds", &latencies(&Wires::new()?, rounds, progress)?))
+}
+
+fn latencies(wires: &Wires, rounds: usize, progress: &Progress) -> Result<Vec<Row>> {
+    let mut turns: [Vec<f64>; 3] = Default::default();
+    for round in 1..=rounds {
+        for (way, turns) in Way::ALL.into_iter().zip(&mut turns) {
+            let what = format!("round {round} of {rounds}: {}, latency", way.name());
+            turns.push(progress.step(&what, || load::latency(&way.open(wires, 1)?))?);
+        }
+    }
+    let [relay, ..] = &turns;
+    let what = "time of a datagram of 128 bytes on its way";
+    let times = Way::ALL
+        .iter()
+        .zip(&turns)
+        .map(|(way, turns)| Row::new(format!("{what}, {}", way.name()), "us", Spread::of(turns.iter().copied())));
+    let ratios = [(Way::Kernel, &turns[1]), (Way::Coturn, &turns[2])].map(|(other, theirs)| {
+        let ratio = Spread::of(relay.iter().zip(theirs).map(|(ours, theirs)| ours / theirs));
+        Row::new(format!("{what}, relay / {}", other.name()), "ratio", ratio)
+    });
+    Ok(times.chain(ratios).collect())
+}
+
 /// Measures all of it; every table is in Markdown.
 pub fn measure(rounds: usize, seconds: u8, progress: &Progress) -> Result<Vec<String>> {
     let wires = Wires::new()?;
@@ -63,20 +89,7 @@ pub fn measure(rounds: usize, seconds: u8, progress: &Progress) -> Result<Vec<St
             per_core.push(Versus::new(&name, unit, &beside(turn, cpu), TIMES_COTURN));
         }
     }
-    for (what, other) in [("relay / kernel", Way::Kernel), ("relay / coturn", Way::Coturn)] {
-        let ratio = (1..=rounds).map(|round| {
-            progress.step(&format!("round {round} of {rounds}: latency, {what}"), || {
-                let ours = load::latency(&Way::Relay.open(&wires, 1)?)?;
-                Ok(ours / load::latency(&other.open(&wires, 1)?)?)
-            })
-        });
-        let ratio = ratio.collect::<Result<Vec<f64>>>()?;
-        latency.push(Row::new(
-            format!("time of a datagram of 128 bytes on its way, {what}"),
-            "ratio",
-            Spread::of(ratio),
-        ));
-    }
+    latency.extend(latencies(&wires, rounds, progress)?);
     let bytes = progress.step("memory of idle allocations", || memory::per_allocation(&wires, ALLOCATIONS))?;
     latency.push(
         Row::new(format!("memory of an idle allocation, of {ALLOCATIONS}"), "bytes", Spread::of([bytes]))
