@@ -14,6 +14,7 @@ pub mod machine;
 pub mod pair;
 pub mod profile;
 pub mod program;
+pub mod relayed;
 pub mod restart;
 pub mod scale;
 pub mod stream;
@@ -40,6 +41,8 @@ pub enum Goal {
     Most(f64),
     /// The median is to be at least this.
     Least(f64),
+    /// Of twenty measurements nineteen are to be at most this.
+    Mostly(f64),
     /// No single measurement may be above this.
     Limit(f64),
 }
@@ -72,6 +75,11 @@ impl Spread {
         if self.0.len() % 2 == 1 { self.0[middle] } else { f64::midpoint(self.0[middle - 1], self.0[middle]) }
     }
 
+    /// The one that nineteen of twenty are not above.
+    fn percentile_95(&self) -> f64 {
+        self.0[(self.0.len() * 19).div_ceil(20) - 1]
+    }
+
     fn least(&self) -> f64 {
         self.0[0]
     }
@@ -97,6 +105,7 @@ impl Goal {
             Self::None => None,
             Self::Most(most) => Some(spread.median() <= most),
             Self::Least(least) => Some(spread.median() >= least),
+            Self::Mostly(most) => Some(spread.percentile_95() <= most),
             Self::Limit(limit) => Some(spread.most() <= limit),
         }
     }
@@ -114,6 +123,7 @@ impl Display for Goal {
             Self::None => write!(f, "-"),
             Self::Most(most) => write!(f, "<= {}", number(*most)),
             Self::Least(least) => write!(f, ">= {}", number(*least)),
+            Self::Mostly(most) => write!(f, "<= {}, p95", number(*most)),
             Self::Limit(limit) => write!(f, "<= {}, each", number(*limit)),
         }
     }
@@ -169,6 +179,9 @@ mod tests {
         assert_eq!(Goal::Limit(3.0).is_met(&spread), Some(false));
         assert_eq!((Goal::Least(0.7).is_met(&spread), Goal::Least(0.71).is_met(&spread)), (Some(true), Some(false)));
         assert_eq!(Goal::None.is_met(&spread), None);
+        let twenty = Spread::of((1..=20).map(f64::from));
+        assert_eq!((Goal::Mostly(19.0).is_met(&twenty), Goal::Mostly(18.9).is_met(&twenty)), (Some(true), Some(false)));
+        assert_eq!((Goal::Mostly(3.5).is_met(&spread), Goal::Mostly(3.4).is_met(&spread)), (Some(true), Some(false)));
     }
 
     #[test]

@@ -150,6 +150,12 @@ impl Scenario {
         Self::of(name, vec![control_plane(), public(), hard_a(), hard_b(), only_tls()])
     }
 
+    /// [`Self::relayed`] and the two homes: a pair that is never direct and one that can be.
+    #[must_use]
+    pub fn paths(name: &str) -> Self {
+        Self::of(name, vec![control_plane(), public(), hard_a(), hard_b(), home_a(), home_b()])
+    }
+
     /// The control plane alone; `home-a` may join later.
     #[must_use]
     pub fn single(name: &str) -> Self {
@@ -384,7 +390,9 @@ mod tests {
     fn no_two_sites_share_an_internet_segment() {
         let named = ["demo", "single", "dual-stack", "nat-api", "relayed"]
             .map(|kind| (kind, Scenario::named(kind, "t").unwrap()));
-        for (kind, scenario) in named.into_iter().chain([("guests", Scenario::guests("t"))]) {
+        for (kind, scenario) in
+            named.into_iter().chain([("guests", Scenario::guests("t")), ("paths", Scenario::paths("t"))])
+        {
             let uplinks = || scenario.nodes.iter().map(Node::uplink);
             let v4: BTreeSet<_> = uplinks().map(|(v4, _)| v4.trunc()).collect();
             let v6: BTreeSet<_> = uplinks().map(|(_, v6)| v6.trunc()).collect();

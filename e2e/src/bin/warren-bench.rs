@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use e2e::bench::{self, LAB, connect, forward, idle, machine, profile, scale, stream, throughput, userspace};
+use e2e::bench::{self, LAB, connect, forward, idle, machine, profile, relayed, scale, stream, throughput, userspace};
 use e2e::images::binary;
 use e2e::parts::{self, Parts};
 use e2e::progress::Progress;
@@ -25,6 +25,9 @@ struct Args {
     /// How long each TCP stream is, in seconds.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=60))]
     seconds: u8,
+    /// How often each figure of `relayed` is measured.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=100))]
+    runs: u8,
     /// How many peers each end has in `userspace`; all but one are idle.
     #[arg(long, value_delimiter = ',', default_value = "1,100,1000", value_parser = clap::value_parser!(u16).range(1..))]
     peers: Vec<u16>,
@@ -32,7 +35,7 @@ struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Everything but `userspace`, `relay`, `tls` and `profile`.
+    /// Everything but `userspace`, `relay`, `tls`, `latency`, `relayed` and `profile`.
     All,
     /// One TCP stream through Warren's device, a bare gotatun and wireguard-go.
     Throughput,
@@ -44,6 +47,10 @@ enum Part {
     Relay,
     /// The last of these alone.
     Tls,
+    /// The way of single datagrams through the relay, the kernel and coturn alone.
+    Latency,
+    /// Pairs that a relay carries, in a lab of their own: speed, starts, relays that end, changes between relay and direct path.
+    Relayed,
     /// Where the time of a userspace device goes, by samples that perf takes.
     Profile,
     /// Restarted agents and a stopped control plane, in the lab.
@@ -55,7 +62,7 @@ enum Part {
 impl Part {
     /// Only measured when it is asked for by name.
     fn is_apart(self) -> bool {
-        matches!(self, Self::Userspace | Self::Relay | Self::Tls | Self::Profile)
+        matches!(self, Self::Userspace | Self::Relay | Self::Tls | Self::Latency | Self::Relayed | Self::Profile)
     }
 }
 
@@ -70,7 +77,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    let Args { parts: named, rounds, seconds, peers } = args;
+    let Args { parts: named, rounds, seconds, runs, peers } = args;
     let rounds = usize::from(rounds);
     let _lock = lock()?;
     interrupt::take_down_on_interrupt(LAB, &binary("warren-lab"))?;
@@ -103,6 +110,12 @@ fn run(args: Args) -> Result<()> {
         for table in forward::measure_tls(rounds, seconds, &progress)? {
             println!("{table}");
         }
+    }
+    if wanted(Part::Latency) {
+        println!("{}", forward::measure_latency(rounds, &progress)?);
+    }
+    if wanted(Part::Relayed) {
+        relayed::measure(runs.into(), seconds, &progress, |table| println!("{table}"))?;
     }
     if wanted(Part::Profile) {
         stream::check_machine()?;

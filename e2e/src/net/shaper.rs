@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::command::{command, run};
+use crate::net::namespace::Namespace;
 
 /// Name of the device.
 pub const DEVICE: &str = "shaper";
@@ -39,6 +40,13 @@ pub fn run_forever(sites: &[String], delay: Duration) -> Result<()> {
     let out = device.try_clone().context("sharing the TUN device")?;
     std::thread::spawn(move || forward(out, &leave));
     collect(device, &enter, delay)
+}
+
+/// Takes the shaper out of the way of IPv4 between these sites, which have no delay then, or puts it back.
+pub fn set_in_the_way(internet: &Namespace, sites: &[String], is: bool) -> Result<()> {
+    let verb = if is { "add" } else { "del" };
+    let lines: Vec<String> = sites.iter().map(|site| format!("rule {verb} iif {site} lookup {TABLE}")).collect();
+    internet.ip(&lines.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 fn collect(mut device: File, enter: &SyncSender<(Instant, Vec<u8>)>, delay: Duration) -> Result<()> {

@@ -1,0 +1,161 @@
+//! Pairs that a relay carries, in the lab: how fast, how soon after a start, what is noticed when a relay ends, and what when a pair
+//! changes between relay and direct path.
+//!
+//! Two nodes stand behind NATs that draw their ports and are never direct; two stand behind home routers and are direct unless the internet
+//! between them drops their packets. A packet through a relay crosses the internet twice, so its round trip is 80 ms.
+
+mod deaths;
+mod direct;
+mod speed;
+
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::bench::cluster::{self, mesh_address, path};
+use crate::bench::echo::Stream;
+use crate::bench::restart::{Identity, REPLACED, Start, renew_pod, restart, whole_stream};
+use crate::bench::{Goal, LAB, Row, Spread, table};
+use crate::lab::Lab;
+use crate::progress::Progress;
+use crate::scenario::Scenario;
+use crate::wait;
+
+/// The pair that is never direct.
+const HARD: [&str; 2] = ["hard-a", "hard-b"];
+/// A pair that is not at rest by then stays so.
+const AT_REST: Duration = Duration::from_secs(60);
+/// First ping of a relayed pair, in seconds: with its identity, and with a new one.
+const GOALS: [f64; 2] = [0.4, 1.0];
+/// 50 Hz: silences are told to 20 ms.
+const OFTEN: Duration = Duration::from_millis(20);
+
+/// Measures all of it; each table is shown when it is ready.
+pub fn measure(runs: usize, seconds: u8, progress: &Progress, mut show: impl FnMut(&str)) -> Result<()> {
+    cluster::with(Scenario::paths(LAB), progress, |lab| {
+        let hard = Hard { lab, progress, stuck: Cell::new(0), disagree: Cell::new(0) };
+        progress.step("the hard pair is relayed", || hard.stream())?;
+        show(&table("From end to end through the relay, without delay", &speed::measure(&hard, runs, seconds)?));
+        let mut rows = deaths::measure(&hard, runs)?;
+        let count = |what, cell: &Cell<u32>| {
+            Row::new(what, "times", Spread::of([f64::from(cell.get())])).goal(Goal::Limit(0.0))
+        };
+        rows.push(count("the pair never came to rest afterwards", &hard.stuck));
+        rows.push(count("at rest, and the ends name different relays", &hard.disagree));
+        show(&table("When a relay ends", &rows));
+        show(&table("Restarts of a relayed pair's agent", &restarts(&hard, runs)?));
+        show(&table("Between relay and direct path", &direct::measure(lab, runs, progress)?));
+        show(&table("When the only relay ends", &deaths::measure_only(&hard, runs)?));
+        Ok(())
+    })
+}
+
+/// The pair that is never direct.
+struct Hard<'a> {
+    lab: &'a Lab,
+    progress: &'a Progress,
+    /// How often it had to be brought to rest from outside.
+    stuck: Cell<u32>,
+    /// How often it was at rest while its ends named different relays.
+    disagree: Cell<u32>,
+}
+
+impl Hard<'_> {
+    /// The relay that the pair's packets go through, once both ends send there, have channels to all relays, and pings pass. A pair
+    /// that does not get there by itself is counted and gets new agents.
+    fn stream(&self) -> Result<(String, Stream)> {
+        let open = || {
+            let relay = wait::until("the hard pair to be relayed", AT_REST, || self.at_rest(true))?;
+            anyhow::Ok((relay, self.pings()?))
+        };
+        let error = match open() {
+            Ok(all) => return Ok(all),
+            Err(error) => error,
+        };
+        self.progress.say(&format!("stuck: {error:#}"));
+        self.stuck.set(self.stuck.get() + 1);
+        renew_pod(self.lab, HARD[0], HARD[1], "relayed")?;
+        renew_pod(self.lab, HARD[1], HARD[0], "relayed")?;
+        open()
+    }
+
+    /// The same while this relay is the only one.
+    fn stream_through(&self, only: &str) -> Result<Stream> {
+        wait::until(&format!("{only} to carry the hard pair"), REPLACED, || match self.at_rest(false)? {
+            relay if relay == only => Ok(()),
+            relay => Err(format!("{relay} does")),
+        })?;
+        self.pings()
+    }
+
+    fn pings(&self) -> Result<Stream> {
+        whole_stream(self.lab, HARD[0], mesh_address(self.lab, HARD[1])?, OFTEN)
+    }
+
+    /// What an agent says of its relay is one thing; where WireGuard sends is where the packets go.
+    fn at_rest(&self, with_all_channels: bool) -> Result<String, String> {
+        let seen = |from, to| path(self.lab, from, to).ok_or_else(|| format!("{from} does not know {to}"));
+        let both = [seen(HARD[0], HARD[1])?, seen(HARD[1], HARD[0])?];
+        let is_relayed = both.iter().all(|path| path["state"] == "relayed");
+        let through = both.each_ref().map(|path| self.relay_at(path["endpoint"].as_str()));
+        match through {
+            [Some(one), Some(other)]
+                if is_relayed
+                    && one == other
+                    && (!with_all_channels || HARD.iter().all(|node| has_channels(self.lab, node))) =>
+            {
+                let named = both.each_ref().map(|path| path["relay"].as_str());
+                if named != [Some(one), Some(one)] {
+                    self.progress.say(&format!("packets go through {one}, and the ends name {named:?}"));
+                    self.disagree.set(self.disagree.get() + 1);
+                }
+                Ok(one.to_owned())
+            }
+            _ => Err(format!("{both:?}")),
+        }
+    }
+
+    fn relay_at(&self, endpoint: Option<&str>) -> Option<&str> {
+        let at: SocketAddr = endpoint?.parse().ok()?;
+        let mut nodes = self.lab.scenario().nodes.iter();
+        nodes.find(|node| IpAddr::V4(node.outer_v4()) == at.ip()).map(|node| node.name.as_str())
+    }
+}
+
+fn has_channels(lab: &Lab, node: &str) -> bool {
+    let status = crate::agent::ask(lab, node, "/v1/status").unwrap_or_default();
+    let relays = status["relays"].as_array().map(Vec::as_slice).unwrap_or_default();
+    !relays.is_empty() && relays.iter().all(|relay| relay["state"] == "open")
+}
+
+/// The nodes on which a relay runs, but for this one.
+fn other_relays(lab: &Lab, relay: &str) -> Result<Vec<String>> {
+    let list = lab.kubectl_json(&["get", "meshrelays"])?;
+    let items = list["items"].as_array().context("a list of relays")?;
+    Ok(items
+        .iter()
+        .filter_map(|item| item["metadata"]["name"].as_str())
+        .filter(|name| *name != relay)
+        .map(String::from)
+        .collect())
+}
+
+fn restarts(hard: &Hard<'_>, runs: usize) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for identity in [Identity::Kept, Identity::New] {
+        let starts: Vec<Start> = hard.progress.step(&format!("relayed pair, {} x {runs}", identity.name()), || {
+            (0..runs).map(|_| restart(hard.lab, HARD[0], HARD[1], "relayed", identity)).collect::<Result<_>>()
+        })?;
+        let each = |of: fn(&Start) -> f64| Spread::of(starts.iter().map(of));
+        let what = |what: &str| format!("{}: {what}", identity.name());
+        let goal = Goal::Most(GOALS[identity as usize]);
+        rows.push(Row::new(what("start to first ping"), "s", each(|start| start.first_ping)).goal(goal));
+        rows.push(Row::new(what("start to relayed"), "s", each(|start| start.settled)));
+        if identity == Identity::Kept {
+            rows.push(Row::new(what("outage of a killed agent"), "s", each(|start| start.outage)));
+        }
+    }
+    Ok(rows)
+}
