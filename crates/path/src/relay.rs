@@ -107,6 +107,11 @@ impl Relays {
         Some(self.known.entry(id).or_default())
     }
 
+    /// Whether a relay is about to end.
+    pub(crate) fn is_ending(&self, id: &RelayId) -> bool {
+        self.known.get(id).is_some_and(|relay| relay.drains)
+    }
+
     /// The best that any of them offers.
     pub(crate) fn channel(&self) -> ControlChannel {
         self.known.values().map(|relay| relay.channel).max().unwrap_or_default()

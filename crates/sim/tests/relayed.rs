@@ -311,6 +311,22 @@ fn a_relay_that_drains_is_left_without_losing_a_packet() {
 }
 
 #[test]
+fn a_pair_whose_relays_all_drain_goes_on_where_it_is() {
+    for seed in 0..4 {
+        let mut world = relayed_pair_of_two(seed);
+        world.run_while(S(5), are_relayed).unwrap();
+        world.run_for(S(10));
+        let used = relay_in_use(&world);
+        forget_outages(&mut world);
+        world.drain_relay(used);
+        world.drain_relay(1 - used);
+        world.run_for(S(20));
+        assert!(are_relayed(&world), "seed {seed}");
+        assert_eq!(lost(&mut world), 0, "seed {seed}");
+    }
+}
+
+#[test]
 fn an_agent_that_starts_anew_leaves_a_relayed_pair_alone() {
     for seed in 0..10 {
         let mut world = relayed_pair(seed, Site::SYMMETRIC, Site::SYMMETRIC);

@@ -103,7 +103,7 @@ impl Peer {
 
     /// Whether a relay in use is to be left for another one. The side that nominates decides, the device of the other follows.
     fn leaves(&self, relay: RelayId, shared: &Shared) -> bool {
-        self.nominates && shared.relays.get(&relay).is_some_and(|known| known.drains)
+        self.nominates && shared.relays.is_ending(&relay)
     }
 
     fn enter_relay(&mut self, relay: RelayId, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
@@ -363,7 +363,8 @@ impl Peer {
         let Some(path) = self.relayed.path else {
             return;
         };
-        if let Some(relay) = self.warm_relay().filter(|_| path.confirmed && self.leaves(path.relay, shared)) {
+        let better = self.warm_relay().filter(|relay| !shared.relays.is_ending(relay));
+        if let Some(relay) = better.filter(|_| path.confirmed && self.leaves(path.relay, shared)) {
             return self.consider_relay(relay, shared, now);
         }
         if path.settles.is_some_and(|at| at <= now) {

@@ -379,7 +379,7 @@ impl Peer {
             return;
         }
         if !self.traffic.is_steady(now) {
-            if let Some(path) = used.filter(|path| path.settles.is_none() && !is_draining(path.relay, shared)) {
+            if let Some(path) = used.filter(|path| path.settles.is_none() && !shared.relays.is_ending(&path.relay)) {
                 self.drop_needless_legs(path.relay, shared, now);
             }
             return;
@@ -403,7 +403,7 @@ impl Peer {
     /// Whether a leg is there, or can be hoped for.
     fn may_serve(&self, leg: &Leg, shared: &Shared, now: Instant) -> bool {
         let reached = leg.is_allocated() || self.met.contains(&leg.relay);
-        reached && !is_draining(leg.relay, shared) && !self.relayed.is_shunned(&leg.relay, now)
+        reached && !shared.relays.is_ending(&leg.relay) && !self.relayed.is_shunned(&leg.relay, now)
     }
 
     /// The relay, other than the one in use, where this pair could go on at once.
@@ -525,8 +525,4 @@ impl Peer {
             shared.send_control(leg.relay, ToRelay::Release(self.key));
         }
     }
-}
-
-fn is_draining(relay: RelayId, shared: &Shared) -> bool {
-    shared.relays.get(&relay).is_some_and(|known| known.drains)
 }
