@@ -49,6 +49,8 @@ pub enum RelayNews {
     OverTcp,
     /// It is gone, and not being made. What was not said over it yet is void.
     Closed,
+    /// It is no relay of this mesh any more, and another may stand at its address.
+    Removed,
     /// The relay has said this.
     Said(ToNode),
 }
@@ -107,9 +109,14 @@ impl Relays {
         Some(self.known.entry(id).or_default())
     }
 
-    /// Whether a relay is about to end.
+    /// A relay that is none any more.
+    pub(crate) fn remove(&mut self, id: &RelayId) {
+        self.known.remove(id);
+    }
+
+    /// Whether a relay is to be left: it is about to end, or is none any more.
     pub(crate) fn is_ending(&self, id: &RelayId) -> bool {
-        self.known.get(id).is_some_and(|relay| relay.drains)
+        self.known.get(id).is_none_or(|relay| relay.drains)
     }
 
     /// The best that any of them offers.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use path::{Candidate, Engine, Forbidden, NatReport, PathState, PeerConfig};
+use path::{Candidate, Engine, Forbidden, NatReport, PathState, PeerConfig, RelayId};
 use wire::{PrivateKey, PublicKey};
 
 use crate::device::Device;
@@ -46,6 +46,8 @@ pub struct Node {
     pub(crate) powered: bool,
     /// Whether its link is up.
     pub(crate) plugged: bool,
+    /// What it was told that relays are called.
+    pub(crate) relays: BTreeMap<usize, RelayId>,
     /// The peers that its user pings.
     pub(crate) pinged: BTreeSet<PublicKey>,
     /// What is known of each peer, for judging.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use path::{Config, Engine, Input, PeerConfig};
+use path::{Config, Engine, Input, PeerConfig, RelayId};
 use wire::control::{ToNode, ToRelay};
 use wire::{PublicKey, stun};
 
@@ -42,6 +42,7 @@ enum Action {
     ToNode { relay: usize, channel: u64, message: ToNode },
     Lose { relay: usize, node: usize, start: u32 },
     Expire { relay: usize },
+    Replaced { relay: usize, node: usize, before: RelayId },
     Hear { node: usize, start: u32, heard: Heard },
 }
 
@@ -79,6 +80,10 @@ pub struct World {
     pub forwarding: bool,
     /// What relays say, and are asked for, about legs: lost, of 100. Their channels are reliable, their memory need not be.
     pub forgetful: u8,
+    /// How long a node takes to notice that a channel is dead of which nobody says so: at least, and at most.
+    pub channel_idle: (Duration, Duration),
+    /// How long a node waits before it makes a lost channel again: at least, and at most.
+    pub reconnect: (Duration, Duration),
     /// The relays, of which there is one unless more are added.
     relays: Vec<relay::Relay>,
     /// Control channels that there were.
@@ -108,6 +113,8 @@ impl World {
             signalling: None,
             forwarding: false,
             forgetful: 0,
+            channel_idle: relay::CHANNEL_IDLE,
+            reconnect: relay::RECONNECT,
             relays: Vec::new(),
             channels: 0,
             strays: 0,
@@ -259,6 +266,7 @@ impl World {
             Action::ToNode { relay, channel, message } => self.node_hears(relay, channel, message),
             Action::Lose { relay, node, start } => self.lose(relay, node, start),
             Action::Expire { relay } => self.expire_allocations(relay),
+            Action::Replaced { relay, node, before } => self.replaced(relay, node, before),
             Action::Hear { node, start, heard } if self.nodes[node].starts == start => self.hear(node, heard),
             Action::Hear { .. } => {}
         }

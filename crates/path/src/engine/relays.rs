@@ -21,6 +21,7 @@ impl Engine {
                 }
             }
             RelayNews::Closed => self.channel_lost(id, ControlChannel::Absent),
+            RelayNews::Removed => self.removed(id),
             RelayNews::Open { addresses } => {
                 // What was told over a channel before this one is void.
                 self.forget_channel(id, ControlChannel::Connecting);
@@ -103,6 +104,18 @@ impl Engine {
 
     fn channel_lost(&mut self, id: RelayId, channel: ControlChannel) {
         self.forget_channel(id, channel);
+        self.channel_changed();
+    }
+
+    /// A relay that is none any more is neither asked nor waited for, and found at no address.
+    fn removed(&mut self, id: RelayId) {
+        if self.shared.relays.get(&id).is_none() {
+            return;
+        }
+        self.forget_channel(id, ControlChannel::Absent);
+        self.shared.relays.remove(&id);
+        let shared = &mut self.shared;
+        self.peers.for_each(|peer| peer.relay_removed(id, shared));
         self.channel_changed();
     }
 

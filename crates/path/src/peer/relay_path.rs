@@ -101,9 +101,10 @@ impl Peer {
         }
     }
 
-    /// Whether a relay in use is to be left for another one. The side that nominates decides, the device of the other follows.
+    /// Whether a relay in use is to be left for another one. The side that nominates decides, the device of the other follows; but not
+    /// when another relay stands at the very address of one that is none any more.
     fn leaves(&self, relay: RelayId, shared: &Shared) -> bool {
-        self.nominates && shared.relays.is_ending(&relay)
+        shared.relays.is_ending(&relay) && (self.nominates || shared.relays.get(&relay).is_none())
     }
 
     fn enter_relay(&mut self, relay: RelayId, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
@@ -442,11 +443,14 @@ impl Peer {
         } else {
             self.relayed.failures = self.relayed.failures.saturating_add(1);
         }
-        if let Some(leg) = self.relayed.leg(&path.relay) {
+        if shared.relays.get(&path.relay).is_none() {
+            self.drop_leg(path.relay, shared);
+        } else if let Some(leg) = self.relayed.leg(&path.relay) {
             let ask_at = if path.confirmed { now } else { now + wait };
             leg.doubt(ask_at, now);
         }
-        if let Some(relay) = self.warm_relay().filter(|_| path.confirmed) {
+        let warm = self.warm_relay().filter(|relay| shared.relays.get(relay).is_some());
+        if let Some(relay) = warm.filter(|_| path.confirmed) {
             return self.go_on_at(relay, path, shared, now);
         }
         if !self.use_relay(shared, now) {
@@ -472,13 +476,18 @@ impl Peer {
         }
     }
 
+    fn ready_relay(&self, shared: &Shared) -> Option<RelayId> {
+        let mut ready = self.relayed.legs.iter().filter(|leg| leg.is_ready()).map(|leg| leg.relay);
+        ready.find(|relay| shared.relays.get(relay).is_some())
+    }
+
     /// Goes to a relay, or back to it, if there is one with a leg that is ready. Returns whether there is.
     pub(super) fn use_relay(&mut self, shared: &mut Shared, now: Instant) -> bool {
         if let Some(path) = self.relayed.path.filter(|path| path.confirmed) {
             self.set_endpoint(path.endpoint, shared, now);
             // Not before the peer has given up what was tried.
             self.relayed.echoes = Some(Echoes::new(None, now + GIVEN_UP));
-        } else if let Some(relay) = self.relayed.legs.iter().find(|leg| leg.is_ready()).map(|leg| leg.relay) {
+        } else if let Some(relay) = self.ready_relay(shared) {
             self.relayed.path = None;
             self.consider_relay(relay, shared, now);
         }

@@ -249,6 +249,16 @@ impl Peer {
         true
     }
 
+    /// The relay is none any more. What is not in use there goes now, the rest when it is left. Returns whether there was a leg.
+    pub(crate) fn relay_removed(&mut self, relay: RelayId, shared: &mut Shared) -> bool {
+        let had = self.relayed.leg(&relay).is_some();
+        if self.relayed.path.is_none_or(|path| path.relay != relay) {
+            self.drop_leg(relay, shared);
+        }
+        self.relayed.forgive(&relay);
+        had
+    }
+
     /// Takes a relay message for one of the legs. Returns whether it was authentic and of use.
     pub(crate) fn on_relay_message(
         &mut self,
@@ -459,8 +469,7 @@ impl Peer {
         let own = self.own_key;
         let has_socket = |relay: &RelayId| shared.relay_socket(relay, 1, 0).is_some();
         let usable = self.met.iter().filter(|relay| {
-            let drains = shared.relays.get(relay).is_none_or(|known| known.drains);
-            !drains
+            !shared.relays.is_ending(relay)
                 && Some(**relay) != except
                 && (has_socket(relay) || (self.uses_own_relay() && shared.can_carry(relay)))
         });
@@ -513,7 +522,7 @@ impl Peer {
         self.drop_leg(relay, shared);
     }
 
-    fn drop_leg(&mut self, relay: RelayId, shared: &mut Shared) {
+    pub(super) fn drop_leg(&mut self, relay: RelayId, shared: &mut Shared) {
         if let Some(at) = self.relayed.legs.iter().position(|leg| leg.relay == relay) {
             let leg = self.relayed.legs.remove(at);
             self.relayed.retire(leg, shared);

@@ -168,6 +168,13 @@ impl Bench {
         asked.filter(|message| !matches!(message, ToRelay::Signal { .. } | ToRelay::Stray { .. })).collect()
     }
 
+    /// The same to one of them.
+    pub fn asked_of(&mut self, relay: RelayId) -> Vec<ToRelay> {
+        self.controls();
+        self.controls.retain(|control| control.relay == relay);
+        self.asked()
+    }
+
     pub fn next_tx(&mut self) -> TransactionId {
         self.transactions += 1;
         TransactionId([self.transactions; 12])

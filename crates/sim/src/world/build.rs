@@ -109,6 +109,7 @@ impl World {
             cache: std::collections::BTreeMap::new(),
             powered: true,
             plugged: true,
+            relays: std::collections::BTreeMap::new(),
             pinged: std::collections::BTreeSet::new(),
             ledger: std::collections::BTreeMap::new(),
         });

@@ -20,9 +20,9 @@ const FIRST_PORT: u16 = 20_000;
 /// How often allocations are looked at.
 const EXPIRY: Duration = Duration::from_secs(10);
 /// How long a channel is silent before a node gives it up.
-const CHANNEL_IDLE: Duration = Duration::from_secs(3);
+pub(super) const CHANNEL_IDLE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(3));
 /// How long a node waits before it makes a lost channel again.
-const RECONNECT: Duration = Duration::from_millis(500);
+pub(super) const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(500));
 
 /// How the relays' control channels treat messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub(super) struct Relay {
     /// Whether its allocations will be looked at.
     expires: bool,
     channels: BTreeMap<u64, Channel>,
+    /// What waits on both sides of it while nothing passes.
+    held: Option<Vec<Action>>,
 }
 
 /// An open control channel.
@@ -79,6 +81,7 @@ impl World {
             up: true,
             expires: false,
             channels: BTreeMap::new(),
+            held: None,
         });
         self.internet.attach_relay(address, Some(index));
         index
@@ -96,10 +99,22 @@ impl World {
         self.relays[relay].id
     }
 
+    /// Where a relay stands.
+    #[must_use]
+    pub fn relay_address(&self, relay: usize) -> IpAddr {
+        self.relays[relay].plane.address()
+    }
+
     /// How many pairs a relay has a place for.
     #[must_use]
     pub fn allocations(&self, relay: usize) -> usize {
         self.relays[relay].plane.allocations()
+    }
+
+    /// Whether a node has a channel to a relay on which both have said who they are.
+    #[must_use]
+    pub fn has_channel(&self, relay: usize, node: usize) -> bool {
+        self.relays[relay].channels.values().any(|channel| channel.node == node && channel.greeted)
     }
 
     /// Ends a relay, with all that it knows. Its nodes hear of it at once.
@@ -119,17 +134,46 @@ impl World {
 
     /// Ends a relay without a word: nodes hear of it when their channels have been silent for too long.
     pub fn kill_relay(&mut self, relay: usize) {
-        self.note(&format!("relay {relay} is killed"));
+        self.cut_relay(relay);
+        self.note(&format!("relay {relay} was killed"));
+        let host = &mut self.relays[relay];
+        host.plane = Plane::new(host.plane.address());
+    }
+
+    /// Cuts a relay off without a word, and leaves it what it knows.
+    pub fn cut_relay(&mut self, relay: usize) {
+        self.note(&format!("relay {relay} is gone"));
         let host = &mut self.relays[relay];
         host.up = false;
         let address = host.plane.address();
-        host.plane = Plane::new(address);
         let nodes: Vec<usize> = host.channels.values().map(|channel| channel.node).collect();
         host.channels.clear();
         self.internet.attach_relay(address, None);
         for node in nodes {
             let start = self.nodes[node].starts;
-            self.after(CHANNEL_IDLE, Action::Lose { relay, node, start });
+            let idle = self.within(self.channel_idle);
+            self.after(idle, Action::Lose { relay, node, start });
+        }
+    }
+
+    /// Lets nothing pass to a relay or from it, for less time than a channel takes to die: what is said over it arrives afterwards.
+    pub fn darken_relay(&mut self, relay: usize) {
+        self.note(&format!("relay {relay} is dark"));
+        let host = &mut self.relays[relay];
+        host.held = Some(Vec::new());
+        let address = host.plane.address();
+        self.internet.attach_relay(address, None);
+    }
+
+    /// Lets a relay be reached again, as it was.
+    pub fn heal_relay(&mut self, relay: usize) {
+        self.note(&format!("relay {relay} is there"));
+        let host = &mut self.relays[relay];
+        host.up = true;
+        let address = host.plane.address();
+        self.internet.attach_relay(address, Some(relay));
+        for said in self.relays[relay].held.take().unwrap_or_default() {
+            self.after(Duration::ZERO, said);
         }
     }
 
@@ -144,11 +188,37 @@ impl World {
     /// Starts a relay that was ended: it is another process.
     pub fn start_relay(&mut self, relay: usize) {
         self.note(&format!("relay {relay} starts"));
-        let host = &mut self.relays[relay];
-        host.up = true;
-        host.boot += 1;
-        let address = host.plane.address();
-        self.internet.attach_relay(address, Some(relay));
+        self.relays[relay].boot += 1;
+        self.heal_relay(relay);
+    }
+
+    /// Starts a relay that was ended with another key, at the same address. Its nodes hear of that from the directory, each in its time.
+    pub fn replace_relay(&mut self, relay: usize) {
+        let RelayId(mut key) = self.relays[relay].id;
+        // Sorts before or after the one that it had.
+        key[0] ^= if self.random.percent(50) { 0x80 } else { 0 };
+        key[1] = key[1].wrapping_add(1);
+        self.note(&format!("relay {relay} has another key"));
+        self.start_relay(relay);
+        let before = std::mem::replace(&mut self.relays[relay].id, RelayId(key));
+        self.relays[relay].channels.clear();
+        for node in 0..self.nodes.len() {
+            let lag = self.within(self.directory_delay);
+            self.after(lag, Action::Replaced { relay, node, before });
+        }
+    }
+
+    /// A node hears from the directory that a relay has another key than before.
+    pub(super) fn replaced(&mut self, relay: usize, node: usize, before: RelayId) {
+        if self.nodes[node].engine.is_none() {
+            return;
+        }
+        self.input(node, Input::Relay { relay: before, news: RelayNews::Removed });
+        self.nodes[node].relays.insert(relay, self.relays[relay].id);
+        let addresses = vec![self.relays[relay].plane.address()];
+        self.relay_news(relay, node, RelayNews::Connecting { addresses });
+        let start = self.nodes[node].starts;
+        self.connect_again(relay, node, start);
     }
 
     /// Lets a relay say that it is about to end.
@@ -169,7 +239,12 @@ impl World {
     fn lose_channel(&mut self, relay: usize, node: usize) {
         self.relay_news(relay, node, RelayNews::Closed);
         let start = self.nodes[node].starts;
-        self.after(RECONNECT, Action::Connect { relay, node, start });
+        self.connect_again(relay, node, start);
+    }
+
+    fn connect_again(&mut self, relay: usize, node: usize, start: u32) {
+        let pause = self.within(self.reconnect);
+        self.after(pause, Action::Connect { relay, node, start });
     }
 
     /// A node's agent started: its control channels will be there in a while.
@@ -178,6 +253,8 @@ impl World {
             return;
         }
         for relay in 0..self.relays.len() {
+            let id = self.relays[relay].id;
+            self.nodes[node].relays.insert(relay, id);
             let addresses = vec![self.relays[relay].plane.address()];
             self.relay_news(relay, node, RelayNews::Connecting { addresses });
             let delay = self.signal_delay();
@@ -191,9 +268,10 @@ impl World {
         if self.nodes[node].engine.is_none() || self.nodes[node].starts != start {
             return;
         }
-        if !self.relays[relay].up {
+        // A relay with another key than it is known by is none.
+        if !self.relays[relay].up || self.nodes[node].relays.get(&relay) != Some(&self.relays[relay].id) {
             self.relay_news(relay, node, RelayNews::Closed);
-            return self.after(RECONNECT, Action::Connect { relay, node, start });
+            return self.connect_again(relay, node, start);
         }
         self.hang_up(relay, node);
         self.channels += 1;
@@ -227,7 +305,8 @@ impl World {
     }
 
     fn relay_news(&mut self, relay: usize, node: usize, news: RelayNews) {
-        let relay = self.relays[relay].id;
+        let known = self.nodes[node].relays.get(&relay);
+        let relay = *known.unwrap_or(&self.relays[relay].id);
         self.input(node, Input::Relay { relay, news });
     }
 
@@ -257,7 +336,14 @@ impl World {
             }
         }
         let at = self.arrives(relay, channel, 0, delay);
-        self.after(at, Action::ToRelay { relay, channel, message });
+        self.say(relay, at, Action::ToRelay { relay, channel, message });
+    }
+
+    fn say(&mut self, relay: usize, delay: Duration, said: Action) {
+        match &mut self.relays[relay].held {
+            Some(held) => held.push(said),
+            None => self.after(delay, said),
+        }
     }
 
     /// How long a message of a channel takes that would take `delay` by itself.
@@ -378,7 +464,7 @@ impl World {
         if let Some(channel) = channel {
             let delay = self.signal_delay() / 2;
             let at = self.arrives(relay, channel, 1, delay);
-            self.after(at, Action::ToNode { relay, channel, message });
+            self.say(relay, at, Action::ToNode { relay, channel, message });
         }
     }
 
@@ -391,7 +477,13 @@ impl World {
     }
 
     fn signal_delay(&mut self) -> Duration {
-        let (least, most) = self.signalling.map(|signalling| signalling.delay).unwrap_or_default();
+        self.within(self.signalling.map(|signalling| signalling.delay).unwrap_or_default())
+    }
+
+    fn within(&mut self, (least, most): (Duration, Duration)) -> Duration {
+        if least == most {
+            return least;
+        }
         let spread = u64::try_from((most - least).as_micros()).unwrap_or(0) + 1;
         least + Duration::from_micros(self.random.below(spread))
     }

@@ -1,0 +1,153 @@
+//! What a pair makes of relays that go and come back.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use path::{LegPhase, PathState};
+use sim::{Signalling, Site, World};
+use support::RTT_40;
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const S: fn(u64) -> Duration = Duration::from_secs;
+const NODES: [usize; 2] = [0, 1];
+/// How soon after both channels are there the pair is at rest.
+const SOON: Duration = Duration::from_secs(5);
+const SEEDS: u64 = 12;
+
+/// What becomes of a relay.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    /// It is cut off, and comes back before its channels are given up.
+    Dark,
+    /// It is cut off and comes back as it was.
+    Cut,
+    /// It is killed and started in its place.
+    Killed,
+    /// The same with another key.
+    Replaced,
+}
+
+/// Two nodes that no probing connects, beside some relays, at rest. Their users ping each other, or one of them does.
+fn pair(seed: u64, relays: usize) -> World {
+    let mut world = World::new(seed, RTT_40);
+    world.internet.weather.jitter = MS(3);
+    world.signalling = Some(Signalling { delay: (MS(40), MS(40)), loss: 0, ordered: true });
+    world.forwarding = true;
+    for _ in 1..relays {
+        world.add_relay();
+    }
+    let nodes = NODES.map(|_| world.add_node(Site::SYMMETRIC));
+    support::start(&mut world, &nodes);
+    world.set_pinging(0, 1, true);
+    if !seed.is_multiple_of(3) {
+        world.set_pinging(1, 0, true);
+    }
+    world.run_while(S(10), |world| unrest(world).is_none()).unwrap();
+    world.run_for(S(5 + seed % 20) + MS(seed * 17 % 1000));
+    // From now on nodes notice and hear of things, and come back, each in its own time.
+    world.channel_idle = (MS(100), S(15));
+    world.agent_lag = MS(seed % 5 * 60);
+    world.reconnect = (MS(100), if seed.is_multiple_of(2) { S(1) } else { S(15) });
+    world.directory_delay = (MS(100), if seed % 4 < 2 { S(1) } else { S(8) });
+    world
+}
+
+fn go_and_come_back(world: &mut World, relay: usize, fate: Fate, away: Duration) {
+    match fate {
+        Fate::Dark => world.darken_relay(relay),
+        Fate::Cut => world.cut_relay(relay),
+        Fate::Killed | Fate::Replaced => world.kill_relay(relay),
+    }
+    world.run_for(away);
+    match fate {
+        Fate::Dark | Fate::Cut => world.heal_relay(relay),
+        Fate::Killed => world.start_relay(relay),
+        Fate::Replaced => world.replace_relay(relay),
+    }
+}
+
+/// Once both nodes have channels to all relays, the pair comes to rest within some seconds, and is never long without.
+fn rests(world: &mut World, what: &str) {
+    let has_all = |world: &World| NODES.iter().all(|node| (0..world.relays()).all(|r| world.has_channel(r, *node)));
+    let back = world.run_while(S(60), has_all).unwrap();
+    for _ in 0..20 {
+        let rest = world.run_while(SOON, |world| unrest(world).is_none());
+        let now = world.now;
+        assert!(
+            rest.is_some(),
+            "{what}: not at rest at {now:?}, back at {back:?}: {}",
+            unrest(world).unwrap_or_default()
+        );
+        world.run_for(S(3));
+    }
+}
+
+/// What is wrong with the pair, if it is to be at rest.
+fn unrest(world: &World) -> Option<String> {
+    let mut views = Vec::new();
+    for node in NODES {
+        let machine = &world.nodes[node];
+        let peer = world.nodes[1 - node].key;
+        let Some(snapshot) = machine.engine.as_ref().map(path::Engine::snapshot) else {
+            return Some("no agent".into());
+        };
+        let Some(report) = snapshot.peers.get(&peer) else { return Some("no peer".into()) };
+        let PathState::Relayed { relay, endpoint, .. } = report.state else {
+            return Some(format!("n{node} shows {:?}, legs {:?}", report.state, report.legs));
+        };
+        let is_ready = |leg: &path::LegReport| leg.relay == relay && leg.phase == LegPhase::Ready;
+        if !report.legs.iter().any(is_ready) {
+            return Some(format!("n{node} names {relay} and has {:?}", report.legs));
+        }
+        let device = machine.device.endpoint(&peer);
+        if device != Some(endpoint) {
+            return Some(format!("n{node} names {endpoint} and sends to {device:?}"));
+        }
+        views.push((relay, endpoint));
+        let last = machine.ledger[&peer].last_pong.unwrap_or_default();
+        if !machine.ledger[&peer].unanswered.is_empty() && world.now > last + S(1) {
+            return Some(format!("n{node} silent since {last:?}"));
+        }
+    }
+    (views[0] != views[1]).then(|| format!("{views:?}"))
+}
+
+/// The relay in use, if there is one.
+fn relay_in_use(world: &World) -> Option<usize> {
+    match world.nodes[0].state(&world.nodes[1].key)? {
+        PathState::Relayed { endpoint, .. } => (0..world.relays()).find(|r| world.relay_address(*r) == endpoint.ip()),
+        _ => None,
+    }
+}
+
+#[test]
+fn the_only_relay_carries_a_pair_again_whenever_its_channels_come_back() {
+    for seed in 0..SEEDS {
+        for fate in [Fate::Dark, Fate::Cut, Fate::Killed, Fate::Replaced] {
+            let mut world = pair(seed, 1);
+            for round in 0..3 {
+                let away = MS(200 + (seed * 37 + round * 411) % 4000);
+                go_and_come_back(&mut world, 0, fate, away);
+                rests(&mut world, &format!("seed {seed} {fate:?} {round}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn both_ends_agree_on_a_relay_after_relays_went_and_came_back() {
+    for seed in 0..SEEDS {
+        for fate in [Fate::Dark, Fate::Cut, Fate::Killed, Fate::Replaced] {
+            let mut world = pair(seed, 2);
+            for round in 0..4 {
+                let used = relay_in_use(&world).unwrap();
+                let one = if (seed / 4 + round) % 4 == 0 { 1 - used } else { used };
+                let away = MS(200 + (seed * 37 + round * 411) % 8000);
+                go_and_come_back(&mut world, one, fate, away);
+                rests(&mut world, &format!("seed {seed} {fate:?} {round}"));
+            }
+        }
+    }
+}
