@@ -178,7 +178,8 @@ impl Relays {
         let gone: Vec<RelayId> = self.channels.iter().filter(|(_, c)| !stays(c)).map(|(id, _)| *id).collect();
         for id in gone {
             self.channels.remove(&id);
-            news.push((id, RelayNews::Closed));
+            let moved = wanted.iter().any(|relay| relay.id == id);
+            news.push((id, if moved { RelayNews::Closed } else { RelayNews::Removed }));
         }
         for relay in wanted.iter().take(MAX_RELAYS) {
             if !self.channels.contains_key(&relay.id) {

@@ -168,6 +168,25 @@ async fn a_relay_that_went_is_left_and_one_that_moved_is_sought_where_it_is() {
 }
 
 #[tokio::test]
+async fn a_relay_with_another_key_is_asked_for_the_legs_that_the_one_before_had() {
+    let (api, _dir, _, lab, mut dialled) = relayed().await;
+    let (a, b) = (own_key(&lab).await, peer("b", 2).0);
+    let (key, side) = (LegKey::from_bytes([5; 32]), if a < b { Side::Low } else { Side::High });
+    let mut relay = next(&mut dialled).await;
+    relay.says(ToNode::Present { node: b, met: true });
+    while relay.hears().await != Some(ToRelay::Allocate { partner: b, hint: None }) {}
+    let leg = control::Leg { allocation: AllocationId(77), side, port: 51900, key: key.clone(), counter: 0 };
+    relay.says(ToNode::Allocated { partner: b, leg });
+    bound_for(&lab.machine.device(), "198.51.100.7:51900".parse().unwrap(), &key).await;
+    put_relay(&api, "r", "r", [9; 32], &["198.51.100.7"]);
+    relay.hears_the_end().await;
+    let mut relay = next(&mut dialled).await;
+    relay.says(ToNode::Present { node: b, met: true });
+    while relay.hears().await != Some(ToRelay::Allocate { partner: b, hint: None }) {}
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn relays_are_known_from_disk_while_the_api_is_away() {
     let (api, dir, address, lab, mut dialled) = relayed().await;
     let mut relay = next(&mut dialled).await;
