@@ -48,6 +48,18 @@ fn a_channel_begins_with_hello_and_then_everybody_is_met() {
 }
 
 #[test]
+fn a_leg_that_is_bound_and_not_ready_is_asked_about_also_by_who_was_told_of_it() {
+    for nominates in [true, false] {
+        let mut bench = bound(nominates);
+        bench.collect(S(3));
+        assert_eq!(allocations(&bench.asked()), [Some(51_907)], "nominates: {nominates}");
+        ready(&mut bench);
+        bench.keep_alive(S(30));
+        assert_eq!(allocations(&bench.asked()), []);
+    }
+}
+
+#[test]
 fn what_was_to_be_said_over_a_channel_that_is_gone_is_void() {
     let mut bench = met(true);
     bench.relay(RelayNews::Closed);

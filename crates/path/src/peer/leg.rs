@@ -342,6 +342,10 @@ impl Leg {
                 self.unanswered = None;
                 self.bind = None;
                 self.bound = Some(now);
+                if !self.ready {
+                    // That it is ready may be lost as well, and was perhaps never asked for here.
+                    self.ask_at.get_or_insert(now + ASK_GAP);
+                }
                 self.on_bound_while_attached(counter, shared, now);
                 true
             }
