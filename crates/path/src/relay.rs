@@ -75,6 +75,8 @@ pub(crate) struct Relay {
     pub(crate) over_tcp: bool,
     /// When its channel was last to be made anew, although it seemed to be there.
     pub(crate) renewed: Option<Instant>,
+    /// When it was last pinged.
+    pub(crate) pinged: Option<Instant>,
     /// Names the relay's process.
     pub(crate) boot: Option<u64>,
     /// It is about to end.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use wire::PublicKey;
@@ -24,6 +24,8 @@ use crate::stats::Stats;
 const MAX_TRANSMITS: usize = 16_384;
 /// Messages waiting for the control channel: a few for each of a thousand peers.
 const MAX_CONTROLS: usize = 4096;
+/// Between two pings of a relay that packets go by, or would.
+const PING_GAP: Duration = Duration::from_secs(1);
 
 pub(crate) struct Shared {
     pub(crate) filter: Filter,
@@ -102,6 +104,19 @@ impl Shared {
             self.controls.push_back(Control { relay, message });
         } else {
             self.stats.dropped_queue += 1;
+        }
+    }
+
+    /// Says something over a relay's channel, unless that was just done. A process that has taken another's place resets at once a
+    /// channel that it knows nothing of, so who only answers, or only waits, hears of it within a second and not within five.
+    pub(crate) fn ping_relay(&mut self, relay: RelayId, now: Instant) {
+        if !self.relays.is_open(&relay) {
+            return;
+        }
+        let Some(known) = self.relays.entry(relay) else { return };
+        if known.pinged.is_none_or(|at| now.saturating_duration_since(at) >= PING_GAP) {
+            known.pinged = Some(now);
+            self.send_control(relay, ToRelay::Ping);
         }
     }
 

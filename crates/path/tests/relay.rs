@@ -60,6 +60,24 @@ fn a_leg_that_is_bound_and_not_ready_is_asked_about_also_by_who_was_told_of_it()
 }
 
 #[test]
+fn the_relay_is_pinged_once_a_second_while_packets_flow() {
+    for nominates in [true, false] {
+        let mut bench = relayed(nominates);
+        bench.keep_alive(S(5));
+        assert_eq!(bench.asked(), []);
+        for step in 1..=20 {
+            bench.counters(step * 1000, step * 1000, SOCKET);
+            bench.keep_alive(MS(250));
+        }
+        let pings = bench.asked().iter().filter(|said| **said == ToRelay::Ping).count();
+        assert_eq!(pings, 5, "nominates: {nominates}");
+        bench.relay(RelayNews::Closed);
+        bench.counters(30_000, 30_000, SOCKET);
+        assert_eq!(bench.asked(), []);
+    }
+}
+
+#[test]
 fn what_was_to_be_said_over_a_channel_that_is_gone_is_void() {
     let mut bench = met(true);
     bench.relay(RelayNews::Closed);

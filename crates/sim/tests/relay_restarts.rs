@@ -151,3 +151,19 @@ fn both_ends_agree_on_a_relay_after_relays_went_and_came_back() {
         }
     }
 }
+
+#[test]
+fn a_relay_that_starts_anew_in_its_place_carries_within_two_seconds_although_nothing_was_said_over_its_channel() {
+    for seed in 0..SEEDS {
+        let mut world = pair(seed, 1);
+        // Longer than anybody waits.
+        world.channel_idle = (S(15), S(15));
+        world.reconnect = (MS(100), MS(400));
+        world.kill_relay(0);
+        world.run_for(MS(500 + seed * 200));
+        world.start_relay(0);
+        let start = world.now;
+        let rest = world.run_while(S(30), |world| unrest(world).is_none()).unwrap();
+        assert!(rest - start <= S(2), "seed {seed}: {:?}", rest - start);
+    }
+}

@@ -183,6 +183,9 @@ impl Peer {
             self.relay_overtaken(counters.endpoint.map(canonical), now);
             self.adoption_overtaken(counters.endpoint.map(canonical), shared, now);
         }
+        if self.traffic.is_busy(now) {
+            self.relayed.legs.iter().for_each(|leg| shared.ping_relay(leg.relay, now));
+        }
         if let Some(endpoint) = counters.endpoint.map(canonical) {
             self.on_device_endpoint(endpoint, shared, now);
         }

@@ -317,6 +317,12 @@ impl World {
             return;
         };
         let Some(channel) = self.relays[relay].channels_of(node).next() else {
+            if self.relays[relay].up {
+                // Another process resets what it knows nothing of.
+                let start = self.nodes[node].starts;
+                let delay = self.signal_delay();
+                self.after(delay, Action::Lose { relay, node, start });
+            }
             return;
         };
         let Some(Signalling { loss, ordered, .. }) = self.signalling else {
