@@ -159,6 +159,11 @@ impl View {
         self.complete
     }
 
+    /// Whether the API has listed the directory to this process, whatever was in it.
+    pub fn was_listed(&self) -> bool {
+        self.listed
+    }
+
     /// Our own object as last seen.
     pub fn node(&self) -> Option<&MeshNode> {
         self.node.as_ref()

@@ -204,7 +204,12 @@ impl Agent {
     }
 
     async fn program_network(&mut self, intent: &Intent, change: &PlanChange, now: Instant) {
-        let Some(port) = self.plane.as_ref().map(Plane::listen_port) else { return self.network.suspend() };
+        let Some(plane) = &self.plane else { return self.network.suspend() };
+        // Peers that only the device remembers have the routes of the agent before this one, which stay as those peers do.
+        if plane.keeps_leftovers() && !self.view.was_listed() && self.network.programmed().is_none() {
+            return self.network.suspend();
+        }
+        let port = plane.listen_port();
         let found = Found {
             survey: &self.network.survey,
             api_servers: &self.api_servers,

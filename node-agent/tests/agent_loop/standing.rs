@@ -120,6 +120,22 @@ async fn peers_that_only_the_device_remembers_stay_until_the_directory_was_read(
 }
 
 #[tokio::test]
+async fn routes_to_peers_that_only_the_device_remembers_stay_until_the_directory_was_read() {
+    let (api, address, dir, machine, b) = left_behind(&["10.118.0.2/32", "10.244.2.0/24"], &[]).await;
+    let before = machine.plans.borrow().len();
+    // The disk has the settings, and no peers.
+    api.set_up(false);
+    let lab = restart(&dir, &api, address, &machine).await;
+    lab.status_with(r#""backend":"kernel""#).await;
+    api.set_up(true);
+    lab.machine.plan_where(|p| p[before..].last().is_some_and(|p| p.routes.len() == 2)).await;
+    let routes: Vec<usize> = machine.plans.borrow()[before..].iter().map(|plan| plan.routes.len()).collect();
+    assert!(routes.iter().all(|routes| *routes == 2), "the routes of the agent before were taken away: {routes:?}");
+    assert_eq!(machine.device().peers().await.unwrap()[0].public_key, b);
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn a_kernel_that_is_demanded_and_missing_is_a_condition_and_no_other_device_is_used() {
     let (api, address, dir) = cluster().await;
     operator::create_node(&api, "a", 1);

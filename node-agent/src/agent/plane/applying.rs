@@ -138,6 +138,11 @@ impl Plane {
         self.engine.handle_input(Input::Peers { upsert, remove }, now);
     }
 
+    /// Whether the device has peers of before this process that the plan does not have.
+    pub fn keeps_leftovers(&self) -> bool {
+        !self.leftover.is_empty()
+    }
+
     /// Leftover peers that shall go.
     fn abandoned(&self, intent: &Intent, planner: &NodePlanner) -> Vec<PublicKey> {
         let goes = |key: &PublicKey| match &intent.leftovers {
