@@ -278,10 +278,11 @@ impl<In: Message> Receiver<In> {
 
     async fn next(&mut self) -> Result<Option<In>, RecvError> {
         loop {
-            if let Some(message) = self.next_here()? {
-                return Ok(Some(message));
-            }
-            if !self.read().await? {
+            if let Some(message) = self.frames.next()? {
+                if let Some(message) = self.unless_keepalive(message) {
+                    return Ok(Some(message));
+                }
+            } else if !self.read().await? {
                 return Ok(None);
             }
         }
@@ -289,31 +290,31 @@ impl<In: Message> Receiver<In> {
 
     async fn next_or_packets(&mut self, packets: &mut Packets) -> Result<Option<Heard<In>>, RecvError> {
         loop {
+            // Before each message, keepalives too: what is behind one may be packets.
             self.frames.packets::<In>(packets)?;
             if !packets.is_empty() {
                 return Ok(Some(Heard::Packets));
             }
-            if let Some(message) = self.next_here()? {
-                return Ok(Some(Heard::Message(message)));
-            }
-            if !self.read().await? {
+            if let Some(message) = self.frames.next()? {
+                if let Some(message) = self.unless_keepalive(message) {
+                    return Ok(Some(Heard::Message(message)));
+                }
+            } else if !self.read().await? {
                 return Ok(None);
             }
         }
     }
 
-    /// The next message of those that have come.
-    fn next_here(&mut self) -> Result<Option<In>, RecvError> {
-        while let Some(message) = self.frames.next::<In>()? {
-            if !message.is_keepalive() {
-                return Ok(Some(message));
-            }
-            if In::IS_ASKED {
-                // No room for it: then the other end does not read and is about to be closed.
-                let _ = self.queue.push(&ToNode::Pong);
-            }
+    /// The message, unless it is a keepalive, which is answered here if it asks.
+    fn unless_keepalive(&self, message: In) -> Option<In> {
+        if !message.is_keepalive() {
+            return Some(message);
         }
-        Ok(None)
+        if In::IS_ASKED {
+            // No room for it: then the other end does not read and is about to be closed.
+            let _ = self.queue.push(&ToNode::Pong);
+        }
+        None
     }
 
     /// Reads once; `false` at the end.

@@ -106,6 +106,22 @@ async fn messages_pass_both_ways_over_both_transports() {
 }
 
 #[tokio::test]
+async fn packets_behind_a_keepalive_are_packets() {
+    let (allocation, packet) = (wire::relay::AllocationId(7), [4, 0, 0, 0, 9]);
+    for transport in BOTH {
+        let mut relay = Relay::open();
+        let (channel, mut incoming) = open(&mut relay, transport).await;
+        // One write: who writes has not run yet.
+        channel.sender().try_send(&ToRelay::Ping).expect("room");
+        assert_eq!(channel.sender().outlet().offer([(allocation, &packet[..])]), Ok(0));
+        let mut packets = Packets::default();
+        let heard = incoming.channel.receiver_mut().hear(&mut packets).await.expect("an open channel");
+        assert_eq!(heard, Some(Heard::Packets));
+        assert_eq!(packets.iter().collect::<Vec<_>>(), [(allocation, &packet[..])]);
+    }
+}
+
+#[tokio::test]
 async fn a_relay_with_another_key_is_refused() {
     for transport in BOTH {
         let relay = Relay::open();
