@@ -34,7 +34,7 @@ use std::{
     },
 };
 use tokio::{io::Interest, net::UdpSocket, task::AbortHandle};
-use udpsock::{Outgoing, Received, Receiver, Sender, control};
+use udpsock::{Outgoing, Received, Receiver, Run, Sender, control};
 use wire::relay::{AllocationId, MAX_FORWARDED_LEN};
 
 /// Room in the socket for bursts: WireGuard sends a window of TCP at once, and the channel takes it at its own pace.
@@ -181,15 +181,12 @@ impl Drop for Carrier {
 }
 
 impl Feed {
-    /// Hands WireGuard what a relay said for a leg.
-    pub fn deliver(&self, relay: RelayId, allocation: AllocationId, message: &[u8]) {
-        self.send(relay, allocation, message, message.len());
-    }
-
-    /// The same of many.
-    pub fn deliver_all(&self, relay: RelayId, packets: &Packets) {
-        for (allocation, range, segment) in lane::runs(packets) {
-            self.send(relay, allocation, &packets.bytes()[range], segment);
+    /// Hands WireGuard what a relay said for its legs.
+    pub fn deliver(&self, relay: RelayId, packets: &Packets) {
+        let mut runs: Vec<Run<AllocationId>> = Vec::new();
+        packets.ranges().for_each(|(allocation, range)| Run::append(&mut runs, allocation, range));
+        for Run { owner, range, segment } in runs {
+            self.send(relay, owner, &packets.bytes()[range], segment);
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod support;
 
+use channel::Packets;
 use node_agent::carry::{Carrier, Feed, Lane, Outlet};
 use path::RelayId;
 use std::{
@@ -39,10 +40,10 @@ struct Between {
 impl Outlet for Between {
     fn offer(&self, allocation: AllocationId, packets: &mut dyn Iterator<Item = &[u8]>) -> Option<usize> {
         let far = self.far.get()?;
-        for packet in packets {
-            self.carried.fetch_add(1, Ordering::Relaxed);
-            far.deliver(RELAY, allocation, packet);
-        }
+        let mut heard = Packets::default();
+        packets.for_each(|packet| heard.push(allocation, packet));
+        self.carried.fetch_add(heard.len(), Ordering::Relaxed);
+        far.deliver(RELAY, &heard);
         Some(0)
     }
 }

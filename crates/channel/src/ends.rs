@@ -178,15 +178,6 @@ impl<Out: Message> Sender<Out> {
         self.open.queue.push(message)
     }
 
-    /// Hands packets over. They leave behind all messages, in lanes of their own; where there is no room the oldest of the
-    /// allocation are dropped, as a network would. Returns how many.
-    ///
-    /// # Errors
-    /// When the channel has ended.
-    pub fn offer<'a>(&self, packets: impl IntoIterator<Item = (AllocationId, &'a [u8])>) -> Result<usize, SendError> {
-        self.open.queue.offer::<Out>(packets)
-    }
-
     /// A handle for packets alone, with which the channel does not stay open.
     #[must_use]
     pub fn outlet(&self) -> Outlet<Out> {
@@ -220,7 +211,8 @@ impl<Out> Clone for Sender<Out> {
 }
 
 impl<Out: Message> Outlet<Out> {
-    /// As [`Sender::offer`].
+    /// Hands packets over. They leave behind all messages, in lanes of their own; where there is no room the oldest of the
+    /// allocation are dropped, as a network would. Returns how many.
     ///
     /// # Errors
     /// When the channel has ended.

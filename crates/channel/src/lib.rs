@@ -17,7 +17,7 @@
 //! [`Ping`](wire::control::ToRelay::Ping) that the other end answers; neither leaves this crate. After [`IDLE`] without a sign the channel ends.
 //! Dropping the last sender closes it, after what was said last.
 //!
-//! Packets of nodes that cannot send UDP travel on the same stream ([`Sender::offer`], [`Receiver::hear`]). They wait behind all messages,
+//! Packets of nodes that cannot send UDP travel on the same stream ([`Outlet::offer`], [`Receiver::hear`]). They wait behind all messages,
 //! in a lane for each allocation, and are dropped where a message would end the channel: who reads slowly loses packets and nothing else.
 //!
 //! # What it refuses

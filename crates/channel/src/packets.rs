@@ -1,5 +1,7 @@
 //! Packets that came together, in one piece of memory.
 
+use std::ops::Range;
+
 use wire::relay::AllocationId;
 
 /// What a packet costs beside its bytes when packets are counted out.
@@ -35,13 +37,19 @@ impl Packets {
         &self.bytes
     }
 
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = (AllocationId, &[u8])> {
+    /// Whose each is, and where it lies in [`Self::bytes`].
+    pub fn ranges(&self) -> impl Iterator<Item = (AllocationId, Range<usize>)> {
         let starts = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end));
-        self.ends.iter().zip(starts).map(|((allocation, end), start)| (*allocation, &self.bytes[start..*end]))
+        self.ends.iter().zip(starts).map(|((allocation, end), start)| (*allocation, start..*end))
     }
 
-    pub(crate) fn push(&mut self, allocation: AllocationId, packet: &[u8]) {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (AllocationId, &[u8])> {
+        self.ranges().map(|(allocation, range)| (allocation, &self.bytes[range]))
+    }
+
+    /// Adds one behind the others.
+    pub fn push(&mut self, allocation: AllocationId, packet: &[u8]) {
         self.bytes.extend_from_slice(packet);
         self.ends.push((allocation, self.bytes.len()));
     }

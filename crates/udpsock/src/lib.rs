@@ -16,8 +16,10 @@
 
 pub mod control;
 mod receive;
+mod runs;
 mod send;
 
 pub use control::Control;
 pub use receive::{Received, Receiver, SLOTS};
+pub use runs::Run;
 pub use send::{Outgoing, Sender, Sent};

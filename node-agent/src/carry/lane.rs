@@ -1,7 +1,6 @@
 //! The way into one relay's channel, while there is one. What the channel does not take in time it drops, the oldest of a pair first and
 //! handshakes last; nothing waits here.
 
-use channel::Packets;
 use std::sync::{PoisonError, RwLock};
 use wire::relay::AllocationId;
 
@@ -39,28 +38,4 @@ impl Lane {
     pub(super) fn offer(&self, allocation: AllocationId, packets: &mut dyn Iterator<Item = &[u8]>) -> Option<usize> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.offer(allocation, packets)
     }
-}
-
-/// Packets of a channel that go to WireGuard together: neighbours of one pair and one size, the last perhaps shorter. Says whose they are,
-/// where they are in [`Packets::bytes`], and how large each is.
-pub(super) fn runs(packets: &Packets) -> Vec<(AllocationId, std::ops::Range<usize>, usize)> {
-    let mut runs: Vec<(AllocationId, std::ops::Range<usize>, usize)> = Vec::new();
-    // Whether the last one ended with a shorter packet, which nothing may follow.
-    let mut is_over = true;
-    let mut at = 0;
-    for (allocation, packet) in packets.iter() {
-        let end = at + packet.len();
-        match runs.last_mut() {
-            Some((same, range, size)) if !is_over && *same == allocation && packet.len() <= *size => {
-                range.end = end;
-                is_over = packet.len() < *size;
-            }
-            _ => {
-                runs.push((allocation, at..end, packet.len()));
-                is_over = false;
-            }
-        }
-        at = end;
-    }
-    runs
 }

@@ -81,7 +81,7 @@ impl Task {
                 let message = match incoming.hear(&mut packets).await {
                     Ok(Some(Heard::Packets)) => {
                         if let Some(feed) = &self.feed {
-                            feed.deliver_all(self.relay.id, &packets);
+                            feed.deliver(self.relay.id, &packets);
                         }
                         continue;
                     }
@@ -89,18 +89,11 @@ impl Task {
                     Ok(None) => return end("the relay closed it".into()),
                     Err(e) => return end(format!("{e:#}")),
                 };
-                match message {
-                    ToNode::Denied(reason) => return End { why: denied(reason).into(), denied: Some(reason) },
-                    ToNode::Data { allocation, packet } => {
-                        if let Some(feed) = &self.feed {
-                            feed.deliver(self.relay.id, allocation, &packet);
-                        }
-                    }
-                    message => {
-                        if self.report(What::Said(message)).await.is_none() {
-                            return end("the agent let go of it".into());
-                        }
-                    }
+                if let ToNode::Denied(reason) = message {
+                    return End { why: denied(reason).into(), denied: Some(reason) };
+                }
+                if self.report(What::Said(message)).await.is_none() {
+                    return end("the agent let go of it".into());
                 }
             }
         };

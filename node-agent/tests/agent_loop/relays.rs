@@ -30,8 +30,16 @@ impl Outgoing for Out {
 }
 
 impl Incoming for In {
-    fn hear<'a>(&'a mut self, _: &'a mut Packets) -> BoxFuture<'a, anyhow::Result<Option<Heard<ToNode>>>> {
-        Box::pin(async { Ok(self.0.recv().await.map(Heard::Message)) })
+    fn hear<'a>(&'a mut self, packets: &'a mut Packets) -> BoxFuture<'a, anyhow::Result<Option<Heard<ToNode>>>> {
+        Box::pin(async {
+            Ok(self.0.recv().await.map(|said| match said {
+                ToNode::Data { allocation, packet } => {
+                    packets.push(allocation, &packet);
+                    Heard::Packets
+                }
+                message => Heard::Message(message),
+            }))
+        })
     }
 }
 

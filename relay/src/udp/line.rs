@@ -1,7 +1,6 @@
 //! Packets of nodes whose legs are channels: in by a bounded queue, out by each channel's own.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Instant;
@@ -9,7 +8,7 @@ use std::time::Instant;
 use channel::{Outlet, Packets};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
-use udpsock::Outgoing;
+use udpsock::{Outgoing, Run};
 use wire::control::ToNode;
 use wire::relay::AllocationId;
 
@@ -97,13 +96,8 @@ pub(super) fn lines(bell: Arc<Bell>) -> (Inlet, Lines) {
     (Inlet { loads: sender, bell }, Lines { loads, outlets: BTreeMap::new() })
 }
 
-/// Packets of one load that leave together: one after the other in memory, of one size, for one address.
-struct Run {
-    port: u16,
-    to: Destination,
-    range: Range<usize>,
-    segment: usize,
-}
+/// The index of a port, and where packets go from there.
+type From = (u16, Destination);
 
 impl Lines {
     pub(super) fn open(&mut self, channel: ChannelId, outlet: Outlet<ToNode>) {
@@ -147,52 +141,36 @@ impl Lines {
 
     fn pass(&self, load: &Load, plane: &mut Plane, sockets: &mut [PortSocket], counters: &mut Snapshot) {
         let now = Instant::now();
-        let mut runs: Vec<Run> = Vec::new();
+        let mut runs: Vec<Run<From>> = Vec::new();
         let mut to_channels: BTreeMap<ChannelId, Vec<(AllocationId, &[u8])>> = BTreeMap::new();
-        let mut start = 0;
-        for (allocation, packet) in load.packets.iter() {
-            let range = start..start + packet.len();
-            start = range.end;
+        let bytes = load.packets.bytes();
+        for (allocation, range) in load.packets.ranges() {
+            let packet = &bytes[range.clone()];
             let carried = Carried { channel: load.channel, allocation, packet };
             match plane.handle_carried(&carried, now) {
                 Some(Onward { to: End::Channel(to), .. }) => {
                     to_channels.entry(to).or_default().push((allocation, packet))
                 }
-                Some(Onward { to: End::Address(to), port }) => append(&mut runs, port, to, range),
+                Some(Onward { to: End::Address(to), port }) => Run::append(&mut runs, (port, to), range),
                 None => {}
             }
         }
         for (channel, packets) in &to_channels {
             self.send(*channel, packets.iter().copied(), counters);
         }
-        for together in runs.chunk_by(|one, next| one.port == next.port) {
-            let Some(PortSocket { socket, sender }) = sockets.get_mut(usize::from(together[0].port)) else { continue };
-            let outgoing: Vec<_> = together.iter().map(|run| run.outgoing(load.packets.bytes())).collect();
+        for together in runs.chunk_by(|one, next| one.owner.0 == next.owner.0) {
+            let port = usize::from(together[0].owner.0);
+            let Some(PortSocket { socket, sender }) = sockets.get_mut(port) else { continue };
+            let outgoing = together.iter().map(|Run { owner: (_, to), range, segment }| Outgoing {
+                to: to.remote,
+                local: to.local,
+                data: &bytes[range.clone()],
+                segment: *segment,
+            });
+            let outgoing: Vec<_> = outgoing.collect();
             let sent = sender.send(socket, &outgoing);
             counters.full += sent.full as u64;
             counters.send_errors += sent.errors as u64;
         }
-    }
-}
-
-impl Run {
-    fn outgoing<'a>(&self, bytes: &'a [u8]) -> Outgoing<'a> {
-        let Destination { remote, local } = self.to;
-        Outgoing { to: remote, local, data: &bytes[self.range.clone()], segment: self.segment }
-    }
-
-    /// Whether a packet of this length that follows may leave with the others: all have one size, but the last may be shorter.
-    fn takes(&self, port: u16, to: Destination, next: &Range<usize>) -> bool {
-        (self.port, self.to) == (port, to)
-            && self.range.end == next.start
-            && next.len() <= self.segment
-            && self.range.len().is_multiple_of(self.segment)
-    }
-}
-
-fn append(runs: &mut Vec<Run>, port: u16, to: Destination, range: Range<usize>) {
-    match runs.last_mut() {
-        Some(last) if last.takes(port, to, &range) => last.range.end = range.end,
-        _ => runs.push(Run { port, to, segment: range.len(), range }),
     }
 }
