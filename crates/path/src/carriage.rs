@@ -4,7 +4,7 @@
 //! 127.77.0.0/16 at a port that the shell has: it takes what WireGuard sends there, and hands WireGuard what the relay says from there.
 //! The address alone tells the leg, in both directions. No other address of loopback is ever used, and these for nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use wire::relay::AllocationId;
@@ -21,7 +21,7 @@ const LAST: u16 = u16::MAX - 1;
 #[derive(Debug, Default)]
 pub(crate) struct Carriage {
     port: Option<u16>,
-    taken: BTreeMap<u16, (RelayId, AllocationId)>,
+    taken: BTreeSet<u16>,
     /// The last one that was given out: one that was given back rests, for what is on its way.
     last: u16,
 }
@@ -40,9 +40,9 @@ impl Carriage {
     pub(crate) fn take(&mut self, relay: RelayId, allocation: AllocationId) -> Option<(SocketAddr, Event)> {
         let port = self.port?;
         let after = (self.last.saturating_add(1)..=LAST).chain(1..=self.last.min(LAST));
-        let free = after.into_iter().find(|number| !self.taken.contains_key(number))?;
+        let free = after.into_iter().find(|number| !self.taken.contains(number))?;
         self.last = free;
-        self.taken.insert(free, (relay, allocation));
+        self.taken.insert(free);
         let [high, low] = free.to_be_bytes();
         let endpoint = SocketAddr::from((Ipv4Addr::new(NETWORK[0], NETWORK[1], high, low), port));
         Some((endpoint, Event::Carry { endpoint, relay, allocation }))
@@ -52,8 +52,7 @@ impl Carriage {
     pub(crate) fn give_back(&mut self, endpoint: SocketAddr) -> Option<Event> {
         let SocketAddr::V4(v4) = endpoint else { return None };
         let [_, _, high, low] = v4.ip().octets();
-        self.taken.remove(&u16::from_be_bytes([high, low]))?;
-        Some(Event::CarryNoMore { endpoint })
+        self.taken.remove(&u16::from_be_bytes([high, low])).then_some(Event::CarryNoMore { endpoint })
     }
 }
 

@@ -89,14 +89,20 @@ fn state(bench: &Bench) -> PathState {
     bench.engine.snapshot().peers[&bench.peer].state
 }
 
-/// A node whose packets go by the channel.
-fn carried() -> Bench {
+/// A node whose leg is the channel, and what it did when both legs were bound.
+fn attached() -> (Bench, Vec<Event>) {
     let mut bench = met(true, true);
     allocate(&mut bench);
     bench.collect(MS(400));
     let peer = bench.peer;
     bench.hear(ToNode::Ready(peer));
     let events = bench.events();
+    (bench, events)
+}
+
+/// A node whose packets go by the channel.
+fn carried() -> Bench {
+    let (mut bench, events) = attached();
     echo(&mut bench, &events);
     assert!(state(&bench).is_carried(), "{:?}", state(&bench));
     // One more, for the round-trip time.
@@ -139,14 +145,9 @@ fn who_knows_that_no_udp_comes_back_does_not_wait() {
 
 #[test]
 fn wireguard_is_pointed_at_the_channel_when_both_legs_are_bound_and_an_echo_makes_the_path() {
-    let mut bench = met(true, true);
-    allocate(&mut bench);
-    bench.collect(MS(400));
-    let peer = bench.peer;
-    bench.hear(ToNode::Ready(peer));
-    let events = bench.events();
+    let (mut bench, events) = attached();
     assert_eq!(endpoints(&events), [CARRIED]);
-    assert!(events.contains(&Event::StartHandshake { peer }));
+    assert!(events.contains(&Event::StartHandshake { peer: bench.peer }));
     assert!(!state(&bench).is_carried(), "not before an echo came back");
     echo(&mut bench, &events);
     let PathState::Relayed { endpoint, reason, .. } = state(&bench) else { panic!("{:?}", state(&bench)) };

@@ -114,7 +114,7 @@ impl Peer {
             return self.path_died(shared, now);
         }
         let rtt = self.pairs.get(&direct.remote).and_then(|pair| pair.rtt);
-        let timeout = if self.relayed.is_warm() { WARM_PONG_TIMEOUT } else { PONG_TIMEOUT };
+        let timeout = if self.relayed.warm_relay().is_some() { WARM_PONG_TIMEOUT } else { PONG_TIMEOUT };
         check.pings += 1;
         check.ping_due = now + timeout.max(rtt.unwrap_or_default() * 2);
         let others = check.pings > 1;

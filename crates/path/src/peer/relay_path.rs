@@ -316,11 +316,10 @@ impl Peer {
             return;
         }
         self.traffic.checked = Some(now);
-        let patience = if self.nominates { CHECK_HANDSHAKE } else { CHECK_HANDSHAKE * 3 };
-        let mut echoes = Echoes::new(Some(now + patience), now);
+        let mut echoes = Echoes::new(Some(now + self.handshake_patience()), now);
         let lost = self.relayed.path.is_some_and(|path| !shared.relays.is_open(&path.relay));
         let mut patience = if lost { LOST_CHANNEL } else { CONFIRM };
-        if self.relayed.is_warm() {
+        if self.relayed.warm_relay().is_some() {
             patience = patience.min(WARM * (1 << self.relayed.taken_lately(now).min(3)));
         }
         if patience < CONFIRM {
@@ -351,7 +350,7 @@ impl Peer {
             // The first round-trip time is still to be measured.
             Some(echoes) if self.relayed.rtt.is_none() => echoes.deadline = now + CONFIRM,
             echoes => {
-                if echoes.take().is_some() && self.warm_relay().is_some() {
+                if echoes.take().is_some() && self.relayed.warm_relay().is_some() {
                     // What answered was perhaps the last that had been on its way: the next doubt need not wait.
                     self.traffic.checked = None;
                 }
@@ -364,7 +363,7 @@ impl Peer {
         let Some(path) = self.relayed.path else {
             return;
         };
-        let better = self.warm_relay().filter(|relay| !shared.relays.is_ending(relay));
+        let better = self.relayed.warm_relay().filter(|relay| !shared.relays.is_ending(relay));
         if let Some(relay) = better.filter(|_| path.confirmed && self.leaves(path.relay, shared)) {
             return self.consider_relay(relay, shared, now);
         }
@@ -449,8 +448,7 @@ impl Peer {
             let ask_at = if path.confirmed { now } else { now + wait };
             leg.doubt(ask_at, now);
         }
-        let warm = self.warm_relay().filter(|relay| shared.relays.get(relay).is_some());
-        if let Some(relay) = warm.filter(|_| path.confirmed) {
+        if let Some(relay) = self.ready_relay(shared).filter(|_| path.confirmed) {
             return self.go_on_at(relay, path, shared, now);
         }
         if !self.use_relay(shared, now) {
@@ -470,12 +468,18 @@ impl Peer {
         // Still one that works, until its echoes tell otherwise.
         self.relayed.path = Some(left);
         self.enter_relay(relay, endpoint, shared, now);
+        let handshake_due = now + self.handshake_patience();
         if let Some(echoes) = &mut self.relayed.echoes {
-            let patience = if self.nominates { CHECK_HANDSHAKE } else { CHECK_HANDSHAKE * 3 };
-            echoes.handshake_due = Some(now + patience);
+            echoes.handshake_due = Some(handshake_due);
         }
     }
 
+    /// How long a path in use may be silent before a handshake: two initiations at once stall WireGuard, so one side waits.
+    fn handshake_patience(&self) -> Duration {
+        if self.nominates { CHECK_HANDSHAKE } else { CHECK_HANDSHAKE * 3 }
+    }
+
+    /// A relay of this mesh where a leg is ready.
     fn ready_relay(&self, shared: &Shared) -> Option<RelayId> {
         let mut ready = self.relayed.legs.iter().filter(|leg| leg.is_ready()).map(|leg| leg.relay);
         ready.find(|relay| shared.relays.get(relay).is_some())

@@ -100,10 +100,10 @@ impl Relayed {
         self.legs.iter().any(|leg| leg.is_carried_at(remote))
     }
 
-    /// Whether a leg stands ready on another relay than the one in use.
-    pub(super) fn is_warm(&self) -> bool {
+    /// The relay, other than the one in use, where this pair could go on at once.
+    pub(super) fn warm_relay(&self) -> Option<RelayId> {
         let used = self.path.map(|path| path.relay);
-        self.legs.iter().any(|leg| leg.is_ready() && Some(leg.relay) != used)
+        self.legs.iter().find(|leg| leg.is_ready() && Some(leg.relay) != used).map(|leg| leg.relay)
     }
 
     /// How often warm legs were taken in quick succession, until a moment ago.
@@ -414,12 +414,6 @@ impl Peer {
     fn may_serve(&self, leg: &Leg, shared: &Shared, now: Instant) -> bool {
         let reached = leg.is_allocated() || self.met.contains(&leg.relay);
         reached && !shared.relays.is_ending(&leg.relay) && !self.relayed.is_shunned(&leg.relay, now)
-    }
-
-    /// The relay, other than the one in use, where this pair could go on at once.
-    pub(super) fn warm_relay(&self) -> Option<RelayId> {
-        let used = self.relayed.path.map(|path| path.relay);
-        self.relayed.legs.iter().find(|leg| leg.is_ready() && Some(leg.relay) != used).map(|leg| leg.relay)
     }
 
     fn drive_release(&mut self, shared: &mut Shared, now: Instant) {
