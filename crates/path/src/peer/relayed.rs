@@ -3,16 +3,13 @@
 //! A wanted peer without a direct path gets a leg on the relay that both nodes prefer among those where they have met. The side
 //! that nominates asks for it; the other one binds what it is told of, and asks only if nobody does. A direct pair keeps its leg
 //! for half a minute. Whatever fails on one relay is tried on the next first.
-//!
-//! While packets of users flow there is a *warm* leg as well, bound and ready, on another relay than the one in use, or on any if
-//! the pair is direct: what dies then is left within a second, without asking anybody.
+//! While packets of users flow there is a [warm] leg as well.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use wire::control::{self, RefusedReason, ReleasedReason, ToRelay};
-use wire::relay::Frame;
+use wire::control::ToRelay;
 
 use super::Peer;
 use super::leg::{Leg, May};
@@ -22,6 +19,9 @@ use crate::relay::{MAX_RELAYS, RelayId, preference};
 use crate::shared::Shared;
 use crate::snapshot::LegReport;
 use crate::timer::earliest;
+
+mod news;
+mod warm;
 
 /// Legs of one peer: the one in use, and the one that it moves to.
 const MAX_LEGS: usize = 2;
@@ -151,151 +151,11 @@ impl Relayed {
 }
 
 impl Peer {
-    /// The relay named a leg of this node.
-    pub(crate) fn on_allocated(&mut self, relay: RelayId, told: control::Leg, shared: &mut Shared, now: Instant) {
-        if !self.wanted {
-            // Said rather than left to time, so that the peer need not wait for it.
-            shared.send_control(relay, ToRelay::Release(self.key));
-            return;
-        }
-        if self.relayed.leg(&relay).is_none() {
-            self.make_room(shared);
-            self.relayed.legs.push(Leg::wanted(relay, None, None));
-        }
-        if self.direct.is_some() {
-            // The peer asks for a relay although this side thinks that there is no need.
-            self.relayed.release_at = None;
-            self.start_check(shared, now);
-        }
-        let peer = self.key;
-        let Some(leg) = self.relayed.leg(&relay) else {
-            return;
-        };
-        if !leg.on_allocated(peer, told, shared, now) {
-            // None of the relay's addresses may be sent to.
-            self.give_up_leg(relay, shared, now);
-        }
-    }
-
-    pub(crate) fn on_refused(&mut self, relay: RelayId, reason: RefusedReason, shared: &mut Shared, now: Instant) {
-        let time = self.relayed.shun(relay, now);
-        if let Some(leg) = self.relayed.leg(&relay) {
-            if reason != RefusedReason::TooMany {
-                leg.forget(shared);
-            }
-            leg.ask_after(now + time);
-        }
-    }
-
     /// A leg that the relay has, although this side does not know it any more.
     pub(super) fn expect_leg(&mut self, relay: RelayId, port: u16) {
         if self.relayed.leg(&relay).is_none() && self.relayed.legs.len() < MAX_LEGS {
             self.relayed.legs.push(Leg::wanted(relay, Some(port), None));
         }
-    }
-
-    /// Both legs are bound.
-    pub(crate) fn on_ready_leg(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) {
-        let Some(leg) = self.relayed.leg(&relay) else {
-            return;
-        };
-        leg.on_ready(now);
-        self.consider_relay(relay, shared, now);
-    }
-
-    pub(crate) fn on_unbound(&mut self, relay: RelayId, now: Instant) {
-        if let Some(leg) = self.relayed.leg(&relay) {
-            leg.on_unbound(now);
-        }
-    }
-
-    pub(crate) fn on_released(&mut self, relay: RelayId, reason: ReleasedReason, shared: &mut Shared, now: Instant) {
-        let Some(leg) = self.relayed.leg(&relay) else {
-            return;
-        };
-        leg.forget(shared);
-        let has_other = self.relayed.legs.iter().any(|leg| leg.relay != relay && leg.is_allocated());
-        if reason == ReleasedReason::Asked && self.direct.is_some() {
-            self.relayed.no_warm_until = Some(now + NO_WARM);
-        }
-        if self.direct.is_some() || !self.wanted || has_other {
-            self.drop_leg(relay, shared);
-            if self.relayed.path.is_some_and(|path| path.relay == relay) {
-                self.relay_path_died(shared, now);
-            }
-            return;
-        }
-        // One that fell silent was fine; of the other reasons none will be gone at once.
-        let wait = match reason {
-            ReleasedReason::Idle => Duration::ZERO,
-            ReleasedReason::Asked if !self.nominates => FOLLOWER_PATIENCE,
-            _ => self.relayed.shun(relay, now),
-        };
-        if let Some(leg) = self.relayed.leg(&relay) {
-            leg.ask_after(now + wait);
-        }
-        if self.relayed.path.is_some_and(|path| path.relay == relay) {
-            self.relay_path_died(shared, now);
-        }
-    }
-
-    /// The relay is another process than before: nothing holds that was said to the old one.
-    pub(crate) fn on_relay_boot(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) -> bool {
-        let Some(leg) = self.relayed.leg(&relay) else {
-            return false;
-        };
-        leg.forget(shared);
-        leg.ask_at(now);
-        true
-    }
-
-    /// The relay is none any more. What is not in use there goes now, the rest when it is left. Returns whether there was a leg.
-    pub(crate) fn relay_removed(&mut self, relay: RelayId, shared: &mut Shared) -> bool {
-        let had = self.relayed.leg(&relay).is_some();
-        if self.relayed.path.is_none_or(|path| path.relay != relay) {
-            self.drop_leg(relay, shared);
-        }
-        self.relayed.forgive(&relay);
-        had
-    }
-
-    /// Takes a relay message for one of the legs. Returns whether it was authentic and of use.
-    pub(crate) fn on_relay_message(
-        &mut self,
-        from: SocketAddr,
-        frame: &Frame<'_>,
-        shared: &mut Shared,
-        now: Instant,
-    ) -> bool {
-        self.relayed.legs.iter_mut().any(|leg| leg.on_message(from, frame, shared, now))
-    }
-
-    /// The peer is at the relay, from now on or no longer.
-    pub(super) fn met_at(&mut self, relay: RelayId, now: Instant) {
-        if let Some(leg) = self.relayed.leg(&relay) {
-            // What the relay said over a channel before this one may have been lost.
-            leg.ask_at(now);
-        }
-    }
-
-    /// The shell carries packets by another port, or not any more.
-    pub(crate) fn carrier_changed(&mut self, shared: &mut Shared, now: Instant) -> bool {
-        let relays: Vec<RelayId> = self.relayed.legs.iter().map(|leg| leg.relay).collect();
-        for relay in relays {
-            self.carriage_lost(relay, shared, now);
-            // Named once more it may be carried once more.
-            self.met_at(relay, now);
-        }
-        !self.relayed.legs.is_empty()
-    }
-
-    /// Nothing is carried by the relay's channel any more. Returns whether a leg depended on that.
-    pub(super) fn carriage_lost(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) -> bool {
-        let was_attached = self.relayed.leg(&relay).is_some_and(|leg| leg.channel_lost(shared, now));
-        if was_attached && self.relayed.path.is_some_and(|path| path.relay == relay) {
-            self.relay_path_died(shared, now);
-        }
-        was_attached
     }
 
     /// This node's addresses or NATs are others.
@@ -382,40 +242,6 @@ impl Peer {
         self.direct.is_none() || self.traffic.is_steady(now)
     }
 
-    /// Asks for a leg to fall back to while packets flow, and lets it go afterwards. The side that nominates does.
-    fn keep_warm(&mut self, shared: &mut Shared, now: Instant) {
-        let used = self.relayed.path.filter(|path| path.confirmed);
-        if !self.nominates || (self.direct.is_none() && used.is_none()) {
-            return;
-        }
-        if !self.traffic.is_steady(now) {
-            if let Some(path) = used.filter(|path| path.settles.is_none() && !shared.relays.is_ending(&path.relay)) {
-                self.drop_needless_legs(path.relay, shared, now);
-            }
-            return;
-        }
-        let waits = self.relayed.no_warm_until.is_some_and(|until| now < until);
-        if waits || shared.legs.len() >= ROOM {
-            return;
-        }
-        let used = used.map(|path| path.relay);
-        let serves = |leg: &Leg| Some(leg.relay) != used && self.may_serve(leg, shared, now);
-        if self.relayed.legs.iter().any(serves) {
-            return;
-        }
-        let target = self.best_relay(used, shared, now).filter(|relay| !self.relayed.is_shunned(relay, now));
-        if let Some(target) = target.filter(|target| !self.relayed.legs.iter().any(|leg| leg.relay == *target)) {
-            self.make_room(shared);
-            self.relayed.legs.push(Leg::wanted(target, None, Some(now)));
-        }
-    }
-
-    /// Whether a leg is there, or can be hoped for.
-    fn may_serve(&self, leg: &Leg, shared: &Shared, now: Instant) -> bool {
-        let reached = leg.is_allocated() || self.met.contains(&leg.relay);
-        reached && !shared.relays.is_ending(&leg.relay) && !self.relayed.is_shunned(&leg.relay, now)
-    }
-
     fn drive_release(&mut self, shared: &mut Shared, now: Instant) {
         let has_room = shared.legs.len() <= ROOM;
         if self.relayed.legs.is_empty() || (has_room && self.traffic.is_steady(now)) {
@@ -483,25 +309,6 @@ impl Peer {
         if let Some(spare) = spare {
             self.give_up(spare, shared);
         }
-    }
-
-    /// Lets legs go that a path in use has made needless: all others, but for the warm one while packets flow.
-    pub(super) fn drop_needless_legs(&mut self, used: RelayId, shared: &mut Shared, now: Instant) {
-        let others: Vec<RelayId> = self.needless_legs(used, shared, now).map(|leg| leg.relay).collect();
-        for relay in others {
-            if self.nominates {
-                self.give_up(relay, shared);
-            } else {
-                self.drop_leg(relay, shared);
-            }
-        }
-    }
-
-    /// Legs that a path in use leaves nothing to do for.
-    pub(super) fn needless_legs(&self, used: RelayId, shared: &Shared, now: Instant) -> impl Iterator<Item = &Leg> {
-        let steady = self.traffic.is_steady(now);
-        let warm = move |leg: &Leg| steady && self.may_serve(leg, shared, now);
-        self.relayed.legs.iter().filter(move |leg| leg.relay != used && !warm(leg))
     }
 
     fn give_up_leg(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) {

@@ -1,0 +1,70 @@
+//! The warm leg: bound and ready on another relay than the one in use, or on any if the pair is direct, while packets of users flow. What
+//! dies then is left within a second, without asking anybody.
+
+use std::time::Instant;
+
+use super::ROOM;
+use crate::peer::Peer;
+use crate::peer::leg::Leg;
+use crate::relay::RelayId;
+use crate::shared::Shared;
+
+impl Peer {
+    /// Asks for a leg to fall back to while packets flow, and lets it go afterwards. The side that nominates does.
+    pub(super) fn keep_warm(&mut self, shared: &mut Shared, now: Instant) {
+        let used = self.relayed.path.filter(|path| path.confirmed);
+        if !self.nominates || (self.direct.is_none() && used.is_none()) {
+            return;
+        }
+        if !self.traffic.is_steady(now) {
+            if let Some(path) = used.filter(|path| path.settles.is_none() && !shared.relays.is_ending(&path.relay)) {
+                self.drop_needless_legs(path.relay, shared, now);
+            }
+            return;
+        }
+        let waits = self.relayed.no_warm_until.is_some_and(|until| now < until);
+        if waits || shared.legs.len() >= ROOM {
+            return;
+        }
+        let used = used.map(|path| path.relay);
+        let serves = |leg: &Leg| Some(leg.relay) != used && self.may_serve(leg, shared, now);
+        if self.relayed.legs.iter().any(serves) {
+            return;
+        }
+        let target = self.best_relay(used, shared, now).filter(|relay| !self.relayed.is_shunned(relay, now));
+        if let Some(target) = target.filter(|target| !self.relayed.legs.iter().any(|leg| leg.relay == *target)) {
+            self.make_room(shared);
+            self.relayed.legs.push(Leg::wanted(target, None, Some(now)));
+        }
+    }
+
+    /// Whether a leg is there, or can be hoped for.
+    pub(super) fn may_serve(&self, leg: &Leg, shared: &Shared, now: Instant) -> bool {
+        let reached = leg.is_allocated() || self.met.contains(&leg.relay);
+        reached && !shared.relays.is_ending(&leg.relay) && !self.relayed.is_shunned(&leg.relay, now)
+    }
+
+    /// Lets legs go that a path in use has made needless: all others, but for the warm one while packets flow.
+    pub(in crate::peer) fn drop_needless_legs(&mut self, used: RelayId, shared: &mut Shared, now: Instant) {
+        let others: Vec<RelayId> = self.needless_legs(used, shared, now).map(|leg| leg.relay).collect();
+        for relay in others {
+            if self.nominates {
+                self.give_up(relay, shared);
+            } else {
+                self.drop_leg(relay, shared);
+            }
+        }
+    }
+
+    /// Legs that a path in use leaves nothing to do for.
+    pub(in crate::peer) fn needless_legs(
+        &self,
+        used: RelayId,
+        shared: &Shared,
+        now: Instant,
+    ) -> impl Iterator<Item = &Leg> {
+        let steady = self.traffic.is_steady(now);
+        let warm = move |leg: &Leg| steady && self.may_serve(leg, shared, now);
+        self.relayed.legs.iter().filter(move |leg| leg.relay != used && !warm(leg))
+    }
+}
