@@ -92,6 +92,13 @@ pub fn uninstall(lab: &Lab) -> Result<String> {
     lab.helm(&["uninstall", RELEASE, "-n", NAMESPACE, "--wait", "--cascade", "foreground", "--timeout", INSTALL])
 }
 
+/// Deletes the pods of a component (`agent`, `relay`) where a field selector says, and returns when they are gone; others take their place.
+pub fn delete_pods(lab: &Lab, component: &str, fields: &str) -> Result<()> {
+    let labels = format!("app.kubernetes.io/component={component}");
+    let args = ["delete", "pods", "-n", NAMESPACE, "-l", &labels, "--field-selector", fields, "--timeout=60s"];
+    lab.kubectl(&args).map(drop)
+}
+
 /// Waits until every running node is Ready for Kubernetes and for Warren. Helm's `--wait` may return one agent early.
 pub fn wait_ready(lab: &Lab) -> Result<()> {
     wait_condition(lab, "nodes", "Ready")?;

@@ -184,11 +184,8 @@ fn a_relay_starts_anew(lab: &Lab) -> Result<()> {
     let relay = wait_relayed(lab)?["relay"].as_str().context("a relay")?.to_owned();
     let pods = workload::pods(lab)?;
     let (from, to) = (on(&pods, "hard-a")?, on(&pods, "hard-b")?);
-    let of_node = format!("--field-selector=spec.nodeName={relay}");
-    let selector = "app.kubernetes.io/component=relay";
-    let result = during(lab, from, to, RESTART, || {
-        lab.kubectl(&["delete", "pods", "-n", warren::NAMESPACE, "-l", selector, &of_node, "--timeout=60s"]).map(drop)
-    })?;
+    let delete = || warren::delete_pods(lab, "relay", &format!("spec.nodeName={relay}"));
+    let result = during(lab, from, to, RESTART, delete)?;
     eprintln!("           the relay's pod on {relay} deleted: {result}");
     ensure!(result["received"].as_u64() > Some(0), "nothing came back: {result}");
     reach(lab, "after the relay's restart")?;

@@ -107,9 +107,7 @@ fn two_revisions(lab: &Lab) -> Result<()> {
     let held = ["agent.updateStrategy.type=OnDelete", "agent.updateStrategy.rollingUpdate=null"];
     let tag = format!("image.tag={NEXT}");
     warren::upgrade(lab, &["--set", held[0], "--set", held[1], "--set-string", &tag])?;
-    let elsewhere = format!("--field-selector=spec.nodeName!={BEHIND}");
-    let agents = "app.kubernetes.io/component=agent";
-    lab.kubectl(&["delete", "pods", "-n", warren::NAMESPACE, "-l", agents, &elsewhere])?;
+    warren::delete_pods(lab, "agent", &format!("spec.nodeName!={BEHIND}"))?;
     wait::until("new agents on all nodes but one", SOON, || {
         let images: BTreeSet<String> = running(lab)
             .map_err(|error| format!("{error:#}"))?

@@ -100,9 +100,7 @@ pub fn within(deadline: Duration, began: Instant, mut holds: impl FnMut() -> boo
 /// A new pod: kubelet starts the container of one that has failed before only after a pause of its own.
 pub fn renew_pod(lab: &Lab, node: &str, peer: &str, state: &str) -> Result<()> {
     let old = agent(lab, node);
-    let field = format!("spec.nodeName={node}");
-    let labels = "app.kubernetes.io/component=agent";
-    lab.kubectl(&["delete", "pod", "-n", warren::NAMESPACE, "-l", labels, "--field-selector", &field])?;
+    warren::delete_pods(lab, "agent", &format!("spec.nodeName={node}"))?;
     wait::until(&format!("the new agent of {node} to reach {peer}"), REPLACED, || {
         match agent(lab, node).filter(|pid| Some(*pid) != old) {
             None => Err("there is none".into()),

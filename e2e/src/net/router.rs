@@ -108,15 +108,15 @@ table inet border {{
     )
 }
 
-/// What a node on the internet does so that it is reached on port 443: it leads to a port of its own.
+/// What the control plane's node does so that its API server is reached on port 443. Relays are by their agents.
 #[must_use]
-pub fn front(port: u16) -> String {
+pub fn api_front() -> String {
     format!(
         r#"
 table ip front {{
   chain pre {{
     type nat hook prerouting priority dstnat;
-    fib daddr type local tcp dport {HTTPS_PORT} redirect to :{port}
+    fib daddr type local tcp dport {HTTPS_PORT} redirect to :{API_PORT}
   }}
 }}
 "#

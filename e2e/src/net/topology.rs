@@ -10,7 +10,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::net::namespace::Namespace;
 use crate::net::router;
-use crate::scenario::{API_PORT, Node, OUTSIDE, OUTSIDE_V6, RELAY_TLS_PORT, Scenario, Site, gateway4, gateway6};
+use crate::scenario::{Node, OUTSIDE, OUTSIDE_V6, Scenario, Site, gateway4, gateway6};
 
 /// Forwarding routers; rp_filter off, because the shaper hands every packet back on another interface than it came by.
 const ROUTER: [&str; 5] = [
@@ -119,9 +119,8 @@ pub fn attach(scenario: &Scenario, spec: &Node) -> Result<()> {
         end.namespace.ip(&[&format!("link set {} mtu {}", end.device, spec.mtu)])?;
     }
     default_route(&eth0, v4, v6)?;
-    if spec.site == Site::Public && scenario.nodes.iter().any(Node::has_only_tls) {
-        let leads_to = if spec.name == scenario.control_plane().name { API_PORT } else { RELAY_TLS_PORT };
-        own.nft(&router::front(leads_to))?;
+    if spec.name == scenario.control_plane().name && scenario.nodes.iter().any(Node::has_only_tls) {
+        own.nft(&router::api_front())?;
     }
     Ok(())
 }
@@ -177,10 +176,7 @@ pub fn change_home(scenario: &Scenario, name: &str, wan: Ipv4Net, shift: u16) ->
         &format!("addr add {wan} dev wan"),
         &format!("route replace default via {}", gateway4(wan).addr()),
     ])?;
-    router.nft(&format!(
-        "flush ruleset\n{}",
-        router::ruleset(&Site::Home { wan, wan6, shift }, spec.v4.addr(), scenario.api_address())
-    ))?;
+    change_site(scenario, name, &Site::Home { wan, wan6, shift })?;
     crate::command::run(&mut router.command("conntrack", &["-F"])).map(drop)
 }
 

@@ -122,9 +122,7 @@ fn process(lab: &Lab, relay: &str) -> Result<i32> {
 
 fn renew_pod(lab: &Lab, relay: &str) -> Result<()> {
     let old = process(lab, relay).ok();
-    let field = format!("spec.nodeName={relay}");
-    let labels = "app.kubernetes.io/component=relay";
-    lab.kubectl(&["delete", "pod", "-n", warren::NAMESPACE, "-l", labels, "--field-selector", &field])?;
+    warren::delete_pods(lab, "relay", &format!("spec.nodeName={relay}"))?;
     wait::until(&format!("the new relay on {relay}"), REPLACED, || {
         process(lab, relay).ok().filter(|pid| Some(*pid) != old).map(drop).ok_or_else(|| "there is none".into())
     })
