@@ -11,7 +11,7 @@
 //! | [`Mesh`] | an admin (spec), the operator (status) | everybody |
 //! | [`MeshNode`] | the operator (spec), the node itself (status) | everybody |
 //! | [`MeshPeerSlice`] | the operator alone | agents |
-//! | [`MeshRelay`] | the operator (spec), the relay itself (status) | agents |
+//! | [`MeshRelay`] | the operator (spec, and in status the condition `Reachable`), the relay itself (the rest of status) | agents |
 //!
 //! What a node can write (`MeshNode.status`) never decides who owns an address: allowed IPs come from `spec` only. No object
 //! holds a heartbeat, a counter or the state of a pair, since every write to a watched object reaches every agent.
@@ -22,6 +22,7 @@
 
 #![allow(clippy::duplicated_attributes, reason = "a kind has one `printcolumn(..)` for each column")]
 
+pub mod address;
 pub mod bounds;
 pub mod condition;
 pub mod mesh;

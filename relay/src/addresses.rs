@@ -4,10 +4,10 @@
 //! of pods and of container bridges have none. Before them goes what its MeshRelay says, which knows of a NAT outside. Everything is read from `/proc/net`, which needs no privilege.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use crds::address::is_public;
 
 use crate::args::Advertised;
 
@@ -81,33 +81,6 @@ pub fn usable(text: &str) -> Option<SocketAddr> {
     let ip = address.ip();
     let nobodys = ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || address.port() == 0;
     (!nobodys).then_some(address)
-}
-
-/// Whether others anywhere on the internet could send to it, as far as an address can tell.
-#[must_use]
-pub fn is_public(ip: IpAddr) -> bool {
-    // RFC 1918, RFC 6598 (carrier NAT), RFC 3927, RFC 1122; RFC 4193, RFC 4291.
-    const PRIVATE: [IpNet; 9] = [
-        v4([10, 0, 0, 0], 8),
-        v4([172, 16, 0, 0], 12),
-        v4([192, 168, 0, 0], 16),
-        v4([100, 64, 0, 0], 10),
-        v4([169, 254, 0, 0], 16),
-        v4([127, 0, 0, 0], 8),
-        v6(0xfc00, 7),
-        v6(0xfe80, 10),
-        IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
-    ];
-    !PRIVATE.iter().any(|net| net.contains(&ip))
-}
-
-const fn v4(octets: [u8; 4], prefix_len: u8) -> IpNet {
-    let [a, b, c, d] = octets;
-    IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(a, b, c, d), prefix_len))
-}
-
-const fn v6(first: u16, prefix_len: u8) -> IpNet {
-    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), prefix_len))
 }
 
 fn reachable_at(listen: SocketAddr, of_host: &[IpAddr]) -> Vec<SocketAddr> {

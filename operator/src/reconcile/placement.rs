@@ -12,6 +12,7 @@ use crate::{
 };
 use crds::{
     Condition, ConditionStatus,
+    address::is_public,
     mesh_node::{AdmissionState, CandidateKind, NatClass, RelayTransport, RelayWish},
     names::{RELAY_LABEL, RELAY_PLACEMENT},
 };
@@ -98,19 +99,6 @@ fn standing(node: &NodeValue, member: Option<&MeshNodeValue>) -> Standing {
         Standing::Perhaps
     } else {
         Standing::Hidden
-    }
-}
-
-/// Whether the address is from no range that is private, a carrier's, or of one link (RFC 1918, 6598, 3927, 4193, 4291).
-fn is_public(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => {
-            let carrier = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
-            !(ip.is_private() || carrier || ip.is_link_local() || ip.is_loopback() || ip.is_unspecified())
-        }
-        IpAddr::V6(ip) => {
-            !(ip.is_unique_local() || ip.is_unicast_link_local() || ip.is_loopback() || ip.is_unspecified())
-        }
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
+use crds::address::is_public;
 use crds::{Condition, ConditionStatus, MeshRelay, MeshRelayStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 
 use super::Identity;
-use crate::addresses::{is_public, usable};
+use crate::addresses::usable;
 use crate::control::Doors;
 use crate::identity;
 
