@@ -48,6 +48,11 @@ pub struct MeshRelaySpec {
     )]
     #[x_kube(validation = Rule::new("self.all(a, isIP(a.substring(0, a.lastIndexOf(':')).replace('[', '').replace(']', '')))").message("each entry must have an address that is one, like 203.0.113.7:3478 or [2001:db8::7]:3478"))]
     pub addresses: Vec<String>,
+    /// What it fails together with. Nodes keep a second way ready at a relay of another failure domain. The operator fills it with the zone of the
+    /// Node (label `topology.kubernetes.io/zone`); what an admin writes here stands. A relay without one fails alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub failure_domain: Option<String>,
     /// The relay's Ed25519 public key, base64: for a relay outside the cluster whose account may not write its status. It is what nodes
     /// recognise the relay by, whatever the status says; such a relay needs `addresses` too.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -47,6 +47,8 @@ pub struct Relay {
     pub id: RelayId,
     /// Name of its MeshRelay.
     pub name: String,
+    /// What it fails together with, if somebody says so.
+    pub domain: Option<String>,
     /// Where its channel answers over QUIC, best first.
     pub quic: Vec<SocketAddr>,
     /// Where its channel answers over TLS, best first.
@@ -185,6 +187,7 @@ impl Relays {
             if !self.channels.contains_key(&relay.id) {
                 self.start(relay.clone(), now);
                 news.push((relay.id, RelayNews::Connecting { addresses: relay.udp.clone() }));
+                news.push((relay.id, RelayNews::Within { domain: relay.domain.clone() }));
             }
         }
         news

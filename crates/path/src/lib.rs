@@ -112,6 +112,6 @@ pub use event::{Event, PathState, Reason, Selected, Transmit};
 pub use filter::{Forbidden, Refusal};
 pub use input::{Config, Input, PeerConfig, PeerCounters, Session};
 pub use nat::{NatClass, NatReport};
-pub use relay::{RelayId, RelayNews};
+pub use relay::{MAX_DOMAIN, RelayId, RelayNews};
 pub use snapshot::{LegPhase, LegReport, PairOutcome, PairReport, PeerNat, PeerReport, Snapshot};
 pub use stats::Stats;

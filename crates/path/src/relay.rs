@@ -13,6 +13,8 @@ use wire::control::{ToNode, ToRelay};
 pub(crate) const MAX_RELAYS: usize = 8;
 /// Addresses kept of one relay: two families, each with a private and a public one, twice.
 const MAX_ADDRESSES: usize = 8;
+/// Longest name of a failure domain in bytes: that of a label's value in Kubernetes.
+pub const MAX_DOMAIN: usize = 63;
 /// Separates this use of the hash from every other.
 const PREFERENCE_LABEL: &[u8] = b"warren relay preference v1";
 
@@ -45,6 +47,11 @@ pub enum RelayNews {
         /// Where the relay's UDP ports are, best first.
         addresses: Vec<IpAddr>,
     },
+    /// Said after [`RelayNews::Connecting`]: what it fails together with, such as a zone. Without a word of it a relay fails alone.
+    Within {
+        /// Its name, the same for all relays in it; at most [`MAX_DOMAIN`] bytes.
+        domain: Option<String>,
+    },
     /// Said after [`RelayNews::Open`] of a channel over TCP: one over UDP was tried first, and did not come about in time.
     OverTcp,
     /// It is gone, and not being made. What was not said over it yet is void.
@@ -71,6 +78,8 @@ pub(crate) enum ControlChannel {
 pub(crate) struct Relay {
     pub(crate) channel: ControlChannel,
     pub(crate) addresses: Vec<IpAddr>,
+    /// What it fails together with; itself, if that is not known.
+    pub(crate) domain: Option<String>,
     /// Its channel is one over TCP.
     pub(crate) over_tcp: bool,
     /// When its channel was last to be made anew, although it seemed to be there.
@@ -129,6 +138,12 @@ impl Relays {
     /// The relay that has this address.
     pub(crate) fn at(&self, ip: IpAddr) -> Option<RelayId> {
         self.known.iter().find(|(_, relay)| relay.addresses.contains(&ip)).map(|(id, _)| *id)
+    }
+
+    /// Whether they can't be expected to fail together.
+    pub(crate) fn are_apart(&self, one: &RelayId, other: &RelayId) -> bool {
+        let domain = |id| self.known.get(id).and_then(|relay| relay.domain.as_ref());
+        one != other && (domain(one).is_none() || domain(one) != domain(other))
     }
 
     pub(crate) fn is_open(&self, id: &RelayId) -> bool {

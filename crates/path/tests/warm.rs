@@ -21,13 +21,18 @@ fn other(bench: &mut Bench, news: RelayNews) {
     bench.input(Input::Relay { relay: OTHER, news });
 }
 
+/// The nodes meet at this relay too.
+fn meet_at(bench: &mut Bench, relay: RelayId, address: &str) {
+    let (node, observed) = (bench.peer, addr("198.51.100.1:21820"));
+    let said = [ToNode::Welcome { boot: 1, observed }, ToNode::Present { node, met: true }];
+    bench.input(Input::Relay { relay, news: RelayNews::Open { addresses: vec![address.parse().unwrap()] } });
+    said.into_iter().for_each(|message| bench.input(Input::Relay { relay, news: RelayNews::Said(message) }));
+}
+
 /// A relayed pair whose nodes have met at another relay too.
 fn with_two(nominates: bool) -> Bench {
     let mut bench = relayed(nominates);
-    let node = bench.peer;
-    other(&mut bench, RelayNews::Open { addresses: vec!["192.0.2.8".parse().unwrap()] });
-    other(&mut bench, RelayNews::Said(ToNode::Welcome { boot: 1, observed: addr("198.51.100.1:21820") }));
-    other(&mut bench, RelayNews::Said(ToNode::Present { node, met: true }));
+    meet_at(&mut bench, OTHER, "192.0.2.8");
     bench.collect(S(12));
     bench.asked();
     bench
@@ -109,6 +114,25 @@ fn a_relay_that_falls_silent_is_left_for_the_warm_leg_without_asking_anybody() {
         assert_eq!(relay(&bench), Some(OTHER));
         bench.input(Input::EchoReply { peer, token: token(&events).unwrap() });
         assert_eq!(relay(&bench), Some(OTHER));
+    }
+}
+
+#[test]
+fn the_warm_leg_is_at_a_relay_that_does_not_fail_with_the_one_in_use() {
+    const THIRD: RelayId = RelayId([0x50; 32]);
+    let within = |domain: &str| RelayNews::Within { domain: Some(domain.into()) };
+    for (near, far) in [(OTHER, THIRD), (THIRD, OTHER)] {
+        let mut bench = relayed(true);
+        meet_at(&mut bench, OTHER, "192.0.2.8");
+        meet_at(&mut bench, THIRD, "192.0.2.7");
+        for (relay, domain) in [(RELAY, "a"), (near, "a"), (far, "b")] {
+            bench.input(Input::Relay { relay, news: within(domain) });
+        }
+        bench.collect(S(12));
+        bench.asked();
+        talk(&mut bench, 0, S(4));
+        let asked = bench.asked_of(far);
+        assert!(asked.iter().any(|said| matches!(said, ToRelay::Allocate { .. })), "{asked:?}");
     }
 }
 

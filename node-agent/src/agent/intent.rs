@@ -305,7 +305,14 @@ mod tests {
     fn relay(n: u8, addresses: &[&str]) -> Relay {
         let udp: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
         let at = |port| udp.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
-        Relay { id: RelayId([n; 32]), name: format!("r{n}"), quic: at(51899), tls: at(8443), udp: udp.clone() }
+        Relay {
+            id: RelayId([n; 32]),
+            name: format!("r{n}"),
+            domain: None,
+            quic: at(51899),
+            tls: at(8443),
+            udp: udp.clone(),
+        }
     }
 
     #[test]

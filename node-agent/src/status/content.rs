@@ -253,7 +253,8 @@ mod tests {
         use crate::relays::Relay;
         let row = |name: &str, state, udp: &[&str]| {
             let udp = udp.iter().map(|ip| ip.parse().unwrap()).collect();
-            let relay = Relay { id: path::RelayId([1; 32]), name: name.into(), quic: vec![], tls: vec![], udp };
+            let relay =
+                Relay { id: path::RelayId([1; 32]), name: name.into(), domain: None, quic: vec![], tls: vec![], udp };
             Row { relay, state, since: std::time::Instant::now() }
         };
         let there = ["198.51.100.7"];

@@ -40,6 +40,7 @@ pub fn relay(relay: &MeshRelay, own_name: &str) -> Option<Relay> {
     Some(Relay {
         id: RelayId(key_bytes(key)?),
         name: relay.name_any(),
+        domain: relay.spec.failure_domain.clone(),
         quic: at(quic_port(relay)).take(MAX_ADDRESSES).collect(),
         tls: tls.into_iter().flat_map(at).take(MAX_ADDRESSES).collect(),
         udp,

@@ -61,10 +61,13 @@ pub fn tombstone_spec(stones: &[Tombstone]) -> Value {
 }
 
 /// `MeshRelay.spec` of the relay on a Node.
-pub fn relay_spec(node: &str, uid: &str, addresses: &[String]) -> Value {
+pub fn relay_spec(node: &str, uid: &str, addresses: &[String], domain: Option<&str>) -> Value {
     let mut body = json!({ "nodeName": node, "nodeUID": uid });
     if !addresses.is_empty() {
         body["addresses"] = json!(addresses);
+    }
+    if let Some(domain) = domain {
+        body["failureDomain"] = json!(domain);
     }
     body
 }

@@ -259,6 +259,10 @@ pub struct RelayValue {
     pub addresses: Vec<String>,
     /// Whether somebody else than the operator wrote them.
     pub is_addressed_by_others: bool,
+    /// What it fails together with.
+    pub domain: Option<String>,
+    /// Whether somebody else than the operator wrote that.
+    pub is_placed_by_others: bool,
     /// Where the relay says that it answers.
     pub stun: Vec<String>,
     /// What the operator says of who reaches it.
@@ -273,11 +277,14 @@ impl Watched for MeshRelay {
 
     fn reduce(self) -> RelayValue {
         let managers = self.metadata.managed_fields.unwrap_or_default();
-        let has_addresses = |fields: &Value| fields["f:spec"].get("f:addresses").is_some();
         let status = self.status.unwrap_or_default();
         let others = managers.iter().filter(|entry| entry.manager.as_deref() != Some(OPERATOR_MANAGER));
+        let others: Vec<_> = others.filter_map(|entry| entry.fields_v1.as_ref()).collect();
+        let by_others = |field: &str| others.iter().any(|fields| fields.0["f:spec"].get(field).is_some());
         RelayValue {
-            is_addressed_by_others: others.filter_map(|entry| entry.fields_v1.as_ref()).any(|f| has_addresses(&f.0)),
+            is_addressed_by_others: by_others("f:addresses"),
+            is_placed_by_others: by_others("f:failureDomain"),
+            domain: self.spec.failure_domain,
             node_name: self.spec.node_name,
             node_uid: self.spec.node_uid,
             addresses: self.spec.addresses,

@@ -1,4 +1,4 @@
-//! The relays of the cluster: one for every Node with the label, with the addresses that its Node says.
+//! The relays of the cluster: one for every Node with the label, with the addresses and the zone that its Node says.
 
 use super::{
     API_VERSION,
@@ -45,18 +45,23 @@ fn is_ours(name: &str, relay: &Stored<RelayValue>) -> bool {
 fn create(name: &str, node: &Stored<NodeValue>) -> Write {
     let owner = json!({ "apiVersion": "v1", "kind": "Node", "name": name, "uid": node.meta.uid });
     let metadata = json!({ "name": name, "ownerReferences": [owner] });
-    let spec = convert::relay_spec(name, &node.meta.uid, &addresses(&node.value, None));
+    let spec = convert::relay_spec(name, &node.meta.uid, &addresses(&node.value, None), node.value.zone.as_deref());
     Write { target: Target::new(Kind::MeshRelay, name), verb: Verb::Create(object(metadata, spec)) }
 }
 
 fn correction(name: &str, node: &Stored<NodeValue>, relay: &Stored<RelayValue>) -> Option<Write> {
-    let wanted = addresses(&node.value, Some(&relay.value));
-    if relay.value.is_addressed_by_others || relay.value.addresses == wanted {
+    // What somebody else wrote stands, and is not named: so it is not ours either.
+    let addresses = (!relay.value.is_addressed_by_others).then(|| addresses(&node.value, Some(&relay.value)));
+    let domain = node.value.zone.as_deref().filter(|_| !relay.value.is_placed_by_others);
+    let is_placed = relay.value.is_placed_by_others || relay.value.domain.as_deref() == domain;
+    if is_placed && addresses.as_ref().is_none_or(|wanted| relay.value.addresses == *wanted) {
         return None;
     }
     let metadata = json!({ "name": name, "resourceVersion": relay.meta.version });
-    let mut spec = convert::relay_spec(name, &node.meta.uid, &wanted);
-    spec["addresses"] = json!(wanted);
+    let mut spec = convert::relay_spec(name, &node.meta.uid, &[], domain);
+    if let Some(wanted) = addresses {
+        spec["addresses"] = json!(wanted);
+    }
     Some(Write { target: Target::new(Kind::MeshRelay, name), verb: Verb::Apply(object(metadata, spec)) })
 }
 

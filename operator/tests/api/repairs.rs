@@ -181,6 +181,28 @@ pub async fn relays_follow_the_label(cluster: &Cluster) -> Result<()> {
     nodes.patch("n2", &PatchParams::default(), &Patch::Merge(&label(Some("true")))).await?;
     cluster.until("the other relay", || async { Ok(relays.get_opt("n2").await?) }).await?;
     ensure!(relays.get("n1").await?.spec.addresses == ["198.51.100.9:443"], "an admin's word stands");
+    // The zone is kept up beside that, and is an admin's to say too.
+    let domain = |expected: &'static str| {
+        let relays = relays.clone();
+        cluster.until("the failure domain of the relay", move || {
+            let relays = relays.clone();
+            async move { Ok((relays.get("n1").await?.spec.failure_domain.as_deref() == Some(expected)).then_some(())) }
+        })
+    };
+    let zone = |zone: &str| json!({ "metadata": { "labels": { "topology.kubernetes.io/zone": zone } } });
+    nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&zone("east"))).await?;
+    domain("east").await?;
+    ensure!(relays.get("n1").await?.spec.addresses == ["198.51.100.9:443"], "an admin's word stands");
+    let chosen = json!({ "spec": { "failureDomain": "rack-7" } });
+    relays.patch("n1", &PatchParams::default(), &Patch::Merge(&chosen)).await?;
+    nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&zone("west"))).await?;
+    nodes.patch("n2", &PatchParams::default(), &Patch::Merge(&zone("west"))).await?;
+    cluster
+        .until("the other relay's failure domain", || async {
+            Ok((relays.get("n2").await?.spec.failure_domain.as_deref() == Some("west")).then_some(()))
+        })
+        .await?;
+    domain("rack-7").await?;
     nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&label(None))).await?;
     cluster.until("the relay to go", || async { Ok(relays.get_opt("n1").await?.is_none().then_some(())) }).await?;
     ensure!(relays.get_opt("outside").await?.is_some(), "an admin's relay is left alone");

@@ -8,7 +8,7 @@ use wire::probe::signal;
 use wire::relay::Frame;
 
 use super::Engine;
-use crate::relay::{ControlChannel, RelayId, RelayNews};
+use crate::relay::{ControlChannel, MAX_DOMAIN, RelayId, RelayNews};
 
 impl Engine {
     pub(super) fn handle_relay(&mut self, id: RelayId, news: RelayNews) {
@@ -33,6 +33,11 @@ impl Engine {
                 self.recognise_relays();
                 self.shared.send_control(id, ToRelay::Hello { version: VERSION, node: self.public_key });
                 self.channel_changed();
+            }
+            RelayNews::Within { domain } => {
+                if let Some(relay) = self.shared.relays.entry(id) {
+                    relay.domain = domain.filter(|domain| domain.len() <= MAX_DOMAIN);
+                }
             }
             RelayNews::OverTcp => {
                 if let Some(relay) = self.shared.relays.entry(id) {

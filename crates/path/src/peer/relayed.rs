@@ -284,7 +284,7 @@ impl Peer {
         self.relayed.legs.push(Leg::wanted(target, None, Some(now)));
     }
 
-    /// The relay that both nodes prefer, of those that can be used at all, but for one.
+    /// The relay that both nodes prefer, of those that can be used at all, but for one, and rather in another failure domain than that.
     fn best_relay(&self, except: Option<RelayId>, shared: &Shared, now: Instant) -> Option<RelayId> {
         let own = self.own_key;
         let has_socket = |relay: &RelayId| shared.relay_socket(relay, 1, 0).is_some();
@@ -294,7 +294,8 @@ impl Peer {
                 && (has_socket(relay) || (self.uses_own_relay() && shared.can_carry(relay)))
         });
         let rank = |relay: &&RelayId| {
-            (!self.relayed.is_shunned(relay, now), has_socket(relay), preference(relay, &own, &self.key))
+            let apart = except.is_none_or(|except| shared.relays.are_apart(relay, &except));
+            (!self.relayed.is_shunned(relay, now), has_socket(relay), apart, preference(relay, &own, &self.key))
         };
         usable.max_by_key(rank).copied()
     }
