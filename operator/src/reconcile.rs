@@ -1,7 +1,7 @@
 //! One pass: fetch (from the index), validate, plan, compare, apply, report.
 //!
 //! [`diff`] and [`status`] are plain functions from what is known and what was planned to a list of writes; [`apply`] carries
-//! them out. [`Reconciler`] owns the state that a replica keeps between passes.
+//! them out, and [`writing`] learns from the answers. [`Reconciler`] owns the state that a replica keeps between passes.
 
 pub mod apply;
 mod confirm;
@@ -10,24 +10,22 @@ pub mod placement;
 pub mod progress;
 mod relays;
 pub mod status;
+mod writing;
 
 use crate::{
     args::Placement,
     backoff::Retries,
     coalesce::Lane,
     convert,
-    events::{Notice, Recorder},
-    index::{Change, Cluster, Effect, Kind},
+    events::Recorder,
+    index::{Change, Cluster, Effect},
     metrics::Metrics,
     proof::{Prover, Seed},
     protection::{self, Documents, Protection},
 };
-use apply::{Applier, Outcome};
+use apply::Applier;
 use crds::MeshSpec;
-use diff::{Phase, Target, Write};
-use kube::api::DynamicObject;
-use progress::Progress;
-use status::Report;
+use diff::Target;
 use std::{
     collections::BTreeSet,
     sync::Arc,
@@ -37,9 +35,6 @@ use topology::cluster::Plan;
 
 /// `apiVersion` of our kinds.
 pub const API_VERSION: &str = "warren.dev/v1alpha1";
-/// Pause between writes of `Mesh.status` for numbers alone: every agent watches the Mesh.
-const COUNTS_SPACING: Duration = Duration::from_secs(10);
-
 /// Plans that are made anew in one pass because they rested on something that is not so.
 const CONFIRMATIONS: usize = 3;
 /// Between looks at where relays stand, whatever the clock says.
@@ -262,124 +257,6 @@ impl Reconciler {
         let listed: Vec<_> = broken.iter().take(5).map(ToString::to_string).collect();
         self.problem(format!("a plan breaks invariants and is not written, revocations aside: {}", listed.join("; ")));
         plan.revocations(view, &broken)
-    }
-
-    /// Carries the phases out in their order.
-    async fn write_plan(&mut self, lane: Lane, plan: &Plan, placement: &crate::placement::Plan) -> Progress {
-        let now = k8s_openapi::jiff::Timestamp::now();
-        let phases = diff::phases(&self.cluster, plan);
-        let conditions = diff::conditions(&self.cluster, plan, now);
-        let mut relays = placement::condition_writes(&self.cluster, placement, now);
-        if self.places == Placement::Auto {
-            relays.extend(placement::label_writes(&self.cluster, placement, now));
-        }
-        self.forget_unwanted(phases.iter().flat_map(|(_, writes)| writes).chain(&conditions).chain(&relays));
-        let mut progress = Progress::new(lane);
-        for (phase, writes) in phases {
-            self.write_phase(&mut progress, phase, writes).await;
-        }
-        let conditions = diff::conditions(&self.cluster, plan, now);
-        self.write_phase(&mut progress, Phase::Conditions, conditions).await;
-        self.write_phase(&mut progress, Phase::Relays, relays).await;
-        progress
-    }
-
-    async fn write_phase(&mut self, progress: &mut Progress, phase: Phase, writes: Vec<Write>) {
-        let (now, wanted) = (Instant::now(), writes.len());
-        let writes = progress.select(phase, writes, |target| self.retries.ready(target, now));
-        let outcomes = self.write(writes).await;
-        progress.note(phase, wanted, outcomes);
-    }
-
-    /// Writes, learns from the answers, and says which writes were fine.
-    async fn write(&mut self, mut writes: Vec<Write>) -> Vec<(Target, bool)> {
-        let now = Instant::now();
-        writes.retain(|write| self.retries.ready(&write.target, now));
-        let outcomes = self.applier.apply(writes).await;
-        let now = Instant::now();
-        let mut results = Vec::with_capacity(outcomes.len());
-        for (target, mut outcome) in outcomes {
-            // A node may hold on to a condition of a type of ours: what can't be changed is not tried without a pause.
-            if let Outcome::Written(object) = &outcome
-                && diff::known_version(&self.cluster, &target) == object.metadata.resource_version.as_deref()
-            {
-                outcome = Outcome::WithoutEffect;
-            }
-            let fine = outcome.is_fine();
-            if fine {
-                self.wrote = true;
-                self.retries.succeeded(&target);
-            } else if outcome == Outcome::Conflict {
-                self.retries.overtaken(target.clone(), now);
-            } else if outcome != Outcome::NotLeading {
-                self.retries.failed(target.clone(), now);
-            }
-            self.learn(&target, outcome);
-            results.push((target, fine));
-        }
-        results
-    }
-
-    fn learn(&mut self, target: &Target, outcome: Outcome) {
-        match outcome {
-            Outcome::Written(object) => self.take_in(target, *object),
-            Outcome::Gone => diff::forget(&mut self.cluster, target),
-            _ => {}
-        }
-    }
-
-    fn take_in(&mut self, target: &Target, object: DynamicObject) {
-        if let Err(error) = diff::learn(&mut self.cluster, target, object) {
-            tracing::warn!(name = target.name, %error, "cannot read the answer to a write; the watch will bring it");
-        }
-    }
-
-    fn forget_unwanted<'a>(&mut self, writes: impl Iterator<Item = &'a Write>) {
-        let wanted: BTreeSet<_> = writes.map(|write| &write.target).collect();
-        self.retries.retain(|target| wanted.contains(target) || target.is_mesh());
-    }
-
-    async fn write_mesh_status(&mut self, plan: &Plan, protection: Protection) -> WakeUp {
-        let mesh = self.cluster.mesh()?;
-        let report = Report::new(plan, protection, self.prover.challenge());
-        let change = status::compare(mesh, &report);
-        let now = Instant::now();
-        let due = self.counts_written.map_or(now, |last| last + COUNTS_SPACING);
-        match change {
-            status::Difference::None => None,
-            status::Difference::Counts if due > now => Some(due),
-            _ => {
-                let write = status::write(mesh, &report, k8s_openapi::jiff::Timestamp::now());
-                let notice = status::notice(mesh, &report);
-                // No outcome means that the object waits after a failure.
-                let written = self.write(vec![write]).await.iter().any(|(_, fine)| *fine);
-                if written {
-                    self.counts_written = Some(now);
-                }
-                if let Some(notice) = notice.filter(|_| written) {
-                    self.recorder.tell(&notice).await;
-                }
-                None
-            }
-        }
-    }
-
-    async fn tell(&mut self, plan: &Plan, placement: &crate::placement::Plan, progress: &Progress) {
-        for change in placement.changes.iter().filter(|change| progress.wrote(&Target::new(Kind::Node, &change.node))) {
-            self.recorder.tell(&placement::notice(&self.cluster, change)).await;
-        }
-        for event in plan.events.iter().filter(|event| progress.has_happened(event)) {
-            let uid = self.cluster.mesh_nodes.get(&event.node).map(|node| node.meta.uid.clone());
-            let notice = Notice {
-                kind: "MeshNode",
-                name: event.node.clone(),
-                uid,
-                reason: event.reason.as_str(),
-                warning: event.reason.is_warning(),
-                message: event.message.clone(),
-            };
-            self.recorder.tell(&notice).await;
-        }
     }
 
     fn export(&self, plan: &Plan) {
