@@ -1,4 +1,9 @@
 //! Steady pings through the mesh while something happens.
+//!
+//! Each stream has an identifier of its own, with which one ping is answered before the stream begins. A kernel that tracks connections
+//! knows pings by their identifier, and of two that come in one batch before it knows them it drops the second (`insert_failed` and
+//! `drop` in `/proc/net/stat/nf_conntrack`): a virtual machine that was not given its processor for a tenth of a second gets
+//! such batches.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -61,11 +66,23 @@ impl Addresses {
     }
 }
 
+/// One direction between two nodes.
+struct Stream<'a> {
+    from: &'a str,
+    to: &'a str,
+    /// What the pings carry, so that they are one connection to those who track connections.
+    identifier: u16,
+}
+
 /// Pings between the guests, both ways, and from each to an ordinary node, while `happens` runs.
 pub fn during(lab: &Lab, to: &Addresses, time: Duration, happens: impl FnOnce() -> Result<()>) -> Result<Pings> {
-    let streams = [(A, &to.b), (B, &to.a), (A, &to.public), (B, &to.public)];
+    let pairs = [(A, &to.b), (B, &to.a), (A, &to.public), (B, &to.public)];
+    let streams: Vec<_> = (1..).zip(pairs).map(|(identifier, (from, to))| Stream { from, to, identifier }).collect();
+    for stream in &streams {
+        stream.begin(lab)?;
+    }
     std::thread::scope(|scope| {
-        let running: Vec<_> = streams.iter().map(|(from, to)| scope.spawn(|| stream(lab, from, to, time))).collect();
+        let running: Vec<_> = streams.iter().map(|stream| scope.spawn(|| stream.run(lab, time))).collect();
         let happened = happens();
         let mut all = Pings::default();
         for thread in running {
@@ -85,22 +102,37 @@ pub fn none_lost(lab: &Lab, time: Duration, what: &str, happens: impl FnOnce() -
     Ok(())
 }
 
-fn stream(lab: &Lab, from: &str, to: &str, time: Duration) -> Result<Pings> {
-    let count = time.as_secs() * A_SECOND;
-    // Exit status 1 is what ping says of an answer that did not come; the numbers say more.
-    let script = format!("ping -n -D -i {INTERVAL} -W 5 -c {count} {to}; [ $? -le 1 ]");
-    let said = lab.exec(from, SHELL, &["-c", &script])?;
-    let sent = said.split_once(" packets transmitted").and_then(|(start, _)| start.rsplit('\n').next()?.parse().ok());
-    let sent: u64 = sent.with_context(|| format!("reading {said:?}"))?;
-    let answered: BTreeMap<u64, &str> = said.lines().filter_map(answer).collect();
-    let missing: Vec<u64> = (1..=sent).filter(|sequence| !answered.contains_key(sequence)).collect();
-    for sequence in &missing {
-        let before = answered.range(..sequence).next_back().map_or("never", |(_, at)| at);
-        eprintln!(
-            "           {from} to {to}: ping {sequence} of {sent} was lost; the last answer before it came at {before}"
-        );
+impl Stream<'_> {
+    /// One ping that is answered, so that everybody on the way knows the stream.
+    fn begin(&self, lab: &Lab) -> Result<()> {
+        let identifier = self.identifier.to_string();
+        // With a deadline it asks again each second until there is an answer.
+        let args = ["-n", "-q", "-c", "1", "-w", "10", "-e", &identifier, self.to];
+        lab.exec(self.from, "ping", &args)
+            .with_context(|| format!("{} to {}: the first ping", self.from, self.to))
+            .map(drop)
     }
-    Ok(Pings { sent, lost: missing.len() as u64 })
+
+    /// All of them; returns what became of each.
+    fn run(&self, lab: &Lab, time: Duration) -> Result<Pings> {
+        let Self { from, to, identifier } = self;
+        let count = time.as_secs() * A_SECOND;
+        // Exit status 1 is what ping says of an answer that did not come; the numbers say more.
+        let script = format!("ping -n -D -e {identifier} -i {INTERVAL} -W 5 -c {count} {to}; [ $? -le 1 ]");
+        let said = lab.exec(from, SHELL, &["-c", &script])?;
+        let sent = said.split_once(" packets transmitted");
+        let sent = sent.and_then(|(start, _)| start.rsplit('\n').next()?.parse().ok());
+        let sent: u64 = sent.with_context(|| format!("reading {said:?}"))?;
+        let answered: BTreeMap<u64, &str> = said.lines().filter_map(answer).collect();
+        let missing: Vec<u64> = (1..=sent).filter(|sequence| !answered.contains_key(sequence)).collect();
+        for sequence in &missing {
+            let before = answered.range(..sequence).next_back().map_or("never", |(_, at)| at);
+            eprintln!(
+                "           {from} to {to}: ping {sequence} of {sent} was lost; the last answer before it came at {before}"
+            );
+        }
+        Ok(Pings { sent, lost: missing.len() as u64 })
+    }
 }
 
 /// Number and time of an answer: `[1764332949.9] 64 bytes from 10.0.0.1: icmp_seq=7 ttl=64 time=1.2 ms`.
