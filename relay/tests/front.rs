@@ -48,9 +48,19 @@ struct Relay {
 
 impl Relay {
     fn start() -> Self {
+        let relay = Self::without_list();
+        relay.list();
+        relay
+    }
+
+    /// Says who the members are.
+    fn list(&self) {
+        self.directory.replace((1..=3).map(|number| (format!("node-{number}"), member(number))).collect());
+    }
+
+    fn without_list() -> Self {
         let forwarder = forwarder();
         let directory = Arc::new(Directory::default());
-        directory.replace((1..=3).map(|number| (format!("node-{number}"), member(number))).collect());
         let board = Arc::new(Board::default());
         let front = Front {
             identity: identity(100),
@@ -141,6 +151,23 @@ async fn met(relay: &Relay) -> [Node; 2] {
         assert!(matches!(node.hear().await, Some(ToNode::Present { met: true, .. })));
     }
     [one, other]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_before_the_first_list_waits_for_it_and_not_for_ever() {
+    let relay = Relay::without_list();
+    let mut early = Vec::new();
+    for transport in [Transport::Quic, Transport::Tls] {
+        early.push(relay.connect(1, 1, transport).await);
+    }
+    relay.list();
+    let answers = [early[0].hear().await, early[1].hear().await];
+    let welcome = |answer: &Option<ToNode>| matches!(answer, Some(ToNode::Welcome { .. }));
+    assert!(answers.iter().any(welcome), "one of the two, for a node has one channel: {answers:?}");
+
+    let listless = Relay::without_list();
+    let mut node = listless.connect(1, 1, Transport::Tls).await;
+    assert_eq!(node.is_denied().await, DeniedReason::NotAdmitted);
 }
 
 #[tokio::test]

@@ -25,6 +25,10 @@ const HEARD: usize = 1024;
 /// How often the host's addresses are looked at.
 const ADDRESS_PERIOD: Duration = Duration::from_secs(10);
 
+/// Who comes in before the first list of members waits for it, this long at most: a relay that starts anew has nearly all nodes at its doors
+/// before the API has answered, and who is refused comes back ever more slowly. Without an API they are refused, and look elsewhere.
+const FIRST_LIST: Duration = Duration::from_secs(3);
+
 /// Runs until something fails.
 pub(super) async fn run(front: Front) -> anyhow::Result<Infallible> {
     let Front { identity, quic, tls, boot, directory, plane, board } = front;
@@ -36,14 +40,17 @@ pub(super) async fn run(front: Front) -> anyhow::Result<Infallible> {
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let config = Config { boot, ..Config::default() };
     let mut owner = Owner::new(Sessions::new(config, Instant::now()), plane, board);
-    // Before the first node comes in: it would be refused for want of a list.
+    // A front end that follows another has the list already.
+    let mut waits_until = Some(Instant::now() + FIRST_LIST);
     if let Some(update) = directory.begin() {
         owner.update(update).await?;
+        waits_until = None;
     }
     loop {
         let wake = owner.sessions.poll_timeout().map(|(at, _)| at);
         tokio::select! {
-            Some(incoming) = listener.accept() => owner.opened(incoming).await?,
+            Some(incoming) = listener.accept(), if waits_until.is_none() => owner.opened(incoming).await?,
+            () = passed(waits_until), if waits_until.is_some() => waits_until = None,
             Some((session, heard)) = owner.heard.recv() => owner.take(session, heard).await?,
             Some(event) = events.recv() => owner.news(event).await?,
             Some(ended) = owner.readers.join_next() => {
@@ -51,7 +58,10 @@ pub(super) async fn run(front: Front) -> anyhow::Result<Infallible> {
                     std::panic::resume_unwind(error.into_panic());
                 }
             }
-            update = directory.next() => owner.update(update).await?,
+            update = directory.next() => {
+                owner.update(update).await?;
+                waits_until = None;
+            }
             Ok(()) = drain.changed() => owner.drain(&mut drain).await?,
             _ = period.tick() => owner.look_at_addresses().await?,
             () = passed(wake) => {
