@@ -72,6 +72,7 @@ impl Engine {
                 if let Some(relay) = self.shared.relays.entry(id) {
                     relay.drains = true;
                 }
+                self.peers.for_each(|peer| peer.has_leg(id));
             }
             ToNode::Allocated { partner, leg } => {
                 if let Some(peer) = self.peers.get_mut(&partner) {

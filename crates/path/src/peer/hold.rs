@@ -15,8 +15,11 @@ use crate::shared::Shared;
 
 /// Between two corrections, at least. Below, the shell would do nothing else.
 const GAP: Duration = Duration::from_micros(500);
-/// After the first correction of a pair that no traffic was seen of, doubled each time.
+/// After the first correction of a pair that no traffic was seen of, doubled ..
 const QUIET_GAP: Duration = Duration::from_millis(5);
+/// .. to this: traffic that has just begun is not seen yet, and a stream of fifty packets a second is to meet most corrections. A relay
+/// has few pairs of one node.
+const MAX_QUIET_GAP: Duration = Duration::from_millis(10);
 /// Added at random, or corrections could fall between the packets of a regular stream for ever.
 const GAP_SPREAD_MICROS: u64 = 1000;
 /// Round trips that one round of corrections lasts. Each converts what is sent in two or three milliseconds of it.
@@ -51,7 +54,7 @@ impl Hold {
 
 impl Peer {
     /// Begins to hold the endpoint that was just set against what is on its way over the one before. The device's counters may
-    /// not have been read since a relay's traffic began, so a pair that leaves one is held as well, with a handful of corrections.
+    /// not have been read since a relay's traffic began, so a pair that leaves one is held as well, with fewer corrections.
     pub(super) fn hold(&mut self, left: SocketAddr, now: Instant) {
         let gap = if self.traffic.is_busy(now) {
             GAP
@@ -73,7 +76,7 @@ impl Peer {
             return;
         }
         if hold.gap > GAP {
-            hold.gap *= 2;
+            hold.gap = (hold.gap * 2).min(MAX_QUIET_GAP);
         }
         hold.next = now + hold.gap + Duration::from_micros(shared.nonces.token() % GAP_SPREAD_MICROS);
         self.traffic.endpoint_set(now);

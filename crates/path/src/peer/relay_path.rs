@@ -62,6 +62,13 @@ pub(super) struct RelayPath {
     swept: bool,
 }
 
+impl RelayPath {
+    /// Whether nothing is on its way any more by a leg that was left for this one.
+    pub(super) fn is_settled(&self, now: Instant) -> bool {
+        self.settles.is_none() && self.entered + SETTLE <= now
+    }
+}
+
 /// Echoes that try a path, or ask whether it is still there.
 #[derive(Debug)]
 pub(super) struct Echoes {
@@ -96,15 +103,9 @@ impl Peer {
                 // The peer came anew, maybe without the session.
                 self.start_relay_check(shared, now);
             }
-            Some(path) if path.relay != relay && path.confirmed && !self.leaves(path.relay, shared) => {}
+            Some(path) if path.relay != relay && path.confirmed && !shared.relays.is_ending(&path.relay) => {}
             _ => self.enter_relay(relay, endpoint, shared, now),
         }
-    }
-
-    /// Whether a relay in use is to be left for another one. The side that nominates decides, the device of the other follows; but not
-    /// when another relay stands at the very address of one that is none any more.
-    fn leaves(&self, relay: RelayId, shared: &Shared) -> bool {
-        shared.relays.is_ending(&relay) && (self.nominates || shared.relays.get(&relay).is_none())
     }
 
     fn enter_relay(&mut self, relay: RelayId, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
@@ -113,8 +114,10 @@ impl Peer {
         let since = before.map_or(now, |path| path.since);
         let confirmed = before.is_some();
         let moved = false;
+        // Packets may show that it works before an echo does.
+        let settles = before.map(|_| now + SETTLE);
         self.relayed.path =
-            Some(RelayPath { relay, endpoint, since, entered: now, moved, confirmed, settles: None, swept: false });
+            Some(RelayPath { relay, endpoint, since, entered: now, moved, confirmed, settles, swept: false });
         self.relayed.echoes = None;
         if self.nominates || has_session {
             self.move_to_relay(self.nominates && before.is_none(), shared, now);
@@ -251,7 +254,9 @@ impl Peer {
             return;
         };
         let better = self.relayed.warm_relay().filter(|relay| !shared.relays.is_ending(relay));
-        if let Some(relay) = better.filter(|_| path.confirmed && self.leaves(path.relay, shared)) {
+        // Both sides leave a relay that ends. Who only answers would be led back by each packet that the other one sends there, and
+        // the other one by the answers.
+        if let Some(relay) = better.filter(|_| path.confirmed && shared.relays.is_ending(&path.relay)) {
             return self.consider_relay(relay, shared, now);
         }
         if path.settles.is_some_and(|at| at <= now) {

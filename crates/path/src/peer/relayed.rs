@@ -151,6 +151,11 @@ impl Relayed {
 }
 
 impl Peer {
+    /// Whether there is a leg on this relay, or one is wanted.
+    pub(crate) fn has_leg(&self, relay: RelayId) -> bool {
+        self.relayed.legs.iter().any(|leg| leg.relay == relay)
+    }
+
     /// A leg that the relay has, although this side does not know it any more.
     pub(super) fn expect_leg(&mut self, relay: RelayId, port: u16) {
         if self.relayed.leg(&relay).is_none() && self.relayed.legs.len() < MAX_LEGS {

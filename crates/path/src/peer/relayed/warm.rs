@@ -17,7 +17,7 @@ impl Peer {
             return;
         }
         if !self.traffic.is_steady(now) {
-            if let Some(path) = used.filter(|path| path.settles.is_none() && !shared.relays.is_ending(&path.relay)) {
+            if let Some(path) = used.filter(|path| path.is_settled(now) && !shared.relays.is_ending(&path.relay)) {
                 self.drop_needless_legs(path.relay, shared, now);
             }
             return;
