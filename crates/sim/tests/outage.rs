@@ -78,3 +78,21 @@ fn a_relay_that_is_told_to_end_costs_no_ping_however_young_the_traffic_is_and_wh
         }
     }
 }
+
+#[test]
+fn an_agent_that_comes_back_without_its_session_has_its_first_ping_soon_whichever_side_it_is() {
+    for (seed, restarts) in (0..20).flat_map(|seed| NODES.map(|node| (seed, node))) {
+        let mut world = rested(seed, Site::SYMMETRIC);
+        talk(&mut world, restarts, S(1));
+        world.stop_agent(restarts);
+        world.run_for(MS(700));
+        let peer = world.nodes[1 - restarts].key;
+        world.nodes[restarts].ledger.get_mut(&peer).unwrap().first_pong = None;
+        world.restart_agent(restarts, true);
+        let start = world.now;
+        world.run_for(S(5));
+        let first = ledger(&world, restarts).first_pong.unwrap() - start;
+        // A channel, word of it to the peer, whose handshake comes at once, what confirms it, and the ping.
+        assert!(first <= MS(320), "seed {seed}, node {restarts}: {first:?}");
+    }
+}

@@ -63,7 +63,7 @@ impl Engine {
             ToNode::Denied(_) => self.channel_lost(id, ControlChannel::Absent),
             ToNode::Present { node, met } => {
                 if let Some(peer) = self.peers.get_mut(&node) {
-                    peer.set_met(id, met, &mut self.shared, now);
+                    peer.on_present(id, met, &mut self.shared, now);
                 }
             }
             ToNode::Signal { from, bytes } => self.handle_signal(&from, &bytes),

@@ -110,7 +110,8 @@ impl Peer {
 
     fn enter_relay(&mut self, relay: RelayId, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
         let before = self.relayed.path.filter(|path| path.confirmed);
-        let has_session = before.is_some() || self.traffic.shook_hands_within(SESSION_LIFETIME, now);
+        let is_open = self.traffic.has_session(now) || self.traffic.shook_hands_within(SESSION_LIFETIME, now);
+        let has_session = before.is_some() || is_open;
         let since = before.map_or(now, |path| path.since);
         let confirmed = before.is_some();
         let moved = false;
@@ -166,6 +167,7 @@ impl Peer {
 
     /// The peer's echo came through the tunnel, which is open now: if this side waited for that at a relay, it follows.
     pub(super) fn relay_heard(&mut self, shared: &mut Shared, now: Instant) {
+        self.relayed.peer_is_heard(now);
         if self.relayed.path.is_some_and(|path| !path.moved) && self.trial.is_none() {
             self.move_to_relay(false, shared, now);
         }
@@ -201,12 +203,27 @@ impl Peer {
     /// Asks whether the relayed path in use is still there, unless that is being done, or was just done.
     pub(super) fn start_relay_check(&mut self, shared: &mut Shared, now: Instant) {
         let recent = self.traffic.checked.is_some_and(|at| now.saturating_duration_since(at) < MIN_GAP);
+        if !recent {
+            self.check_relay(self.handshake_patience(), shared, now);
+        }
+    }
+
+    /// The peer's agent has come back to the relay in use, maybe without the session. This side starts handshakes.
+    pub(super) fn greet(&mut self, shared: &mut Shared, now: Instant) {
+        let peer = self.key;
+        shared.events.push_back(Event::StartHandshake { peer });
+        self.relayed.echoes = None;
+        self.check_relay(SECOND_HANDSHAKE, shared, now);
+    }
+
+    /// Asks whether the relayed path in use is still there, with a handshake if no answer has come for so long.
+    fn check_relay(&mut self, handshake: Duration, shared: &mut Shared, now: Instant) {
         let tries = self.trial.as_ref().is_some_and(|trial| trial.has_moved());
-        if !self.relayed.is_confirmed() || self.relayed.echoes.is_some() || tries || recent {
+        if !self.relayed.is_confirmed() || self.relayed.echoes.is_some() || tries {
             return;
         }
         self.traffic.checked = Some(now);
-        let mut echoes = Echoes::new(Some(now + self.handshake_patience()), now);
+        let mut echoes = Echoes::new(Some(now + handshake), now);
         let lost = self.relayed.path.is_some_and(|path| !shared.relays.is_open(&path.relay));
         let mut patience = if lost { LOST_CHANNEL } else { CONFIRM };
         if self.relayed.warm_relay().is_some() {

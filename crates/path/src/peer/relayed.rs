@@ -60,6 +60,8 @@ pub(super) struct Relayed {
     pub(super) taken: Option<(Instant, u32)>,
     /// How often the device was led from the direct path to a relay.
     pub(super) led: u8,
+    /// The relay in use, if the peer's agent has gone from there.
+    missed_at: Option<RelayId>,
     /// No warm leg is asked for before this.
     no_warm_until: Option<Instant>,
     shunned: BTreeMap<RelayId, Shunned>,
@@ -109,6 +111,13 @@ impl Relayed {
     /// How often warm legs were taken in quick succession, until a moment ago.
     pub(super) fn taken_lately(&self, now: Instant) -> u32 {
         self.taken.filter(|(at, _)| now.saturating_duration_since(*at) < WARM_GAP).map_or(0, |(_, times)| times)
+    }
+
+    /// The peer says something by a relay where this side has no leg yet: it has one there, and will not tell of another.
+    pub(super) fn peer_is_heard(&mut self, now: Instant) {
+        if let Some(since) = &mut self.alone_since {
+            *since = now.checked_sub(FOLLOWER_PATIENCE).unwrap_or(*since);
+        }
     }
 
     /// Whether packets of this pair may still come from a relay.

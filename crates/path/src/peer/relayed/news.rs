@@ -125,6 +125,18 @@ impl Peer {
         self.relayed.legs.iter_mut().any(|leg| leg.on_message(from, frame, shared, now))
     }
 
+    /// The relay says that the peer is there, or has gone. Its legs outlive its agent, so one that comes back to the relay in use has
+    /// packets as before, and perhaps no session: a handshake says so at once, and costs a session that lives nothing.
+    pub(crate) fn on_present(&mut self, relay: RelayId, met: bool, shared: &mut Shared, now: Instant) {
+        self.set_met(relay, met, shared, now);
+        let is_used = self.relayed.path.is_some_and(|path| path.confirmed && path.relay == relay);
+        if is_used && !met {
+            self.relayed.missed_at = Some(relay);
+        } else if is_used && self.relayed.missed_at.take() == Some(relay) && self.nominates {
+            self.greet(shared, now);
+        }
+    }
+
     /// The peer is at the relay, from now on or no longer.
     pub(in crate::peer) fn met_at(&mut self, relay: RelayId, now: Instant) {
         if let Some(leg) = self.relayed.leg(&relay) {
