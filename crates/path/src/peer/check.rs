@@ -7,10 +7,10 @@ use crate::event::Event;
 use crate::shared::Shared;
 use crate::timer::earliest;
 
-/// The least time that a PONG gets, and the multiple of the round-trip time otherwise.
-const PONG_TIMEOUT: Duration = Duration::from_millis(200);
-/// The same if a warm leg stands ready: to leave costs next to nothing.
-const WARM_PONG_TIMEOUT: Duration = Duration::from_millis(125);
+/// The least time that a PONG gets, unless two round trips are longer.
+const PONG_TIMEOUT: Duration = Duration::from_millis(125);
+/// How much longer the last one gets while no leg stands ready: to leave costs something then, and a leg takes as long to come about.
+const NOWHERE_TO_GO: Duration = Duration::from_millis(150);
 /// PINGs without an answer after which the path is dead.
 const MAX_MISSED: u8 = 2;
 /// Echoes through the tunnel, in milliseconds.
@@ -40,9 +40,14 @@ impl Check {
         Some(self.started + Duration::from_millis(*offset))
     }
 
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    /// When the last PING is held for lost.
+    fn ping_due(&self, has_way_out: bool) -> Instant {
+        if self.pings < MAX_MISSED || has_way_out { self.ping_due } else { self.ping_due + NOWHERE_TO_GO }
+    }
+
+    pub(super) fn poll_timeout(&self, has_way_out: bool) -> Option<Instant> {
         earliest([
-            (!self.ponged).then_some(self.ping_due),
+            (!self.ponged).then_some(self.ping_due(has_way_out)),
             self.echo_due(),
             self.handshake_due.filter(|_| self.ponged),
             Some(self.started + CONFIRM),
@@ -81,6 +86,7 @@ impl Peer {
             return;
         };
         let peer = self.key;
+        let has_way_out = self.relayed.warm_relay().is_some();
         if check.echo_due().is_some_and(|due| due <= now) {
             check.echoes += 1;
             let token = check.token;
@@ -103,7 +109,7 @@ impl Peer {
             }
             return;
         }
-        if now < check.ping_due {
+        if now < check.ping_due(has_way_out) {
             return;
         }
         if check.pings >= MAX_MISSED {
@@ -114,15 +120,15 @@ impl Peer {
             return self.path_died(shared, now);
         }
         let rtt = self.pairs.get(&direct.remote).and_then(|pair| pair.rtt);
-        let timeout = if self.relayed.warm_relay().is_some() { WARM_PONG_TIMEOUT } else { PONG_TIMEOUT };
         check.pings += 1;
-        check.ping_due = now + timeout.max(rtt.unwrap_or_default() * 2);
+        check.ping_due = now + PONG_TIMEOUT.max(rtt.unwrap_or_default() * 2);
         let others = check.pings > 1;
         self.ping(direct.remote, shared, now);
         if others {
             shared.doubts_mapping = true;
             // The ways out should be proven by the time that they are needed.
             self.ping_others(direct.remote, shared, now);
+            self.seek_way_out(shared, now);
         }
     }
 

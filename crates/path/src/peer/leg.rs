@@ -18,6 +18,7 @@ use wire::PublicKey;
 use wire::control::{self, ToRelay};
 use wire::relay::{self, AllocationId, Body, Frame, Header, LegKey, Side};
 
+use super::KEEPALIVE;
 use crate::relay::RelayId;
 use crate::shared::Shared;
 use crate::snapshot::{LegPhase, LegReport};
@@ -60,6 +61,8 @@ pub(super) struct Leg {
     carried: Option<Carried>,
     /// When it becomes the relay's channel.
     attach_at: Option<Instant>,
+    /// The counter of the first BIND after the path left this leg for a warm one, until it is answered.
+    left: Option<u64>,
     /// When that channel is held for dead if the relay has not answered by then.
     renew_at: Option<Instant>,
     /// Whether the relay has named it over the channel that there is now.
@@ -73,6 +76,8 @@ pub(super) struct May {
     pub(super) ask: bool,
     /// Keep a bound leg.
     pub(super) refresh: bool,
+    /// It is not in use: no packets of WireGuard's hold the NATs open for it.
+    pub(super) spare: bool,
     /// Go by a relay of this very node: nothing else has led to the peer, or will.
     pub(super) use_own: bool,
 }
@@ -115,6 +120,7 @@ impl Leg {
             unanswered: None,
             carried: None,
             attach_at: None,
+            left: None,
             renew_at: None,
             named: false,
         }
@@ -236,6 +242,7 @@ impl Leg {
         self.bound = None;
         self.ready = false;
         self.unanswered = None;
+        self.left = None;
         self.named = false;
         self.uncarry(shared);
     }
@@ -245,6 +252,16 @@ impl Leg {
         self.ready = false;
         self.ask_after(ask_at);
         self.bind_now(now);
+    }
+
+    /// The path has left it for a warm leg. If the relay answers the BIND of this very moment that was in vain.
+    pub(super) fn leave(&mut self) {
+        self.left = self.bind.as_ref().map(|bind| bind.first);
+    }
+
+    /// Whether this answers the BIND of when it was left.
+    pub(super) fn was_there(&mut self, counter: u64) -> bool {
+        self.left.take_if(|left| *left == counter).is_some()
     }
 
     /// Binds again from where this node's packets come from now.
@@ -264,7 +281,7 @@ impl Leg {
             self.ask_at = Some(now + gap);
             shared.send_control(self.relay, ToRelay::Allocate { partner: peer, hint: self.hint });
         }
-        if may.refresh && self.bind.is_none() && self.refresh_due().is_some_and(|at| at <= now) {
+        if may.refresh && self.bind.is_none() && self.refresh_due(may).is_some_and(|at| at <= now) {
             self.bind_now(now);
         }
         if self.bind.as_ref().is_some_and(|bind| bind.due <= now) {
@@ -273,13 +290,14 @@ impl Leg {
         self.attach_at = self.attach_due(may, shared);
     }
 
-    fn refresh_due(&self) -> Option<Instant> {
-        self.bound.filter(|_| self.socket().is_some()).map(|at| at + REFRESH)
+    fn refresh_due(&self, may: May) -> Option<Instant> {
+        let gap = if may.spare { KEEPALIVE } else { REFRESH };
+        self.bound.filter(|_| self.socket().is_some()).map(|at| at + gap)
     }
 
     pub(super) fn poll_timeout(&self, may: May) -> Option<Instant> {
         let bind = self.bind.as_ref().map(|bind| bind.due);
-        let refresh = self.refresh_due().filter(|_| may.refresh && self.bind.is_none());
+        let refresh = self.refresh_due(may).filter(|_| may.refresh && self.bind.is_none());
         let attachment = self.attachment_timeout(may.ask);
         earliest([self.ask_at.filter(|_| may.ask), bind, refresh, attachment])
     }

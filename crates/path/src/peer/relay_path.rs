@@ -26,8 +26,8 @@ const CONFIRM: Duration = Duration::from_secs(2);
 const LOST_CHANNEL: Duration = Duration::from_millis(600);
 /// The same if a warm leg stands ready, unless three round trips are longer. To leave costs next to nothing.
 const WARM: Duration = Duration::from_millis(250);
-/// A warm leg that is taken this soon after another doubles that time for the next: it may be the peer that is slow, and no relay.
-pub(super) const WARM_GAP: Duration = Duration::from_secs(60);
+/// A relay that was left in vain this soon after another doubles that time for the next: it is the peer that is slow, and no relay.
+pub(super) const VAIN_GAP: Duration = Duration::from_secs(60);
 /// When the handshake is tried once more: longer than any round trip that is worth having.
 const SECOND_HANDSHAKE: Duration = Duration::from_millis(600);
 /// When a path that was fine gets a new handshake: the peer's device may have lost the session.
@@ -76,11 +76,15 @@ pub(super) struct Echoes {
     sent: Vec<(u64, Instant)>,
     handshake_due: Option<Instant>,
     deadline: Instant,
+    /// The deadline once a warm leg stands ready.
+    if_warm: Option<Instant>,
+    /// When a leg elsewhere is asked for.
+    doubt_due: Option<Instant>,
 }
 
 impl Echoes {
     fn new(handshake_due: Option<Instant>, now: Instant) -> Self {
-        Self { started: now, sent: Vec::new(), handshake_due, deadline: now + CONFIRM }
+        Self { started: now, sent: Vec::new(), handshake_due, deadline: now + CONFIRM, if_warm: None, doubt_due: None }
     }
 
     fn due(&self) -> Option<Instant> {
@@ -225,13 +229,13 @@ impl Peer {
         self.traffic.checked = Some(now);
         let mut echoes = Echoes::new(Some(now + handshake), now);
         let lost = self.relayed.path.is_some_and(|path| !shared.relays.is_open(&path.relay));
-        let mut patience = if lost { LOST_CHANNEL } else { CONFIRM };
-        if self.relayed.warm_relay().is_some() {
-            patience = patience.min(WARM * (1 << self.relayed.taken_lately(now).min(3)));
+        let least = self.relayed.rtt.unwrap_or_default() * 3;
+        if lost {
+            echoes.deadline = now + LOST_CHANNEL.max(least);
         }
-        if patience < CONFIRM {
-            echoes.deadline = now + patience.max(self.relayed.rtt.unwrap_or_default() * 3);
-        }
+        let warm = (WARM * (1 << self.relayed.vain_lately(now).min(3))).max(least);
+        echoes.if_warm = Some(now + warm);
+        echoes.doubt_due = Some(now + warm / 2);
         self.relayed.echoes = Some(echoes);
         self.drive_relay(shared, now);
     }
@@ -255,7 +259,10 @@ impl Peer {
         }
         match &mut self.relayed.echoes {
             // The first round-trip time is still to be measured.
-            Some(echoes) if self.relayed.rtt.is_none() => echoes.deadline = now + CONFIRM,
+            Some(echoes) if self.relayed.rtt.is_none() => {
+                echoes.deadline = now + CONFIRM;
+                (echoes.if_warm, echoes.doubt_due) = (None, None);
+            }
             echoes => {
                 if echoes.take().is_some() && self.relayed.warm_relay().is_some() {
                     // What answered was perhaps the last that had been on its way: the next doubt need not wait.
@@ -288,13 +295,14 @@ impl Peer {
         if !path.moved && path.entered + SILENT_NOMINATOR <= now && self.trial.is_none() {
             return self.move_to_relay(true, shared, now);
         }
+        if self.echoes_deadline().is_some_and(|at| at <= now) {
+            return self.relay_path_died(shared, now);
+        }
         if let Some(echoes) = &mut self.relayed.echoes {
             let peer = self.key;
-            if echoes.deadline <= now {
-                return self.relay_path_died(shared, now);
-            }
             let due = echoes.due().is_some_and(|due| due <= now);
             let handshake = echoes.handshake_due.take_if(|due| *due <= now).is_some();
+            let doubts = echoes.doubt_due.take_if(|due| *due <= now).is_some();
             if due {
                 let token = shared.nonces.token();
                 echoes.sent.push((token, now));
@@ -306,10 +314,20 @@ impl Peer {
             if handshake {
                 shared.events.push_back(Event::StartHandshake { peer });
             }
+            if doubts {
+                self.seek_way_out(shared, now);
+            }
         }
         if !path.confirmed && path.entered + UNDISTURBED <= now {
             self.choose(shared, now);
         }
+    }
+
+    /// When the echoes have gone unanswered for too long: sooner where there is something to go on with.
+    fn echoes_deadline(&self) -> Option<Instant> {
+        let echoes = self.relayed.echoes.as_ref()?;
+        let if_warm = echoes.if_warm.filter(|_| self.relayed.warm_relay().is_some());
+        Some(if_warm.map_or(echoes.deadline, |at| at.min(echoes.deadline)))
     }
 
     /// The first echo of a check was not answered: perhaps this node's NAT moved its port, or the device its endpoint.
@@ -334,7 +352,8 @@ impl Peer {
         let handshake = echoes.and_then(|echoes| echoes.handshake_due);
         let silent = (!path.moved && self.trial.is_none()).then_some(path.entered + SILENT_NOMINATOR);
         let undisturbed = Some(path.entered + UNDISTURBED).filter(|at| !path.confirmed && now < *at);
-        earliest([echo, handshake, echoes.map(|echoes| echoes.deadline), silent, undisturbed, path.settles])
+        let doubt = echoes.and_then(|echoes| echoes.doubt_due);
+        earliest([echo, handshake, doubt, self.echoes_deadline(), silent, undisturbed, path.settles])
     }
 
     /// Nothing comes back by the relay. WireGuard keeps its endpoint until something better is there.
@@ -370,7 +389,9 @@ impl Peer {
 
     /// Packets go on at a relay where a leg stands ready. Either side may do that: the device of the other one follows.
     fn go_on_at(&mut self, relay: RelayId, left: RelayPath, shared: &mut Shared, now: Instant) {
-        self.relayed.taken = Some((now, self.relayed.taken_lately(now) + 1));
+        if let Some(leg) = self.relayed.leg(&left.relay) {
+            leg.leave();
+        }
         let Some(endpoint) = self.relayed.leg(&relay).and_then(|leg| leg.remote()) else {
             return;
         };

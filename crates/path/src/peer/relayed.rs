@@ -13,7 +13,7 @@ use wire::control::ToRelay;
 
 use super::Peer;
 use super::leg::{Leg, May};
-use super::relay_path::{Echoes, RelayPath, WARM_GAP};
+use super::relay_path::{Echoes, RelayPath, VAIN_GAP};
 use crate::nat::NatClass;
 use crate::relay::{MAX_RELAYS, RelayId, preference};
 use crate::shared::Shared;
@@ -39,6 +39,8 @@ const LINGER: Duration = Duration::from_secs(5);
 const ROOM: usize = 24;
 /// How long a pair does without a warm leg that the peer had no room for.
 const NO_WARM: Duration = Duration::from_secs(300);
+/// How long a doubt about the path in use keeps a leg elsewhere.
+const DOUBT: Duration = Duration::from_secs(2);
 /// How long another relay is preferred to one that failed, doubled each time ..
 const SHUN: Duration = Duration::from_secs(5);
 /// .. at most.
@@ -56,12 +58,14 @@ pub(super) struct Relayed {
     pub(super) rtt: Option<Duration>,
     /// Attempts in a row that no echo came of.
     pub(super) failures: u32,
-    /// When a warm leg was last taken, and how often in quick succession.
-    pub(super) taken: Option<(Instant, u32)>,
+    /// When a relay that was alive was last left for a warm leg, and how often in quick succession.
+    vain: Option<(Instant, u32)>,
     /// How often the device was led from the direct path to a relay.
     pub(super) led: u8,
     /// The relay in use, if the peer's agent has gone from there.
     missed_at: Option<RelayId>,
+    /// When the path in use was last doubted, by this side or the peer.
+    doubted: Option<Instant>,
     /// No warm leg is asked for before this.
     no_warm_until: Option<Instant>,
     shunned: BTreeMap<RelayId, Shunned>,
@@ -108,9 +112,14 @@ impl Relayed {
         self.legs.iter().find(|leg| leg.is_ready() && Some(leg.relay) != used).map(|leg| leg.relay)
     }
 
-    /// How often warm legs were taken in quick succession, until a moment ago.
-    pub(super) fn taken_lately(&self, now: Instant) -> u32 {
-        self.taken.filter(|(at, _)| now.saturating_duration_since(*at) < WARM_GAP).map_or(0, |(_, times)| times)
+    /// How often relays were left in vain in quick succession, until a moment ago.
+    pub(super) fn vain_lately(&self, now: Instant) -> u32 {
+        self.vain.filter(|(at, _)| now.saturating_duration_since(*at) < VAIN_GAP).map_or(0, |(_, times)| times)
+    }
+
+    /// Whether a leg elsewhere may be needed in a moment.
+    fn is_in_doubt(&self, now: Instant) -> bool {
+        self.doubted.is_some_and(|at| now.saturating_duration_since(at) < DOUBT)
     }
 
     /// The peer says something by a relay where this side has no leg yet: it has one there, and will not tell of another.
@@ -235,7 +244,8 @@ impl Peer {
     /// What a leg may do now.
     fn may(&self, relay: RelayId, now: Instant) -> May {
         let keeps = self.keeps_legs(now);
-        May { ask: keeps && self.met.contains(&relay), refresh: keeps, use_own: self.uses_own_relay() }
+        let spare = self.direct.is_some() || self.relayed.path.is_none_or(|path| path.relay != relay);
+        May { ask: keeps && self.met.contains(&relay), refresh: keeps, spare, use_own: self.uses_own_relay() }
     }
 
     /// Whether this node's leg is the relay's channel because neither of the two got there by UDP.
@@ -253,12 +263,13 @@ impl Peer {
 
     /// A direct pair's leg may lapse, unless packets flow.
     fn keeps_legs(&self, now: Instant) -> bool {
-        self.direct.is_none() || self.traffic.is_steady(now)
+        self.direct.is_none() || self.traffic.is_steady(now) || self.relayed.is_in_doubt(now)
     }
 
     fn drive_release(&mut self, shared: &mut Shared, now: Instant) {
         let has_room = shared.legs.len() <= ROOM;
-        if self.relayed.legs.is_empty() || (has_room && self.traffic.is_steady(now)) {
+        let is_needed = (has_room && self.traffic.is_steady(now)) || self.relayed.is_in_doubt(now);
+        if self.relayed.legs.is_empty() || is_needed {
             self.relayed.release_at = None;
             return;
         }

@@ -36,7 +36,8 @@ impl Peer {
     pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let ladder = self.wanted.then(|| self.ladder.poll_timeout()).flatten();
         let trial = self.trial.as_deref().and_then(super::Trial::poll_timeout);
-        let check = self.check.as_deref().and_then(super::Check::poll_timeout);
+        let has_way_out = self.relayed.warm_relay().is_some();
+        let check = self.check.as_deref().and_then(|check| check.poll_timeout(has_way_out));
         let punch = self.punch.poll_timeout();
         let lost = self.lost.map(|lost| lost.probe_at);
         let hold = self.hold.as_deref().and_then(super::Hold::poll_timeout);

@@ -21,6 +21,10 @@ impl Peer {
             return;
         }
         if self.relayed.leg(&relay).is_none() {
+            if self.relayed.is_confirmed() {
+                // The peer asks for another relay than the one in use.
+                self.relayed.doubted = Some(now);
+            }
             self.make_room(shared);
             self.relayed.legs.push(Leg::wanted(relay, None, None));
         }
@@ -122,7 +126,13 @@ impl Peer {
         shared: &mut Shared,
         now: Instant,
     ) -> bool {
-        self.relayed.legs.iter_mut().any(|leg| leg.on_message(from, frame, shared, now))
+        let Some(at) = self.relayed.legs.iter_mut().position(|leg| leg.on_message(from, frame, shared, now)) else {
+            return false;
+        };
+        if self.relayed.legs[at].was_there(frame.header().counter) {
+            self.relayed.vain = Some((now, self.relayed.vain_lately(now) + 1));
+        }
+        true
     }
 
     /// The relay says that the peer is there, or has gone. Its legs outlive its agent, so one that comes back to the relay in use has

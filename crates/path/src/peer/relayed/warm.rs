@@ -17,6 +17,9 @@ impl Peer {
             return;
         }
         if !self.traffic.is_steady(now) {
+            if self.relayed.is_in_doubt(now) {
+                return;
+            }
             if let Some(path) = used.filter(|path| path.is_settled(now) && !shared.relays.is_ending(&path.relay)) {
                 self.drop_needless_legs(path.relay, shared, now);
             }
@@ -33,6 +36,24 @@ impl Peer {
         }
         let target = self.best_relay(used, shared, now).filter(|relay| !self.relayed.is_shunned(relay, now));
         if let Some(target) = target.filter(|target| !self.relayed.legs.iter().any(|leg| leg.relay == *target)) {
+            self.make_room(shared);
+            self.relayed.legs.push(Leg::wanted(target, None, Some(now)));
+        }
+    }
+
+    /// The path in use may be dead, and packets flow: a way out is to be there by the time that it is needed. Either side asks, because the
+    /// other one may notice nothing.
+    pub(in crate::peer) fn seek_way_out(&mut self, shared: &mut Shared, now: Instant) {
+        if !self.wanted || !self.traffic.is_busy(now) {
+            return;
+        }
+        self.relayed.doubted = Some(now);
+        let used = self.relayed.path.map(|path| path.relay);
+        let leads_out = |leg: &Leg| Some(leg.relay) != used && !shared.relays.is_ending(&leg.relay);
+        if self.relayed.legs.iter().any(leads_out) {
+            return;
+        }
+        if let Some(target) = self.best_relay(used, shared, now) {
             self.make_room(shared);
             self.relayed.legs.push(Leg::wanted(target, None, Some(now)));
         }
@@ -63,7 +84,7 @@ impl Peer {
         shared: &Shared,
         now: Instant,
     ) -> impl Iterator<Item = &Leg> {
-        let steady = self.traffic.is_steady(now);
+        let steady = self.traffic.is_steady(now) || self.relayed.is_in_doubt(now);
         let warm = move |leg: &Leg| steady && self.may_serve(leg, shared, now);
         self.relayed.legs.iter().filter(move |leg| leg.relay != used && !warm(leg))
     }
