@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use path::PathState;
 use sim::{Signalling, Site, World};
-use support::RTT_40;
+use support::{RTT_40, cell};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -95,4 +95,122 @@ fn an_agent_that_comes_back_without_its_session_has_its_first_ping_soon_whicheve
         // A channel, word of it to the peer, whose handshake comes at once, what confirms it, and the ping.
         assert!(first <= MS(320), "seed {seed}, node {restarts}: {first:?}");
     }
+}
+
+/// Longest silences, least first.
+fn show(what: &str, mut silences: Vec<Duration>) -> Vec<Duration> {
+    silences.sort();
+    let count = silences.len();
+    let at = |percent: usize| silences[(count - 1) * percent / 100];
+    eprintln!("{what}: {count} runs, median {:?}, p95 {:?}, most {:?}", at(50), at(95), at(100));
+    silences
+}
+
+/// What is to be seen of silences if traffic is old enough to have been noticed.
+fn assert_short(what: &str, silences: Vec<Duration>) {
+    let silences = show(what, silences);
+    assert!(silences.last() <= Some(&S(1)), "{what}: {silences:?}");
+}
+
+#[test]
+fn a_relay_that_is_killed_is_left_within_a_second_by_traffic_of_any_age() {
+    for (young, comes_back) in [(1000, false), (1000, true), (2000, false), (2500, true), (5000, false)] {
+        let mut silences = Vec::new();
+        for seed in 0..40 {
+            let from = usize::try_from(seed % 2).unwrap();
+            let mut world = rested(seed, Site::SYMMETRIC);
+            talk(&mut world, from, MS(young));
+            let used = relay_in_use(&world);
+            world.kill_relay(used);
+            if comes_back {
+                world.run_for(MS(300));
+                world.start_relay(used);
+            }
+            world.run_for(S(10));
+            silences.push(stop(&mut world, from).1);
+        }
+        assert_short(&format!("relay killed, traffic {young} ms old, comes back: {comes_back}"), silences);
+    }
+}
+
+#[test]
+fn relays_that_are_killed_one_after_the_other_are_each_left_within_a_second() {
+    let mut silences = Vec::new();
+    for seed in 0..20 {
+        let from = usize::try_from(seed % 2).unwrap();
+        let mut world = rested(seed, Site::SYMMETRIC);
+        talk(&mut world, from, S(5));
+        for _ in 0..5 {
+            let used = relay_in_use(&world);
+            world.kill_relay(used);
+            world.run_for(S(2));
+            world.start_relay(used);
+            world.run_for(S(8) + MS(seed * 13));
+        }
+        silences.push(stop(&mut world, from).1);
+    }
+    assert_short("relays killed in turn", silences);
+}
+
+#[test]
+fn a_direct_path_that_falls_silent_is_left_within_a_second_and_taken_again_without_losing_a_ping() {
+    for young in [1000, 2000, 2500, 5000] {
+        let mut silences = Vec::new();
+        for seed in 0..40 {
+            let from = usize::try_from(seed % 2).unwrap();
+            let mut world = rested(seed, Site::EASY_HOME);
+            talk(&mut world, from, MS(young));
+            let [a, b] = NODES.map(|node| world.nodes[node].outside);
+            world.internet.cut(a, b, true);
+            world.run_for(S(5));
+            silences.push(stop(&mut world, from).1);
+            talk(&mut world, from, MS(600));
+            world.internet.cut(a, b, false);
+            world.run_for(S(5));
+            assert!(NODES.iter().all(|node| cell(&world, *node, 1 - node).is_direct()), "seed {seed}");
+            assert_eq!(stop(&mut world, from).0, 0, "seed {seed}, {young} ms old");
+        }
+        assert_short(&format!("direct path cut, traffic {young} ms old"), silences);
+    }
+}
+
+#[test]
+fn traffic_that_has_only_begun_is_silent_for_as_long_as_it_takes_to_be_seen() {
+    for (what, site) in [("relay killed", Site::SYMMETRIC), ("direct path cut", Site::EASY_HOME)] {
+        let mut silences = Vec::new();
+        for seed in 0..40 {
+            let from = usize::try_from(seed % 2).unwrap();
+            let mut world = rested(seed, site);
+            talk(&mut world, from, MS(300));
+            if site == Site::SYMMETRIC {
+                let used = relay_in_use(&world);
+                world.kill_relay(used);
+            } else {
+                let [a, b] = NODES.map(|node| world.nodes[node].outside);
+                world.internet.cut(a, b, true);
+            }
+            world.run_for(S(10));
+            silences.push(stop(&mut world, from).1);
+        }
+        let silences = show(&format!("{what}, traffic 300 ms old"), silences);
+        assert!(silences.last() <= Some(&MS(1500)), "{silences:?}");
+    }
+}
+
+#[test]
+fn a_leg_that_is_not_in_use_outlives_a_nat_that_forgets_after_half_a_minute() {
+    let mut silences = Vec::new();
+    for seed in 0..20 {
+        let from = usize::try_from(seed % 2).unwrap();
+        let mut world = rested(seed, Site::SYMMETRIC);
+        for id in NODES.into_iter().flat_map(|node| world.nodes[node].boxes.clone()).collect::<Vec<_>>() {
+            world.internet.middlebox(id).behaviour.timeout = S(30);
+        }
+        talk(&mut world, from, S(45) + MS(seed * 613));
+        let used = relay_in_use(&world);
+        world.kill_relay(used);
+        world.run_for(S(10));
+        silences.push(stop(&mut world, from).1);
+    }
+    assert_short("relay killed, NATs forget after 30 s", silences);
 }

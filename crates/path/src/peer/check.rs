@@ -139,7 +139,9 @@ impl Peer {
 
     /// Data arrived on its own. A silent agent does not make a dead path.
     pub(super) fn check_overtaken(&mut self) {
-        self.check = None;
+        if self.check.take().is_some() {
+            self.doubt_again();
+        }
     }
 
     fn check_failed(&mut self, shared: &mut Shared, now: Instant) {

@@ -264,9 +264,8 @@ impl Peer {
                 (echoes.if_warm, echoes.doubt_due) = (None, None);
             }
             echoes => {
-                if echoes.take().is_some() && self.relayed.warm_relay().is_some() {
-                    // What answered was perhaps the last that had been on its way: the next doubt need not wait.
-                    self.traffic.checked = None;
+                if echoes.take().is_some() {
+                    self.doubt_again();
                 }
             }
         }

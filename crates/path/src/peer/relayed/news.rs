@@ -20,7 +20,8 @@ impl Peer {
             shared.send_control(relay, ToRelay::Release(self.key));
             return;
         }
-        if self.relayed.leg(&relay).is_none() {
+        let is_news = self.relayed.leg(&relay).is_none();
+        if is_news {
             if self.relayed.is_confirmed() {
                 // The peer asks for another relay than the one in use.
                 self.relayed.doubted = Some(now);
@@ -29,9 +30,12 @@ impl Peer {
             self.relayed.legs.push(Leg::wanted(relay, None, None));
         }
         if self.direct.is_some() {
-            // The peer asks for a relay although this side thinks that there is no need.
             self.relayed.release_at = None;
-            self.start_check(shared, now);
+            if is_news && !self.traffic.is_busy(now) {
+                // The peer asks for a relay although this side thinks that there is no need. While packets flow it is the warm leg, and
+                // silence tells of itself.
+                self.start_check(shared, now);
+            }
         }
         let peer = self.key;
         let Some(leg) = self.relayed.leg(&relay) else {

@@ -59,6 +59,14 @@ impl Peer {
         }
     }
 
+    /// A check was over because data arrived. That was perhaps the last that had been on its way: with a leg to go to the next doubt need not
+    /// wait.
+    pub(in crate::peer) fn doubt_again(&mut self) {
+        if self.relayed.warm_relay().is_some() {
+            self.traffic.checked = None;
+        }
+    }
+
     /// Whether a leg is there, or can be hoped for.
     pub(super) fn may_serve(&self, leg: &Leg, shared: &Shared, now: Instant) -> bool {
         let reached = leg.is_allocated() || self.met.contains(&leg.relay);
