@@ -129,6 +129,11 @@ impl Relayed {
         }
     }
 
+    /// A relay that was left turns out to have been alive.
+    pub(super) fn left_in_vain(&mut self, now: Instant) {
+        self.vain = Some((now, self.vain_lately(now) + 1));
+    }
+
     /// Whether packets of this pair may still come from a relay.
     pub(super) fn has_sockets(&self) -> bool {
         !self.legs.is_empty() || !self.former.is_empty()

@@ -134,7 +134,7 @@ impl Peer {
             return false;
         };
         if self.relayed.legs[at].was_there(frame.header().counter) {
-            self.relayed.vain = Some((now, self.relayed.vain_lately(now) + 1));
+            self.relayed.left_in_vain(now);
         }
         true
     }
