@@ -6,10 +6,10 @@ mod support;
 use std::time::Duration;
 
 use path::{Event, Input, PathState, RelayId, RelayNews};
-use support::legs::{PEER, SOCKET, direct, key, relayed, state, token};
+use support::legs::{PEER, SOCKET, TOKEN, answer, direct, key, relayed, state, token};
 use support::{Bench, RELAY, addr};
 use wire::control::{Leg, RefusedReason, ReleasedReason, ToNode, ToRelay};
-use wire::relay::{AllocationId, Side};
+use wire::relay::{AllocationId, Body, Frame, Side};
 
 const OTHER: RelayId = RelayId([0x4f; 32]);
 /// The address of the other relay, with the pair's port there.
@@ -165,4 +165,68 @@ fn a_direct_pair_keeps_its_leg_while_packets_flow_unless_the_peer_has_no_room() 
     assert_eq!(allocations(&mut bench), 0);
     talk_at(&mut bench, PEER, bytes, S(15));
     assert!(allocations(&mut bench) > 0);
+}
+
+/// Nothing comes back any more. How long the first echo goes unanswered until the relay in use is left, and the counter of the BIND that it
+/// is left with.
+fn leave(bench: &mut Bench, used: &str, bytes: u64) -> (Duration, u64) {
+    let before = relay(bench);
+    let mut since = None;
+    for step in 0..2000 {
+        if step % 250 == 0 {
+            bench.counters(bytes, bytes + step * 4, used);
+        }
+        bench.step(MS(1));
+        let asks = bench.events().iter().any(|event| matches!(event, Event::SendEcho { .. }));
+        since = since.or(asks.then_some(bench.now));
+        let sent = bench.transmits();
+        if relay(bench) != before {
+            bench.step(MS(0));
+            let sent = sent.into_iter().chain(bench.transmits()).filter(|sent| sent.remote == addr(used));
+            let counters = sent.filter_map(|sent| Some(Frame::parse(&sent.payload)?.header().counter));
+            return (bench.now - since.unwrap(), counters.max().unwrap());
+        }
+    }
+    panic!("it is not left: {:?}", state(bench));
+}
+
+#[test]
+fn a_relay_that_was_alive_when_it_was_left_makes_the_next_doubt_last_longer_and_a_dead_one_does_not() {
+    for (was_alive, expected) in [(true, 500), (false, 250)] {
+        let mut bench = with_two(true);
+        let partner = bench.peer;
+        let bytes = talk(&mut bench, 0, S(4));
+        make_warm(&mut bench);
+        let bytes = talk(&mut bench, bytes, S(2));
+        let (patience, counter) = leave(&mut bench, SOCKET, bytes);
+        assert_eq!(patience, MS(250));
+        if was_alive {
+            answer(&mut bench, counter, &Body::Challenge(TOKEN));
+        }
+        bench.hear(ToNode::Ready(partner));
+        let bytes = talk_at(&mut bench, SPARE, bytes, S(2));
+        assert_eq!(relay(&bench), Some(OTHER));
+        assert_eq!(leave(&mut bench, SPARE, bytes).0, MS(expected), "was alive: {was_alive}");
+    }
+}
+
+#[test]
+fn a_path_in_doubt_asks_for_a_way_out_and_one_without_packets_does_not() {
+    for nominates in [true, false] {
+        let mut bench = with_two(nominates);
+        let asks = |bench: &mut Bench| allocations(bench) > 0;
+        bench.relay(RelayNews::Closed);
+        bench.collect(MS(500));
+        assert!(!asks(&mut bench), "nominates: {nominates}: nothing flows");
+
+        let mut bench = with_two(nominates);
+        let bytes = talk(&mut bench, 0, S(1));
+        bench.relay(RelayNews::Closed);
+        bench.asked();
+        bench.counters(bytes, bytes + 1000, SOCKET);
+        bench.collect(MS(100));
+        assert!(!asks(&mut bench), "nominates: {nominates}: the first echo may be answered");
+        bench.collect(MS(100));
+        assert!(asks(&mut bench), "nominates: {nominates}");
+    }
 }
