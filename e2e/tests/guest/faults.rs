@@ -21,15 +21,15 @@ use crate::{A, B, PUB};
 const STREAM: Duration = Duration::from_secs(10);
 const SHORT_STREAM: Duration = Duration::from_secs(5);
 /// Everything comes back by then.
-const SOON: Duration = Duration::from_secs(120);
+pub const SOON: Duration = Duration::from_secs(120);
 
 /// Prints one row.
-fn row(number: &str, fault: &str, expected: &str, seen: impl Display, took: Duration) {
+pub fn row(number: &str, fault: &str, expected: &str, seen: impl Display, took: Duration) {
     eprintln!("           row {number:<4} {fault}: expected {expected}; seen {seen}; {:.1} s", took.as_secs_f32());
 }
 
 /// Waits until one node's ping to a mesh address is answered.
-fn reach(lab: &Lab, from: &str, to: &str) -> Result<()> {
+pub fn reach(lab: &Lab, from: &str, to: &str) -> Result<()> {
     let ping = ["-n", "-q", "-c", "1", "-W", "1", to];
     wait::until(&format!("{from} to reach {to}"), SOON, || {
         lab.exec(from, "ping", &ping).map_err(|error| format!("{error:#}"))
@@ -39,7 +39,7 @@ fn reach(lab: &Lab, from: &str, to: &str) -> Result<()> {
 
 /// Waits until a guest and everybody else reach each other again; returns how long that took. The others first: before its agent has
 /// made device and routes, a machine sends its own packets to the mesh by its default route.
-fn reach_all(lab: &Lab, guest: &str, addresses: &Addresses) -> Result<Duration> {
+pub fn reach_all(lab: &Lab, guest: &str, addresses: &Addresses) -> Result<Duration> {
     let began = Instant::now();
     let others = [(A, &addresses.a), (B, &addresses.b), (PUB, &addresses.public)];
     for (other, address) in others.into_iter().filter(|(other, _)| *other != guest) {
@@ -50,7 +50,7 @@ fn reach_all(lab: &Lab, guest: &str, addresses: &Addresses) -> Result<Duration> 
 }
 
 /// Runs a shell script in a guest.
-fn sh(lab: &Lab, guest: &str, script: &str) -> Result<String> {
+pub fn sh(lab: &Lab, guest: &str, script: &str) -> Result<String> {
     exec(lab, lab.node(guest)?, SHELL, &["-c", script])
 }
 

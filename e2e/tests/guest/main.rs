@@ -3,6 +3,7 @@
 
 mod faults;
 mod pings;
+mod relayed;
 mod restarts;
 
 use std::process::ExitCode;
@@ -46,6 +47,11 @@ fn main() -> ExitCode {
             ("fault_30_port_taken", device::port_taken),
             ("fault_31_underlay_renamed", network::underlay_renamed),
             ("fault_32_lossy_link", network::lossy_link),
+            // From here on the guests stand behind NATs that draw their ports.
+            ("relayed_by_a_relay_and_nothing_else", relayed::hard_nats),
+            ("relayed_an_agent_restarts", relayed::agents_restarted),
+            ("relayed_moves_to_another_relay", relayed::moved),
+            ("relayed_fault_47_relay_killed_in_place", relayed::killed_in_place),
         ],
     )
 }
