@@ -47,11 +47,13 @@ fn main() -> ExitCode {
             ("fault_30_port_taken", device::port_taken),
             ("fault_31_underlay_renamed", network::underlay_renamed),
             ("fault_32_lossy_link", network::lossy_link),
-            // From here on the guests stand behind NATs that draw their ports.
+            // From here on the guests stand behind NATs that draw their ports, until the last of them.
             ("relayed_by_a_relay_and_nothing_else", relayed::hard_nats),
             ("relayed_an_agent_restarts", relayed::agents_restarted),
             ("relayed_moves_to_another_relay", relayed::moved),
             ("relayed_fault_47_relay_killed_in_place", relayed::killed_in_place),
+            ("relayed_scenario_25_without_udp", relayed::without_udp),
+            ("relayed_scenario_27_with_udp_again", relayed::with_udp_again),
         ],
     )
 }

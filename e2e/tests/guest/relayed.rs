@@ -2,6 +2,9 @@
 //! happens to their relay, or to an agent, happens to no session, and where it can be helped to no packet.
 
 mod scene;
+mod tls;
+
+pub use tls::{with_udp_again, without_udp};
 
 use std::time::{Duration, Instant};
 
