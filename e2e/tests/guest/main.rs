@@ -52,6 +52,7 @@ fn main() -> ExitCode {
             ("relayed_an_agent_restarts", relayed::agents_restarted),
             ("relayed_moves_to_another_relay", relayed::moved),
             ("relayed_fault_47_relay_killed_in_place", relayed::killed_in_place),
+            ("relayed_fault_50_drain_under_load", relayed::drained),
             ("relayed_scenario_25_without_udp", relayed::without_udp),
             ("relayed_scenario_27_with_udp_again", relayed::with_udp_again),
         ],

@@ -1,9 +1,11 @@
 //! The kernel's WireGuard through a relay: the guests stand behind NATs that draw their ports, so nothing connects them directly. What
 //! happens to their relay, or to an agent, happens to no session, and where it can be helped to no packet.
 
+mod load;
 mod scene;
 mod tls;
 
+pub use load::drained;
 pub use tls::{with_udp_again, without_udp};
 
 use std::time::{Duration, Instant};

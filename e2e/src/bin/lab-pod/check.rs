@@ -214,7 +214,8 @@ fn throughput(bytes: u64, took: Duration) -> String {
     format!("{bytes} bytes in {seconds:.3} s, {:.1} Mbit/s", bytes as f64 * 8.0 / seconds / 1e6)
 }
 
-fn udp_socket(to: SocketAddr, timeout: Duration) -> Result<UdpSocket> {
+/// A socket that is connected to `to` and sends nothing in fragments.
+pub fn udp_socket(to: SocketAddr, timeout: Duration) -> Result<UdpSocket> {
     let local = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(local).context("opening a socket")?;
     socket.connect(to).with_context(|| format!("reaching {to}"))?;

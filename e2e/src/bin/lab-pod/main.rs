@@ -3,6 +3,7 @@
 mod check;
 mod endless;
 mod http;
+mod load;
 mod serve;
 mod webhook;
 
@@ -103,7 +104,21 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         interval: u64,
     },
-    /// The same to several echo servers at once until SIGTERM, and print JSON by their names.
+    /// Send UDP packets at a rate and print JSON: how many were sent and came back, by how many later ones any was overtaken, and the longest
+    /// silence in milliseconds.
+    Load {
+        /// Address and port of an echo server.
+        to: SocketAddr,
+        /// For so many seconds.
+        seconds: u64,
+        /// Packets a second.
+        #[arg(long)]
+        rate: f64,
+        /// Payload bytes of each.
+        #[arg(long, default_value_t = 1000)]
+        size: usize,
+    },
+    /// Stream to several echo servers at once until SIGTERM, and print JSON by their names.
     Pings {
         /// Milliseconds between two packets to the same server.
         #[arg(long, default_value_t = 100)]
@@ -135,6 +150,9 @@ fn main() -> ExitCode {
         Command::Stream { to, seconds, interval } => {
             let is_over = |now| now >= Duration::from_secs(seconds);
             check::stream(to, Duration::from_millis(interval), timeout, is_over).map(|steady| json!(steady).to_string())
+        }
+        Command::Load { to, seconds, rate, size } => {
+            load::run(to, Duration::from_secs(seconds), rate, size, timeout).map(|load| json!(load).to_string())
         }
         Command::Pings { interval, targets } => endless::pings(&targets, Duration::from_millis(interval), timeout),
         Command::Flow { url } => endless::flow(&url, timeout),
