@@ -23,18 +23,20 @@ const NODE_RATE: u32 = 1000;
 const MAX_BUCKETS: usize = 4096;
 
 /// A token bucket that needs no timer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bucket {
     burst: u32,
     rate: u32,
     /// Thousandths of a token.
     level: u64,
-    filled: Instant,
+    /// As of when; one that is full since ever has not been looked at yet.
+    filled: Option<Instant>,
 }
 
 impl Bucket {
-    pub(crate) fn new(burst: u32, rate: u32, now: Instant) -> Self {
-        Self { burst, rate, level: u64::from(burst) * 1000, filled: now }
+    /// A full one.
+    pub(crate) const fn full(burst: u32, rate: u32) -> Self {
+        Self { burst, rate, level: burst as u64 * 1000, filled: None }
     }
 
     pub(crate) fn take(&mut self, now: Instant) -> bool {
@@ -47,14 +49,15 @@ impl Bucket {
     }
 
     fn refill(&mut self, now: Instant) {
-        let millis = now.saturating_duration_since(self.filled).as_millis();
+        let filled = self.filled.get_or_insert(now);
+        let millis = now.saturating_duration_since(*filled).as_millis();
         if millis == 0 {
             return;
         }
         let millis = u64::try_from(millis).unwrap_or(u64::MAX);
         let cap = u64::from(self.burst) * 1000;
         self.level = cap.min(self.level.saturating_add(millis.saturating_mul(self.rate.into())));
-        self.filled += Duration::from_millis(millis);
+        *filled += Duration::from_millis(millis);
     }
 
     fn is_full(&mut self, now: Instant) -> bool {
@@ -72,8 +75,8 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    pub(crate) fn new(now: Instant) -> Self {
-        Self { node: Bucket::new(NODE_BURST, NODE_RATE, now), unproven: BTreeMap::new(), proven: BTreeMap::new() }
+    pub(crate) fn new() -> Self {
+        Self { node: Bucket::full(NODE_BURST, NODE_RATE), unproven: BTreeMap::new(), proven: BTreeMap::new() }
     }
 
     /// Takes one packet to `remote`, or refuses. `proven` means that a peer lately answered from exactly there.
@@ -97,5 +100,5 @@ fn take_from<K: Ord>(buckets: &mut BTreeMap<K, Bucket>, key: K, burst: u32, rate
             return false;
         }
     }
-    buckets.entry(key).or_insert_with(|| Bucket::new(burst, rate, now)).take(now)
+    buckets.entry(key).or_insert_with(|| Bucket::full(burst, rate)).take(now)
 }

@@ -40,7 +40,6 @@ const COUNTERS_IDLE: Duration = Duration::from_secs(1);
 /// The path engine. See the crate's documentation for the model.
 pub struct Engine {
     config: Config,
-    public_key: PublicKey,
     shared: Shared,
     gather: Gather,
     stray_test: StrayTest,
@@ -59,8 +58,7 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, now: Instant) -> Self {
         Self {
-            public_key: config.private_key.public_key(),
-            shared: Shared::new(config.seed, now),
+            shared: Shared::new(config.private_key.public_key(), config.seed),
             gather: Gather::new(config.listen_port),
             stray_test: StrayTest::default(),
             config,
@@ -214,7 +212,7 @@ impl Engine {
     /// This node's public key.
     #[must_use]
     pub fn public_key(&self) -> PublicKey {
-        self.public_key
+        self.shared.own_key
     }
 
     /// Runs every timer that is due, shows what changed, and finds the next one. Only peers that something happened to or
@@ -237,6 +235,7 @@ impl Engine {
             self.peers.look(&key, now, |peer| {
                 peer.handle_timeout(shared, now);
                 peer.show(shared, now);
+                peer.put_away();
             });
         }
         if std::mem::take(&mut self.shared.doubts_mapping) {
@@ -263,7 +262,7 @@ impl Engine {
                 return;
             };
             self.by_key_id.insert(keys.receive_id(), key);
-            let peer = Peer::new(key, self.public_key, keys, &mut self.shared, self.now);
+            let peer = Peer::new(key, keys, &mut self.shared);
             self.peers.insert(peer);
             self.shared.relays.meet(key, true);
         }
@@ -326,7 +325,7 @@ fn pop<T>(queue: &mut VecDeque<T>) -> Option<T> {
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine")
-            .field("public_key", &self.public_key)
+            .field("public_key", &self.public_key())
             .field("peers", &self.peers.iter().map(|peer| peer.key).collect::<BTreeSet<_>>())
             .finish_non_exhaustive()
     }

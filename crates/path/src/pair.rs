@@ -70,7 +70,7 @@ impl Pair {
             withheld: 0,
             rtt: None,
             last_pong: None,
-            replies: Bucket::new(REPLIES, REPLIES, now),
+            replies: Bucket::full(REPLIES, REPLIES),
             penalty: None,
             born: now,
         }

@@ -14,6 +14,7 @@ use crate::gather::MAX_CANDIDATES;
 use crate::input::PeerConfig;
 use crate::pair::Pair;
 use crate::relay::RelayId;
+use crate::seldom::Seldom;
 use crate::shared::Shared;
 
 mod check;
@@ -60,11 +61,14 @@ pub(crate) struct Direct {
 /// What few peers have at a time is boxed: a large mesh has thousands of peers, most of them at rest.
 pub(crate) struct Peer {
     pub(crate) key: PublicKey,
-    own_key: PublicKey,
     keys: PairKeys,
     /// Whether this node chooses the path: the side with the smaller public key.
     nominates: bool,
     wanted: bool,
+    /// Whether the device's counters were read before: the first numbers are no traffic.
+    counted: bool,
+    /// How many milliseconds later than others it is checked when it is idle.
+    idle_spread: u16,
     round: u32,
     /// The published candidates as they came, so that a changed filter can be asked again.
     offered: Vec<Candidate>,
@@ -75,17 +79,17 @@ pub(crate) struct Peer {
     /// The relays where this node and the peer have met, so that they pass signals.
     met: BTreeSet<RelayId>,
     ladder: Ladder,
-    punch: Punch,
-    nomination: Nomination,
+    punch: Seldom<Punch>,
+    nomination: Seldom<Nomination>,
     trial: Option<Box<Trial>>,
     check: Option<Box<Check>>,
     direct: Option<Direct>,
-    relayed: Relayed,
+    relayed: Seldom<Relayed>,
     /// The path that died last, worth trying before all others.
-    lost: Option<Lost>,
+    lost: Option<Box<Lost>>,
     /// What WireGuard was told.
     endpoint: Option<(SocketAddr, Option<Duration>)>,
-    traffic: Traffic,
+    traffic: Seldom<Traffic>,
     last_switch: Option<Instant>,
     hold: Option<Box<Hold>>,
     /// No better path is tried before this, because the device could not be kept on one.
@@ -102,34 +106,43 @@ struct Lost {
 }
 
 impl Peer {
-    pub(crate) fn new(key: PublicKey, own_key: PublicKey, keys: PairKeys, shared: &mut Shared, now: Instant) -> Self {
+    pub(crate) fn new(key: PublicKey, keys: PairKeys, shared: &mut Shared) -> Self {
         Self {
             key,
-            own_key,
             keys,
-            nominates: own_key < key,
+            nominates: shared.own_key < key,
             wanted: false,
+            counted: false,
+            idle_spread: counters::idle_spread(shared.nonces.token()),
             round: 0,
             offered: Vec::new(),
             signalled: Vec::new(),
             pairs: BTreeMap::new(),
             requests: Requests::default(),
             met: BTreeSet::new(),
-            ladder: Ladder::idle(now),
-            punch: Punch::new(now),
-            nomination: Nomination::default(),
+            ladder: Ladder::idle(),
+            punch: Seldom::made(),
+            nomination: Seldom::made(),
             trial: None,
             check: None,
             direct: None,
-            relayed: Relayed::default(),
+            relayed: Seldom::made(),
             lost: None,
             endpoint: None,
-            traffic: Traffic::new(shared.nonces.token(), now),
+            traffic: Seldom::made(),
             last_switch: None,
             hold: None,
             resigned_until: None,
             shown: None,
         }
+    }
+
+    /// Gives room back that only a pair in use needs, if this one is none.
+    pub(crate) fn put_away(&mut self) {
+        self.punch.put_away();
+        self.nomination.put_away();
+        self.relayed.put_away();
+        self.traffic.put_away();
     }
 
     pub(crate) fn receive_id(&self) -> wire::pair::KeyId {
@@ -215,7 +228,7 @@ impl Peer {
         let in_use = [
             self.direct.map(|direct| direct.remote),
             self.trial.as_ref().map(|trial| trial.remote),
-            self.lost.map(|lost| lost.remote),
+            self.lost.as_ref().map(|lost| lost.remote),
         ];
         self.pairs.retain(|remote, pair| {
             shared.filter.check_remote(*remote).is_ok()
@@ -238,7 +251,7 @@ impl Peer {
         self.leave_forbidden_relays(shared);
         let gone = |remote: SocketAddr| !self.pairs.contains_key(&remote);
         self.direct = self.direct.filter(|direct| !gone(direct.remote));
-        self.lost = self.lost.filter(|lost| !gone(lost.remote));
+        self.lost = self.lost.take().filter(|lost| !gone(lost.remote));
         if self.trial.as_ref().is_some_and(|trial| gone(trial.remote)) {
             self.trial = None;
         }

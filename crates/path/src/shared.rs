@@ -28,6 +28,8 @@ const MAX_CONTROLS: usize = 4096;
 const PING_GAP: Duration = Duration::from_secs(1);
 
 pub(crate) struct Shared {
+    /// This node's public key.
+    pub(crate) own_key: PublicKey,
     pub(crate) filter: Filter,
     pub(crate) hosts: Vec<IpNet>,
     pub(crate) nat: NatReport,
@@ -54,8 +56,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(seed: [u8; 32], now: Instant) -> Self {
+    pub(crate) fn new(own_key: PublicKey, seed: [u8; 32]) -> Self {
         Self {
+            own_key,
             filter: Filter::default(),
             hosts: Vec::new(),
             nat: NatReport::default(),
@@ -72,7 +75,7 @@ impl Shared {
             events: VecDeque::new(),
             stats: Stats::default(),
             doubts_mapping: false,
-            budget: Budget::new(now),
+            budget: Budget::new(),
         }
     }
 

@@ -31,7 +31,7 @@ impl Engine {
                 };
                 relay.opened(addresses, self.peers.keys());
                 self.recognise_relays();
-                self.shared.send_control(id, ToRelay::Hello { version: VERSION, node: self.public_key });
+                self.shared.send_control(id, ToRelay::Hello { version: VERSION, node: self.public_key() });
                 self.channel_changed();
             }
             RelayNews::Within { domain } => {

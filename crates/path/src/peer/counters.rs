@@ -8,6 +8,7 @@ use crate::candidate::canonical;
 use crate::event::Event;
 use crate::input::PeerCounters;
 use crate::pair::Pair;
+use crate::seldom::AsMade;
 use crate::shared::Shared;
 use crate::timer::earliest;
 
@@ -18,7 +19,7 @@ const KEEPALIVE_BYTES: u64 = 32;
 /// Without any sign of life for this long, an idle path is checked. Two missed keepalives of the peer come first.
 const IDLE_CHECK: Duration = Duration::from_secs(60);
 /// The checks of both sides differ by up to this, so that the first one serves both.
-const IDLE_SPREAD_MS: u64 = 10_000;
+const IDLE_SPREAD_MS: u16 = 10_000;
 /// A report of the device may still show the endpoint from before a change.
 const ENDPOINT_LAG: Duration = Duration::from_secs(1);
 /// How long an echo request from the peer shows that there is a session.
@@ -30,15 +31,16 @@ const BUSY: Duration = Duration::from_secs(10);
 /// Traffic that has lasted so long is more than the echoes of a check, or a handshake.
 const STEADY: Duration = Duration::from_secs(2);
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Traffic {
-    rx: Option<u64>,
+    /// Bytes received and sent, as last read.
+    rx: u64,
     tx: u64,
     /// Bytes sent since something was last received, and when that became more than keepalives.
     unanswered: u64,
     unanswered_since: Option<Instant>,
-    alive: Instant,
-    idle_after: Duration,
+    /// When an authentic packet last arrived on the path in use.
+    alive: Option<Instant>,
     pub(super) checked: Option<Instant>,
     busy: Option<Instant>,
     /// Since when without a pause.
@@ -57,31 +59,39 @@ pub(super) struct Traffic {
     put_back: Option<Instant>,
 }
 
-impl Traffic {
-    pub(super) fn new(spread: u64, now: Instant) -> Self {
-        Self {
-            rx: None,
-            tx: 0,
-            unanswered: 0,
-            unanswered_since: None,
-            alive: now,
-            idle_after: IDLE_CHECK + Duration::from_millis(spread % IDLE_SPREAD_MS),
-            checked: None,
-            busy: None,
-            busy_since: None,
-            sending: None,
-            roamed: None,
-            endpoint_set: None,
-            device: None,
-            session: None,
-            handshake: None,
-            put_back: None,
-        }
+impl AsMade for Traffic {
+    const MADE: Self = Self {
+        rx: 0,
+        tx: 0,
+        unanswered: 0,
+        unanswered_since: None,
+        alive: None,
+        checked: None,
+        busy: None,
+        busy_since: None,
+        sending: None,
+        roamed: None,
+        endpoint_set: None,
+        device: None,
+        session: None,
+        handshake: None,
+        put_back: None,
+    };
+
+    fn made() -> &'static Self {
+        static MADE: Traffic = Traffic::MADE;
+        &MADE
     }
 
+    fn is_as_made(&self) -> bool {
+        *self == Self::MADE
+    }
+}
+
+impl Traffic {
     /// An authentic packet arrived on the path in use.
     pub(super) fn alive(&mut self, now: Instant) {
-        self.alive = now;
+        self.alive = Some(now);
     }
 
     pub(super) fn endpoint_set(&mut self, now: Instant) {
@@ -127,17 +137,16 @@ impl Traffic {
         Some(self.unanswered_since? + patience)
     }
 
-    /// Takes new numbers. Returns whether data came in.
-    fn update(&mut self, counters: &PeerCounters, now: Instant) -> bool {
+    /// Takes new numbers; `first` says that there were none before to compare them with. Returns whether data came in.
+    fn update(&mut self, counters: &PeerCounters, first: bool, now: Instant) -> bool {
         self.device = counters.endpoint.map(canonical);
         self.handshake = counters.last_handshake.and_then(|ago| now.checked_sub(ago));
         let (rx, tx) = (counters.rx_bytes, counters.tx_bytes);
-        let Some(old) = self.rx.replace(rx).filter(|old| rx >= *old && tx >= self.tx) else {
-            self.tx = tx;
+        let (old_rx, old_tx) = (std::mem::replace(&mut self.rx, rx), std::mem::replace(&mut self.tx, tx));
+        if first || rx < old_rx || tx < old_tx {
             return false;
-        };
-        let received = rx - old;
-        let sent = tx - std::mem::replace(&mut self.tx, tx);
+        }
+        let (received, sent) = (rx - old_rx, tx - old_tx);
         if received > KEEPALIVE_BYTES || sent > KEEPALIVE_BYTES {
             if !self.is_busy(now) {
                 self.busy_since = Some(now);
@@ -150,7 +159,7 @@ impl Traffic {
             self.sending = Some(now);
         }
         if received > 0 {
-            self.alive = now;
+            self.alive = Some(now);
             self.unanswered = 0;
             self.unanswered_since = None;
         } else if sent > 0 {
@@ -163,6 +172,11 @@ impl Traffic {
     }
 }
 
+/// Draws how many milliseconds later than [`IDLE_CHECK`] a peer is checked.
+pub(super) fn idle_spread(token: u64) -> u16 {
+    (token % u64::from(IDLE_SPREAD_MS)) as u16
+}
+
 impl Peer {
     /// Until when traffic of a moment ago counts, if there was any.
     pub(crate) fn busy_until(&self) -> Option<Instant> {
@@ -170,7 +184,8 @@ impl Peer {
     }
 
     pub(crate) fn on_counters(&mut self, counters: &PeerCounters, shared: &mut Shared, now: Instant) {
-        let data = self.traffic.update(counters, now);
+        let first = !std::mem::replace(&mut self.counted, true);
+        let data = self.traffic.update(counters, first, now);
         let held = self.hold.as_ref().is_some_and(|hold| hold.poll_timeout().is_some());
         if data && !held && self.direct.is_some_and(|direct| self.traffic.device == Some(direct.remote)) {
             self.relayed.led = 0;
@@ -201,7 +216,8 @@ impl Peer {
         if self.check.is_some() || self.trial.is_some() || self.relayed.echoes.is_some() {
             return None;
         }
-        let idle = self.wanted.then_some(self.traffic.alive + self.traffic.idle_after);
+        let idle_after = IDLE_CHECK + Duration::from_millis(self.idle_spread.into());
+        let idle = self.traffic.alive.filter(|_| self.wanted).map(|alive| alive + idle_after);
         let due = earliest([self.traffic.silence_due(rtt), idle])?;
         // Not sooner than a new check is possible, or the timer would spin.
         let possible = self.traffic.checked.map_or(due, |at| at + Duration::from_secs(1));

@@ -40,8 +40,8 @@ pub(super) struct Ladder {
 }
 
 impl Ladder {
-    pub(super) fn idle(now: Instant) -> Self {
-        Self { start: None, rung: 0, round: 0, ended: None, resets: Bucket::new(RESET_BURST, RESET_RATE, now) }
+    pub(super) const fn idle() -> Self {
+        Self { start: None, rung: 0, round: 0, ended: None, resets: Bucket::full(RESET_BURST, RESET_RATE) }
     }
 
     /// Whether the first round is still going on, before any conclusion can be drawn.

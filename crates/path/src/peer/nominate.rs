@@ -11,6 +11,7 @@ use wire::probe::{self, Probe};
 use super::probing::Arrival;
 use super::trial::Trial;
 use super::{Direct, Peer};
+use crate::seldom::AsMade;
 use crate::shared::Shared;
 
 /// The largest step of the epoch that is believed: one nomination a second for a century.
@@ -29,7 +30,7 @@ const RETRY_GAP: Duration = Duration::from_secs(5);
 /// Between two such trials at most.
 const MAX_RETRY_GAP: Duration = Duration::from_secs(60);
 
-#[derive(Debug, Default)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Nomination {
     /// The highest epoch sent (nominator) or taken up (follower).
     epoch: u64,
@@ -42,6 +43,20 @@ pub(super) struct Nomination {
     heeded: Option<Instant>,
     retry_at: Option<Instant>,
     retries: u32,
+}
+
+impl AsMade for Nomination {
+    const MADE: Self =
+        Self { epoch: 0, remote: None, pending: None, ask_at: None, asks: 0, heeded: None, retry_at: None, retries: 0 };
+
+    fn made() -> &'static Self {
+        static MADE: Nomination = Nomination::MADE;
+        &MADE
+    }
+
+    fn is_as_made(&self) -> bool {
+        *self == Self::MADE
+    }
 }
 
 impl Nomination {

@@ -66,7 +66,7 @@ impl Requests {
 }
 
 /// An authentic request of the peer, as it arrived.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Arrival {
     pub(crate) from: SocketAddr,
     pub(crate) to: Option<IpAddr>,

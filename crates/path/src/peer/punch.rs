@@ -26,6 +26,7 @@ use crate::budget::Bucket;
 use crate::candidate::{CandidateKind, Tier};
 use crate::pair::Pair;
 use crate::relay::{ControlChannel, RelayId};
+use crate::seldom::AsMade;
 use crate::shared::Shared;
 use crate::snapshot::PeerNat;
 
@@ -51,7 +52,7 @@ const CALL_RATE: u32 = 1;
 /// Ids remembered of one step: its repeats, and those that the peer's own CALLs ask for.
 const MAX_IDS: usize = 16;
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Punch {
     phase: Phase,
     /// What the peer last said about its NAT.
@@ -61,7 +62,7 @@ pub(super) struct Punch {
     calls: Bucket,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 enum Phase {
     /// Between rounds.
     Rest,
@@ -76,7 +77,7 @@ enum Phase {
 }
 
 /// A signal that is repeated until it is answered.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct Repeats {
     started: Instant,
     sent: usize,
@@ -100,11 +101,20 @@ impl Repeats {
     }
 }
 
-impl Punch {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { phase: Phase::Rest, told: None, openings: 0, calls: Bucket::new(CALL_BURST, CALL_RATE, now) }
+impl AsMade for Punch {
+    const MADE: Self = Self { phase: Phase::Rest, told: None, openings: 0, calls: Bucket::full(CALL_BURST, CALL_RATE) };
+
+    fn made() -> &'static Self {
+        static MADE: Punch = Punch::MADE;
+        &MADE
     }
 
+    fn is_as_made(&self) -> bool {
+        *self == Self::MADE
+    }
+}
+
+impl Punch {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Rest | Phase::Running { .. } => None,

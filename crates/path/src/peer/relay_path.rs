@@ -117,10 +117,11 @@ impl Peer {
     /// The leg of the path in use has become its relay's channel, or is not any more: WireGuard goes along, without a handshake if it has
     /// a session by it.
     pub(super) fn follow_leg(&mut self, shared: &mut Shared, now: Instant) {
-        let Some(path) = &mut self.relayed.path else {
+        let relayed = &mut *self.relayed;
+        let Some(path) = &mut relayed.path else {
             return;
         };
-        let leg = self.relayed.legs.iter().find(|leg| leg.relay == path.relay && leg.is_bound());
+        let leg = relayed.legs.iter().find(|leg| leg.relay == path.relay && leg.is_bound());
         let Some(remote) = leg.and_then(Leg::remote).filter(|remote| *remote != path.endpoint) else {
             return;
         };
@@ -143,14 +144,15 @@ impl Peer {
     }
 
     pub(super) fn on_relay_echo(&mut self, token: u64, shared: &mut Shared, now: Instant) {
-        let sent = self.relayed.echoes.as_ref().and_then(|echoes| echoes.sent.iter().find(|(own, _)| *own == token));
-        let (Some((_, at)), Some(path)) = (sent, &mut self.relayed.path) else {
+        let relayed = &mut *self.relayed;
+        let sent = relayed.echoes.as_ref().and_then(|echoes| echoes.sent.iter().find(|(own, _)| *own == token));
+        let (Some((_, at)), Some(path)) = (sent, &mut relayed.path) else {
             return;
         };
         let rtt = now.saturating_duration_since(*at);
         let relay = path.relay;
-        self.relayed.echoes = None;
-        path.settles = Some(now + SETTLE).filter(|_| self.relayed.legs.len() > 1);
+        relayed.echoes = None;
+        path.settles = Some(now + SETTLE).filter(|_| relayed.legs.len() > 1);
         self.relayed.forgive(&relay);
         if self.relayed.is_confirmed() {
             self.relayed.rtt = Some(self.relayed.rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));

@@ -16,6 +16,7 @@ use super::leg::{Leg, May};
 use super::relay_path::{Echoes, RelayPath, VAIN_GAP};
 use crate::nat::NatClass;
 use crate::relay::{MAX_RELAYS, RelayId, preference};
+use crate::seldom::AsMade;
 use crate::shared::Shared;
 use crate::snapshot::LegReport;
 use crate::timer::earliest;
@@ -46,7 +47,7 @@ const SHUN: Duration = Duration::from_secs(5);
 /// .. at most.
 const MAX_SHUN: Duration = Duration::from_secs(300);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Relayed {
     /// The older first.
     pub(super) legs: Vec<Leg>,
@@ -79,6 +80,55 @@ pub(super) struct Relayed {
 struct Shunned {
     until: Instant,
     times: u32,
+}
+
+impl AsMade for Relayed {
+    const MADE: Self = Self {
+        legs: Vec::new(),
+        path: None,
+        echoes: None,
+        rtt: None,
+        failures: 0,
+        vain: None,
+        led: 0,
+        missed_at: None,
+        doubted: None,
+        no_warm_until: None,
+        shunned: BTreeMap::new(),
+        former: Vec::new(),
+        alone_since: None,
+        release_at: None,
+    };
+
+    fn made() -> &'static Self {
+        static MADE: Relayed = Relayed::MADE;
+        &MADE
+    }
+
+    fn is_as_made(&self) -> bool {
+        let Self {
+            legs,
+            path,
+            echoes,
+            rtt,
+            failures,
+            vain,
+            led,
+            missed_at,
+            doubted,
+            no_warm_until,
+            shunned,
+            former,
+            alone_since,
+            release_at,
+        } = self;
+        legs.is_empty()
+            && (path.is_none() && echoes.is_none() && rtt.is_none())
+            && (*failures, *led) == (0, 0)
+            && (vain.is_none() && missed_at.is_none() && doubted.is_none() && no_warm_until.is_none())
+            && (alone_since.is_none() && release_at.is_none())
+            && (shunned.is_empty() && former.is_empty())
+    }
 }
 
 impl Relayed {
@@ -316,7 +366,7 @@ impl Peer {
 
     /// The relay that both nodes prefer, of those that can be used at all, but for one, and rather in another failure domain than that.
     fn best_relay(&self, except: Option<RelayId>, shared: &Shared, now: Instant) -> Option<RelayId> {
-        let own = self.own_key;
+        let own = shared.own_key;
         let has_socket = |relay: &RelayId| shared.relay_socket(relay, 1, 0).is_some();
         let usable = self.met.iter().filter(|relay| {
             !shared.relays.is_ending(relay)

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Peer;
 use crate::event::{Event, PathState, Reason, Selected};
+use crate::kept::KeptState;
 use crate::shared::Shared;
 use crate::snapshot::{PairOutcome, PairReport, PeerReport};
 use crate::timer::earliest;
@@ -12,9 +13,9 @@ use crate::timer::earliest;
 const RECONNECTING: Duration = Duration::from_secs(5);
 
 /// The state last shown, and since when.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Shown {
-    state: PathState,
+    state: KeptState,
     since: Instant,
 }
 
@@ -39,9 +40,9 @@ impl Peer {
         let has_way_out = self.relayed.warm_relay().is_some();
         let check = self.check.as_deref().and_then(|check| check.poll_timeout(has_way_out));
         let punch = self.punch.poll_timeout();
-        let lost = self.lost.map(|lost| lost.probe_at);
+        let lost = self.lost.as_ref().map(|lost| lost.probe_at);
         let hold = self.hold.as_deref().and_then(super::Hold::poll_timeout);
-        let news = self.lost.map(|lost| lost.at + RECONNECTING).filter(|at| now < *at);
+        let news = self.lost.as_ref().map(|lost| lost.at + RECONNECTING).filter(|at| now < *at);
         // The end of a penalty changes what is shown.
         let forgiven = self.pairs.values().filter_map(|pair| pair.penalised_until(now)).min();
         let retry = self.nomination.poll_timeout();
@@ -52,10 +53,10 @@ impl Peer {
     /// Tells the shell if the state is news.
     pub(crate) fn show(&mut self, shared: &mut Shared, now: Instant) {
         let state = self.state(shared, now);
-        if self.shown.is_some_and(|shown| shown.state.same_news(&state)) {
+        if self.shown.as_ref().is_some_and(|shown| shown.state.get().same_news(&state)) {
             return;
         }
-        self.shown = Some(Shown { state, since: now });
+        self.shown = Some(Shown { state: state.into(), since: now });
         let peer = self.key;
         shared.events.push_back(Event::PathChanged { peer, state });
     }
@@ -82,7 +83,7 @@ impl Peer {
         }
         let entering = self.relayed.path.is_some() && self.relayed.failures == 0;
         let trying = entering || self.trial.as_ref().is_some_and(|trial| !trial.quiet);
-        let rebuilding = self.lost.is_some_and(|lost| now.saturating_duration_since(lost.at) < RECONNECTING);
+        let rebuilding = self.lost.as_ref().is_some_and(|lost| now.saturating_duration_since(lost.at) < RECONNECTING);
         let blocked = self.pairs.values().any(|pair| pair.is_penalised(now));
         if trying || ((probing || rebuilding) && !blocked) {
             return PathState::Connecting;
@@ -147,7 +148,7 @@ impl Peer {
             .collect();
         PeerReport {
             state: self.state(shared, now),
-            since: self.shown.map(|shown| shown.since),
+            since: self.shown.as_ref().map(|shown| shown.since),
             nominates: self.nominates,
             wanted: self.wanted,
             endpoint: self.endpoint.map(|(remote, _)| remote),

@@ -314,7 +314,7 @@ impl Peer {
             Some(direct) if direct.remote != trial.remote => self.revert(direct, shared, now),
             Some(_) => self.path_died(shared, now),
             None if trial.adopts => {
-                self.lost = Some(Lost { remote: trial.remote, at: now, probe_at: now + LOST_GAP });
+                self.lost = Some(Box::new(Lost { remote: trial.remote, at: now, probe_at: now + LOST_GAP }));
                 self.use_relay(shared, now);
                 self.choose(shared, now);
             }
@@ -356,7 +356,7 @@ impl Peer {
         };
         shared.stats.died += 1;
         shared.doubts_mapping = true;
-        self.lost = Some(Lost { remote: direct.remote, at: now, probe_at: now + LOST_GAP });
+        self.lost = Some(Box::new(Lost { remote: direct.remote, at: now, probe_at: now + LOST_GAP }));
         self.begin(shared, now);
         // Waiting for an acknowledgement made sense only while there was a path to lose.
         if !self.use_relay(shared, now) && self.trial.as_ref().is_some_and(|trial| !trial.has_moved()) {

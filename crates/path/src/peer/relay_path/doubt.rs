@@ -98,9 +98,10 @@ impl Peer {
         if !self.relayed.path.is_some_and(|path| path.confirmed && Some(path.endpoint) == endpoint) {
             return;
         }
-        match &mut self.relayed.echoes {
+        let relayed = &mut *self.relayed;
+        match &mut relayed.echoes {
             // The first round-trip time is still to be measured.
-            Some(echoes) if self.relayed.rtt.is_none() => {
+            Some(echoes) if relayed.rtt.is_none() => {
                 echoes.deadline = now + CONFIRM;
                 echoes.trust();
             }
