@@ -243,6 +243,9 @@ impl Peer {
         for (remote, pair) in &mut self.pairs {
             pair.tier = Tier::of(remote.ip(), &shared.hosts);
         }
+        if !self.pairs.is_empty() {
+            self.ladder.resume(now);
+        }
         self.leave_forbidden(shared);
     }
 
@@ -297,6 +300,7 @@ impl Peer {
         }
         let tier = Tier::of(remote.ip(), &shared.hosts);
         self.pairs.insert(remote, Pair::new(CandidateKind::PeerReflexive, tier, now));
+        self.ladder.resume(now);
         true
     }
 

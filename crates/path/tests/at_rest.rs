@@ -44,6 +44,40 @@ fn pass(bench: &mut Bench, time: Duration) {
     bench.now = end;
 }
 
+/// PINGs that are sent to an address within some time.
+fn pings(bench: &mut Bench, at: &str, time: Duration) -> usize {
+    bench.run(time).iter().filter(|sent| sent.remote == support::addr(at)).count()
+}
+
+#[test]
+fn a_peer_that_turns_up_is_asked_again_from_then_on() {
+    const AT: &str = "203.0.113.7:4000";
+    // In the second case the last round was over a moment ago, so the next one comes in its time.
+    for (seconds, at_once) in [(3600, 8), (6, 1)] {
+        let mut bench = Bench::new(true);
+        bench.add_peer(&[]);
+        assert_eq!(pings(&mut bench, AT, Duration::from_secs(seconds)), 0);
+        // It knows this node's address, and has none that it could tell of.
+        bench.say(AT, &wire::probe::Probe::Ping);
+        let first = pings(&mut bench, AT, Duration::from_secs(10));
+        assert!(first >= at_once, "{first}");
+        let later = pings(&mut bench, AT, Duration::from_secs(3600));
+        assert!(later >= 16, "{later}");
+    }
+}
+
+#[test]
+fn a_candidate_in_a_signal_is_asked_of_a_peer_that_had_none() {
+    const AT: &str = "203.0.113.7:4000";
+    let mut bench = Bench::behind_nat(true, false);
+    bench.add_peer(&[]);
+    bench.run(Duration::from_secs(3600));
+    bench.meet();
+    bench.run(Duration::from_secs(60));
+    bench.signal(wire::probe::signal::Step::Call, false, &[support::host(AT)]);
+    assert!(pings(&mut bench, AT, Duration::from_secs(120)) >= 8);
+}
+
 #[test]
 fn a_peer_that_is_only_known_is_small() {
     let mut bench = Bench::new(true);
@@ -59,6 +93,9 @@ fn a_peer_that_is_only_known_is_small() {
     });
     let each = usize::try_from(bytes).unwrap() / usize::from(PEERS);
     assert!(each <= MOST, "{each} bytes");
+    let looks = bench.engine.stats().looks;
+    pass(&mut bench, Duration::from_secs(3600));
+    assert_eq!(bench.engine.stats().looks, looks, "there is nothing to ask it, and nobody to ask");
     let report = &bench.engine.snapshot().peers[&key(7)];
     assert_eq!(report.state, PathState::Down { reason: Reason::NoCandidates });
 }

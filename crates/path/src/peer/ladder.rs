@@ -30,7 +30,7 @@ const MIN_REVIVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Ladder {
-    /// When the running or coming round starts; `None` before the first.
+    /// When the running or coming round starts; `None` before the first, and after it while there is nobody to ask.
     start: Option<Instant>,
     rung: usize,
     round: usize,
@@ -72,6 +72,18 @@ impl Ladder {
         self.rung == 0 && self.ended.is_some_and(|ended| now.saturating_duration_since(ended) >= MIN_REVIVAL)
     }
 
+    /// There is nobody to ask.
+    fn pause(&mut self) {
+        self.start = None;
+    }
+
+    /// There is somebody again: the coming round is no sooner than it would have been.
+    pub(super) fn resume(&mut self, now: Instant) {
+        if self.start.is_none() && self.round > 0 {
+            self.start = Some(now + gap_after(self.round - 1));
+        }
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         Some(self.start? + Duration::from_millis(RUNGS[self.rung]))
     }
@@ -91,10 +103,15 @@ impl Ladder {
 
     fn finish_round(&mut self, now: Instant) {
         self.ended = Some(now);
-        self.start = Some(now + GAPS[self.round.min(GAPS.len() - 1)]);
+        self.start = Some(now + gap_after(self.round));
         self.rung = 0;
         self.round += 1;
     }
+}
+
+/// The silence after the n-th round.
+fn gap_after(round: usize) -> Duration {
+    GAPS[round.min(GAPS.len() - 1)]
 }
 
 impl Peer {
@@ -109,13 +126,16 @@ impl Peer {
             for remote in self.pairs_to_probe(shared, now) {
                 self.ping(remote, shared, now);
             }
-            // With a path in use a later round only asks whether a better one has appeared; without a pair it asks nobody, and
-            // thousands of peers that say of no address of theirs would cost eight turns each.
+            // With a path in use a later round only asks whether a better one has appeared; without a pair it asks nobody.
             if round > 0 && (self.direct.is_some() || self.pairs.is_empty()) && self.ladder.rung != 0 {
                 self.ladder.finish_round(now);
             }
             if self.ladder.rung == 0 && self.punch.is_running() {
                 self.punch.rest();
+            }
+            // Thousands of peers that say of no address of theirs, and have not been met, would cost turns for nothing.
+            if self.ladder.rung == 0 && self.pairs.is_empty() && self.met.is_empty() {
+                self.ladder.pause();
             }
         }
     }
