@@ -71,6 +71,6 @@ pub enum Rule {
     AllowedIpsFromSlices,
     /// No route covers a part of the machine's own network.
     RouteOffUnderlay,
-    /// No route leads into the device without being an allowed IP, and no carried node address is `unreachable`.
+    /// No carried node address is `unreachable`.
     RoutesFitPeers,
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use wire::key::PublicKey;
 
 use crate::mesh::MeshConfig;
-use crate::peer::{Candidate, Uid};
+use crate::peer::Candidate;
 use crate::spec::NodeSpec;
 
 mod change;
@@ -65,16 +65,12 @@ pub struct NodePlan {
 pub struct PeerPlan {
     /// Its name.
     pub name: String,
-    /// Its identity.
-    pub uid: Uid,
     /// Its addresses in the mesh.
     pub mesh_ips: Vec<IpAddr>,
     /// Its own addresses that the mesh carries.
     pub node_ips: Vec<IpAddr>,
-    /// What it may send from and be sent to, sorted.
+    /// What it may send from and be sent to, sorted. Each of these has a route into the device.
     pub allowed_ips: Vec<IpNet>,
-    /// The routes into the device on its account, sorted; equal to `allowed_ips` today.
-    pub routes: Vec<IpNet>,
     /// Where it may be reached.
     pub candidates: Vec<Candidate>,
     /// The port it listens on.

@@ -204,9 +204,6 @@ fn every_invariant_of_a_node_is_looked_at() {
             let peer = plan.peers.remove(&key(2)).unwrap();
             plan.peers.insert(key(70), peer);
         }),
-        (Rule::RoutesFitPeers, "a route that is no allowed IP", |plan, _| {
-            Arc::make_mut(plan.peers.get_mut(&key(2)).unwrap()).routes.push("172.30.0.0/16".parse().unwrap());
-        }),
         (Rule::RoutesFitPeers, "a carried node address that is unreachable", |plan, _| {
             plan.unreachable.push("192.168.0.2/32".parse().unwrap());
         }),

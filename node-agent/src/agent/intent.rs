@@ -283,7 +283,8 @@ pub fn routes(peer: &PeerPlan, pods: bool) -> impl Iterator<Item = net::PeerRout
             net::RouteKind::Pod
         }
     };
-    let routes = peer.routes.iter().map(move |p| net::PeerRoute { prefix: *p, kind: kind(p), src: None, mtu: None });
+    let routes =
+        peer.allowed_ips.iter().map(move |p| net::PeerRoute { prefix: *p, kind: kind(p), src: None, mtu: None });
     routes.filter(move |route| pods || route.kind != net::RouteKind::Pod)
 }
 

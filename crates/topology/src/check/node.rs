@@ -37,9 +37,6 @@ fn check_allowed_ips(peers: &PeerTable, plan: &NodePlan, found: &mut Vec<Violati
             }
             all.push((*net, &peer.name));
         }
-        for net in peer.routes.iter().filter(|net| !peer.allowed_ips.contains(net)) {
-            found.push(violation(Rule::RoutesFitPeers, &peer.name, *net));
-        }
     }
     for (index, (net, name)) in all.iter().enumerate() {
         let others = &all[..index];
@@ -66,7 +63,7 @@ fn check_routes(own: &SelfFacts, mesh: &MeshConfig, plan: &NodePlan, found: &mut
         .chain(connected.filter(|net| net.prefix_len() > 0 && !is_ours(*net)))
         .collect();
     for peer in plan.peers.values() {
-        for net in &peer.routes {
+        for net in &peer.allowed_ips {
             if needed.iter().any(|need| prefix::overlap(*need, *net)) {
                 found.push(violation(Rule::RouteOffUnderlay, &peer.name, *net));
             }

@@ -295,10 +295,8 @@ impl Planner {
         };
         PeerPlan {
             name: entry.name.clone(),
-            uid: entry.uid.clone(),
             mesh_ips: has(&entry.mesh_ips),
             node_ips: has(&entry.node_ips),
-            routes: allowed.clone(),
             allowed_ips: allowed,
             candidates: self.candidates(entry),
             listen_port: entry.listen_port,
