@@ -1,7 +1,7 @@
 //! How each peer is reached, as people are told: every change at once in the local API and the metrics, and a calm summary
 //! for `MeshNode.status`, where each write costs every watcher.
 
-use path::{PathState, Reason};
+use path::{KeptState, PathState, Reason};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -30,10 +30,9 @@ pub const NAMED_PEERS: usize = 5;
 pub struct Row {
     /// Name of the MeshNode.
     pub name: Arc<str>,
-    /// What the engine said last.
-    pub state: PathState,
     /// Since when it is so.
     pub since: Instant,
+    state: KeptState,
     shown: Shown,
     downs: u32,
 }
@@ -111,7 +110,8 @@ impl PathTable {
             Some(row) if *row.name == *name => row,
             Some(row) => Row { name: name.into(), ..row },
             None => {
-                Row { name: name.into(), state: PathState::Connecting, since: now, shown: Shown::Pending, downs: 0 }
+                let state = PathState::Connecting.into();
+                Row { name: name.into(), since: now, state, shown: Shown::Pending, downs: 0 }
             }
         };
         self.put_in(*key, row);
@@ -120,16 +120,17 @@ impl PathTable {
     /// The engine reported a state. Returns the name of the peer if the news is worth a log line.
     pub fn report(&mut self, peer: &PublicKey, state: PathState, now: Instant) -> Option<&str> {
         let mut row = self.take_out(peer)?;
-        let is_news = !row.state.same_news(&state);
+        let before = row.state();
+        let is_news = !before.same_news(&state);
         if is_news {
             row.settle(now);
-            let labels = (state_name(&row.state), state_name(&state), reason_name(&state));
-            if Class::of(&row.state) != Class::of(&state) {
+            let labels = (state_name(&before), state_name(&state), reason_name(&state));
+            if Class::of(&before) != Class::of(&state) {
                 row.since = now;
             }
             *self.transitions.entry(labels).or_default() += 1;
         }
-        row.state = state;
+        row.state = state.into();
         if is_news {
             row.settle(now);
         }
@@ -153,7 +154,7 @@ impl PathTable {
             Shown::As(Class::Relayed) => self.relayed -= 1,
             Shown::As(Class::Down) => _ = self.unconnected.remove(&(row.name.clone(), *key)),
         }
-        self.states[place(&row.state)] -= 1;
+        self.states[place(&row.state())] -= 1;
         Some(row)
     }
 
@@ -165,7 +166,7 @@ impl PathTable {
             Shown::As(Class::Relayed) => self.relayed += 1,
             Shown::As(Class::Down) => _ = self.unconnected.insert((row.name.clone(), key)),
         }
-        self.states[place(&row.state)] += 1;
+        self.states[place(&row.state())] += 1;
         self.rows.insert(key, row);
     }
 
@@ -187,7 +188,8 @@ impl PathTable {
                 self.put_in(key, row);
             }
         }
-        let named = |(name, key): &(Arc<str>, PublicKey)| Some((name.to_string(), reason(&self.rows.get(key)?.state)));
+        let named =
+            |(name, key): &(Arc<str>, PublicKey)| Some((name.to_string(), reason(&self.rows.get(key)?.state())));
         Summary {
             direct: self.direct,
             relayed: self.relayed,
@@ -203,8 +205,13 @@ impl PathTable {
 }
 
 impl Row {
+    /// What the engine said last.
+    pub fn state(&self) -> PathState {
+        self.state.get()
+    }
+
     fn settle(&mut self, now: Instant) {
-        let class = Class::of(&self.state);
+        let class = Class::of(&self.state());
         if class > Class::Down && now.duration_since(self.since) >= FORGIVEN_AFTER {
             self.downs = 0;
         }
@@ -216,7 +223,7 @@ impl Row {
 
     /// When what is shown will follow what is.
     fn due(&self) -> Option<Instant> {
-        let wait = match (self.shown, Class::of(&self.state)) {
+        let wait = match (self.shown, Class::of(&self.state())) {
             (Shown::Pending, Class::Direct) => Duration::ZERO,
             (Shown::Pending, Class::Relayed) => RELAYED_AFTER,
             (Shown::Pending, Class::Down) => GRACE,

@@ -126,29 +126,30 @@ impl Agent {
         let report = |(key, row): (&PublicKey, &crate::paths::Row)| {
             let counters = of(counters, key);
             let seen = snapshot.peers.get(key);
-            let tier = match row.state {
+            let state = row.state();
+            let tier = match state {
                 PathState::Direct { pair, .. } => Some(pair.tier.as_str().to_owned()),
                 _ => None,
             };
-            let relay = match row.state {
+            let relay = match state {
                 PathState::Relayed { relay, .. } => Some(relay),
                 _ => None,
             };
-            let transport = relay.and_then(|relay| transport(plane, relay, row.state.is_carried()));
+            let transport = relay.and_then(|relay| transport(plane, relay, state.is_carried()));
             let plan = self.planner.plan().peers.get(key);
             let mesh_ips = plan.map(|p| p.mesh_ips.iter().map(ToString::to_string).collect());
             PeerReport {
                 name: row.name.to_string(),
                 key: key.short(),
                 mesh_ips: mesh_ips.unwrap_or_default(),
-                state: state_name(&row.state).into(),
-                reason: reason_name(&row.state).into(),
+                state: state_name(&state).into(),
+                reason: reason_name(&state).into(),
                 since_seconds: now.saturating_duration_since(row.since).as_secs(),
                 endpoint: counters.and_then(|c| c.endpoint).map(|e| e.to_string()),
                 relay: relay.map(|relay| plane.relays().name(relay)),
                 transport,
                 tier,
-                rtt_ms: rtt(&row.state).map(|rtt| rtt.as_secs_f64() * 1e3),
+                rtt_ms: rtt(&state).map(|rtt| rtt.as_secs_f64() * 1e3),
                 rx_bytes: counters.map_or(0, |c| c.rx_bytes),
                 tx_bytes: counters.map_or(0, |c| c.tx_bytes),
                 last_handshake_seconds: counters.and_then(|c| c.last_handshake).map(|ago| ago.as_secs()),
@@ -177,9 +178,10 @@ impl Agent {
             m.relay_channels.with_label_values(&[row.state.metric()]).inc();
         }
         for (key, row) in self.paths.rows().iter().take(MAX_PEER_SERIES) {
-            let labels = [&*row.name, state_name(&row.state), reason_name(&row.state)];
+            let state = row.state();
+            let labels = [&*row.name, state_name(&state), reason_name(&state)];
             m.peer_path.with_label_values(&labels).set(1);
-            if let Some(rtt) = rtt(&row.state) {
+            if let Some(rtt) = rtt(&state) {
                 m.peer_rtt.with_label_values(&[&row.name]).set(rtt.as_secs_f64());
             }
             if let Some(c) = of(counters, key) {

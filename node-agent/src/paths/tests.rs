@@ -82,7 +82,7 @@ fn peers_that_left_are_forgotten_and_renamed_ones_keep_their_state() {
     table.report(&key, direct(t), t);
     table.set_peers([(&key, "renamed")].into_iter(), t);
     assert_eq!(&*table.rows()[&key].name, "renamed");
-    assert!(matches!(table.rows()[&key].state, PathState::Direct { .. }));
+    assert!(matches!(table.rows()[&key].state(), PathState::Direct { .. }));
     table.set_peers(std::iter::empty(), t);
     assert_eq!(table.report(&key, DOWN, t), None);
     assert_eq!((table.states(), table.poll_timeout(), counts(&mut table, t + GRACE)), ([0; 4], None, (0, 0)));
@@ -110,7 +110,7 @@ fn what_is_kept_beside_the_rows_is_what_the_rows_say() {
         assert_eq!(summary.unconnected.len(), NAMED_PEERS.min(summary.down as usize));
         assert_eq!(table.poll_timeout(), table.rows.values().filter_map(Row::due).min());
         assert_eq!(table.states.iter().sum::<u32>(), table.rows.len() as u32);
-        let in_state = |n| table.rows.values().filter(|row| place(&row.state) == n).count() as u32;
+        let in_state = |n| table.rows.values().filter(|row| place(&row.state()) == n).count() as u32;
         assert_eq!(table.states, [0, 1, 2, 3].map(in_state));
     }
 }
