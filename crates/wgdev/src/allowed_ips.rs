@@ -15,23 +15,30 @@ use ipnet::IpNet;
 /// has is kept beside that, so that a change of one owner costs nothing for the others.
 #[derive(Clone, Debug)]
 pub(crate) struct AllowedIps<T> {
-    v4: Family<T>,
-    v6: Family<T>,
+    v4: Family<u32, T>,
+    v6: Family<u128, T>,
     /// What each owner has, sorted; nobody who has nothing.
-    owned: HashMap<T, Vec<IpNet>>,
+    owned: HashMap<T, Box<[IpNet]>>,
 }
 
+/// The prefixes of one family. `A` is an address of it as a number: of those of IPv4 a mesh has thousands, and they are small.
 #[derive(Clone, Debug)]
-struct Family<T> {
-    bits: u8,
-    owners: HashMap<(u8, u128), T>,
+struct Family<A, T> {
+    /// By length and address; the host bits are zero.
+    owners: HashMap<(u8, A), T>,
     /// How many prefixes there are of each length, in ascending order.
     lengths: BTreeMap<u8, usize>,
 }
 
+/// An address as a number.
+trait Address: Copy + Eq + Hash {
+    /// The address without the bits after the first `length`.
+    fn network(self, length: u8) -> Self;
+}
+
 impl<T: Clone + Eq + Hash> AllowedIps<T> {
     pub(crate) fn new() -> Self {
-        Self { v4: Family::new(32), v6: Family::new(128), owned: HashMap::new() }
+        Self { v4: Family::new(), v6: Family::new(), owned: HashMap::new() }
     }
 
     /// Gives the owner exactly these prefixes, whoever had them before.
@@ -41,96 +48,93 @@ impl<T: Clone + Eq + Hash> AllowedIps<T> {
         nets.sort_unstable();
         nets.dedup();
         for net in &nets {
-            let before = self.family_mut(net).insert(key(net), owner.clone());
+            let before = match net {
+                IpNet::V4(net) => self.v4.insert(net.prefix_len(), net.addr().to_bits(), owner.clone()),
+                IpNet::V6(net) => self.v6.insert(net.prefix_len(), net.addr().to_bits(), owner.clone()),
+            };
             if let Some(before) = before {
                 self.forget(&before, net);
             }
         }
         if !nets.is_empty() {
-            self.owned.insert(owner.clone(), nets);
+            self.owned.insert(owner.clone(), nets.into());
         }
     }
 
     /// Takes everything from an owner.
     pub(crate) fn remove_owner(&mut self, owner: &T) {
         for net in self.owned.remove(owner).unwrap_or_default() {
-            self.family_mut(&net).remove(key(&net));
+            match net {
+                IpNet::V4(net) => self.v4.remove(net.prefix_len(), net.addr().to_bits()),
+                IpNet::V6(net) => self.v6.remove(net.prefix_len(), net.addr().to_bits()),
+            }
         }
     }
 
     /// What an owner has, sorted.
     pub(crate) fn of(&self, owner: &T) -> &[IpNet] {
-        self.owned.get(owner).map_or(&[], Vec::as_slice)
+        self.owned.get(owner).map_or(&[], |nets| &**nets)
     }
 
     /// Owner of the longest prefix that covers the address.
     pub(crate) fn find(&self, addr: IpAddr) -> Option<&T> {
         match addr {
-            IpAddr::V4(_) => self.v4.find(bits(addr)),
-            IpAddr::V6(_) => self.v6.find(bits(addr)),
+            IpAddr::V4(v4) => self.v4.find(v4.to_bits()),
+            IpAddr::V6(v6) => self.v6.find(v6.to_bits()),
         }
     }
 
     fn forget(&mut self, owner: &T, net: &IpNet) {
         if let Some(nets) = self.owned.get_mut(owner) {
-            nets.retain(|other| other != net);
+            *nets = nets.iter().copied().filter(|other| other != net).collect();
             if nets.is_empty() {
                 self.owned.remove(owner);
             }
         }
     }
-
-    fn family_mut(&mut self, net: &IpNet) -> &mut Family<T> {
-        match net {
-            IpNet::V4(_) => &mut self.v4,
-            IpNet::V6(_) => &mut self.v6,
-        }
-    }
 }
 
-impl<T> Family<T> {
-    fn new(bits: u8) -> Self {
-        Self { bits, owners: HashMap::new(), lengths: BTreeMap::new() }
+impl<A: Address, T> Family<A, T> {
+    fn new() -> Self {
+        Self { owners: HashMap::new(), lengths: BTreeMap::new() }
     }
 
     /// Sets the owner of a prefix; returns the one before.
-    fn insert(&mut self, key: (u8, u128), owner: T) -> Option<T> {
-        let before = self.owners.insert(key, owner);
+    fn insert(&mut self, length: u8, network: A, owner: T) -> Option<T> {
+        let before = self.owners.insert((length, network), owner);
         if before.is_none() {
-            *self.lengths.entry(key.0).or_default() += 1;
+            *self.lengths.entry(length).or_default() += 1;
         }
         before
     }
 
-    fn remove(&mut self, key: (u8, u128)) {
-        if self.owners.remove(&key).is_some()
-            && let Some(count) = self.lengths.get_mut(&key.0)
+    fn remove(&mut self, length: u8, network: A) {
+        if self.owners.remove(&(length, network)).is_some()
+            && let Some(count) = self.lengths.get_mut(&length)
         {
             *count -= 1;
             if *count == 0 {
-                self.lengths.remove(&key.0);
+                self.lengths.remove(&length);
             }
         }
     }
 
-    fn find(&self, addr: u128) -> Option<&T> {
-        self.lengths.keys().rev().find_map(|&length| {
-            let host_bits = u32::from(self.bits - length);
-            let network = addr.checked_shr(host_bits).and_then(|n| n.checked_shl(host_bits)).unwrap_or(0);
-            self.owners.get(&(length, network))
-        })
+    fn find(&self, addr: A) -> Option<&T> {
+        self.lengths.keys().rev().find_map(|&length| self.owners.get(&(length, addr.network(length))))
     }
 }
 
-/// Length and address of a prefix whose host bits are zero.
-fn key(net: &IpNet) -> (u8, u128) {
-    (net.prefix_len(), bits(net.addr()))
+impl Address for u32 {
+    fn network(self, length: u8) -> Self {
+        let mask = Self::MAX.checked_shl(Self::BITS - u32::from(length)).unwrap_or(0);
+        self & mask
+    }
 }
 
-fn bits(addr: IpAddr) -> u128 {
-    match addr {
-        IpAddr::V4(v4) => u128::from(v4.to_bits()),
-        IpAddr::V6(v6) => v6.to_bits(),
+impl Address for u128 {
+    fn network(self, length: u8) -> Self {
+        let mask = Self::MAX.checked_shl(Self::BITS - u32::from(length)).unwrap_or(0);
+        self & mask
     }
 }
 

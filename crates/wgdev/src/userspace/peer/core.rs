@@ -24,7 +24,12 @@ pub(in crate::userspace) struct Common {
 pub(super) struct Core {
     common: Arc<Common>,
     peer: PublicKey,
-    made: Option<Box<Tunn>>,
+    made: Option<Box<Made>>,
+}
+
+struct Made {
+    core: Tunn,
+    mtu: MtuWatcher,
 }
 
 impl Core {
@@ -34,25 +39,28 @@ impl Core {
 
     /// The core, which is made if there is none: that multiplies points.
     pub(super) fn get(&mut self) -> &mut Tunn {
+        self.get_with_mtu().0
+    }
+
+    /// The same with the MTU that packets are padded to.
+    pub(super) fn get_with_mtu(&mut self) -> (&mut Tunn, &mut MtuWatcher) {
         let Self { common, peer, made } = self;
-        made.get_or_insert_with(|| {
+        let made = made.get_or_insert_with(|| {
             let public = x25519::PublicKey::from(*peer.as_bytes());
             let (private, in_use, limiter) = (common.private.clone(), common.in_use.clone(), common.limiter.clone());
-            Box::new(Tunn::new(private, public, None, None, in_use, limiter))
-        })
+            let core = Tunn::new(private, public, None, None, in_use, limiter);
+            Box::new(Made { core, mtu: common.mtu.clone() })
+        });
+        (&mut made.core, &mut made.mtu)
     }
 
     /// The core, if there is one.
     pub(super) fn if_made(&mut self) -> Option<&mut Tunn> {
-        self.made.as_deref_mut()
+        self.made.as_mut().map(|made| &mut made.core)
     }
 
     /// The persistent keepalive that the core knows of.
     pub(super) fn keepalive(&self) -> Option<u16> {
-        self.made.as_ref().and_then(|core| core.persistent_keepalive())
-    }
-
-    pub(super) fn mtu(&self) -> MtuWatcher {
-        self.common.mtu.clone()
+        self.made.as_ref().and_then(|made| made.core.persistent_keepalive())
     }
 }

@@ -9,7 +9,6 @@ use std::{
 use gotatun::{
     noise::{Tunn, TunnResult, errors::WireGuardError},
     packet::{Packet, WgKind},
-    tun::MtuWatcher,
 };
 
 use super::{
@@ -43,13 +42,22 @@ const STALE_ATTEMPT: Duration = Duration::from_secs(60);
 
 pub(in crate::userspace) struct PeerState {
     core: Core,
-    mtu: MtuWatcher,
     pub(in crate::userspace) endpoint: Option<SocketAddr>,
     /// Where its last packet arrived; answers leave from there.
     pub(in crate::userspace) local: Option<IpAddr>,
     pub(in crate::userspace) rx_bytes: u64,
     pub(in crate::userspace) tx_bytes: u64,
     pub(in crate::userspace) last_handshake: Option<Instant>,
+    /// Nothing with a peer that never talked, as with most of a large mesh.
+    talk: Option<Box<Talk>>,
+    /// The core learns of it once there is an endpoint; else it would start attempts that go nowhere.
+    keepalive: Option<u16>,
+    /// It isn't a peer of the device any more.
+    pub(in crate::userspace) removed: bool,
+}
+
+/// Sessions with a peer, and what was said last.
+struct Talk {
     /// When the newest session was made, by whoever.
     session: Option<Instant>,
     /// The newest session was asked for by this side.
@@ -63,10 +71,19 @@ pub(in crate::userspace) struct PeerState {
     polled: Option<Instant>,
     last_packet: Option<Instant>,
     last_data: Option<Instant>,
-    /// The core learns of it once there is an endpoint; else it would start attempts that go nowhere.
-    keepalive: Option<u16>,
-    /// It isn't a peer of the device any more.
-    pub(in crate::userspace) removed: bool,
+}
+
+impl Talk {
+    const NONE: Self = Self {
+        session: None,
+        initiator: false,
+        unconfirmed: None,
+        attempt: None,
+        backlog: false,
+        polled: None,
+        last_packet: None,
+        last_data: None,
+    };
 }
 
 /// What an incoming message was.
@@ -81,26 +98,25 @@ pub(in crate::userspace) enum Opened {
 
 impl PeerState {
     pub(in crate::userspace) fn new(common: Arc<Common>, peer: PublicKey) -> Self {
-        let core = Core::new(common, peer);
         Self {
-            mtu: core.mtu(),
-            core,
+            core: Core::new(common, peer),
             endpoint: None,
             local: None,
             rx_bytes: 0,
             tx_bytes: 0,
             last_handshake: None,
-            session: None,
-            initiator: false,
-            unconfirmed: None,
-            attempt: None,
-            backlog: false,
-            polled: None,
-            last_packet: None,
-            last_data: None,
+            talk: None,
             keepalive: None,
             removed: false,
         }
+    }
+
+    fn talk(&self) -> &Talk {
+        self.talk.as_deref().unwrap_or(const { &Talk::NONE })
+    }
+
+    fn talk_mut(&mut self) -> &mut Talk {
+        self.talk.get_or_insert_with(|| Box::new(Talk::NONE))
     }
 
     /// Whether it was ever needed to talk to the peer.
@@ -137,12 +153,13 @@ impl PeerState {
         self.touch(now, out);
         self.start_afresh_if_stale(now);
         for packet in packets {
-            match self.core.get().handle_outgoing_packet(packet, Some(&mut self.mtu)) {
+            let (core, mtu) = self.core.get_with_mtu();
+            match core.handle_outgoing_packet(packet, Some(mtu)) {
                 Some(message) => self.emit(message, now, out),
-                None => self.backlog = true,
+                None => self.talk_mut().backlog = true,
             }
         }
-        self.last_data = Some(now);
+        self.talk_mut().last_data = Some(now);
     }
 
     /// Opens a message from the network.
@@ -164,9 +181,10 @@ impl PeerState {
         match self.core.get().handle_incoming_packet(message) {
             TunnResult::WriteToTunnel(packet) => {
                 self.authentic(length, from, local, now);
-                if index.is_some() && index == self.unconfirmed {
-                    self.unconfirmed = None;
-                    self.initiator = false;
+                if index.is_some() && index == self.talk().unconfirmed {
+                    let talk = self.talk_mut();
+                    talk.unconfirmed = None;
+                    talk.initiator = false;
                     self.last_handshake = Some(now);
                 }
                 self.flush(now, out);
@@ -174,18 +192,19 @@ impl PeerState {
                 if packet.is_empty() {
                     return Opened::Nothing;
                 }
-                self.last_data = Some(now);
+                self.talk_mut().last_data = Some(now);
                 Opened::Packet(packet)
             }
             TunnResult::WriteToNetwork(answer) => {
                 self.authentic(length, from, local, now);
-                self.session = Some(now);
+                let talk = self.talk_mut();
+                talk.session = Some(now);
                 if is_init {
-                    self.unconfirmed = index_of(&answer);
+                    talk.unconfirmed = index_of(&answer);
                 } else {
-                    self.initiator = true;
-                    self.attempt = None;
-                    self.unconfirmed = None;
+                    talk.initiator = true;
+                    talk.attempt = None;
+                    talk.unconfirmed = None;
                     self.last_handshake = Some(now);
                 }
                 self.emit(answer, now, out);
@@ -208,7 +227,11 @@ impl PeerState {
 
     /// Lets the timers act.
     pub(in crate::userspace) fn poll(&mut self, now: Instant, out: &mut Outbox) {
-        self.polled = Some(now);
+        // One that never talked has no timers.
+        if self.core.if_made().is_none() {
+            return;
+        }
+        self.talk_mut().polled = Some(now);
         let Some(core) = self.core.if_made() else { return };
         match core.update_timers() {
             Ok(Some(message)) => {
@@ -227,55 +250,57 @@ impl PeerState {
 
     /// When to poll next; `None` when no timer runs.
     pub(in crate::userspace) fn next_poll(&self, now: Instant) -> Option<Instant> {
-        let attempt = self.attempt.map(|(_, last)| {
+        let attempt = self.talk().attempt.map(|(_, last)| {
             let first = last + RETRY_AFTER;
             if now < first { first } else { now + RETRY_STEP }
         });
-        let data = self.last_data.filter(|&at| now < at + DATA_TIMERS).map(|_| now + ACTIVE);
-        let session = self.session.and_then(|made| {
+        let data = self.talk().last_data.filter(|&at| now < at + DATA_TIMERS).map(|_| now + ACTIVE);
+        let session = self.talk().session.and_then(|made| {
             let milestones = MILESTONES.iter().map(|&age| made + age);
             milestones.filter(|&at| at > now).min()
         });
         let keepalive = self.core.keepalive().map(|secs| {
             let due = |at| at + Duration::from_secs(secs.into());
             // Not in the past: when the core has nothing to send, once a second is enough.
-            self.last_packet.map_or(now + ACTIVE, due).max(now + ACTIVE)
+            self.talk().last_packet.map_or(now + ACTIVE, due).max(now + ACTIVE)
         });
         [attempt, data, session, keepalive].into_iter().flatten().min()
     }
 
     /// Polls, unless that was done a moment ago.
     pub(in crate::userspace) fn touch(&mut self, now: Instant, out: &mut Outbox) {
-        if self.polled.is_none_or(|at| now - at >= POLL_AFTER) {
+        if self.talk().polled.is_none_or(|at| now - at >= POLL_AFTER) {
             self.poll(now, out);
         }
     }
 
     fn has_session(&self, now: Instant) -> bool {
-        self.session.is_some_and(|made| now - made < REJECT_AFTER)
+        self.talk().session.is_some_and(|made| now - made < REJECT_AFTER)
     }
 
     /// The core counts attempts and sessions from when it was made or last cleared; without a session
     /// that is long ago, and an attempt started now would be given up before its time.
     fn start_afresh_if_stale(&mut self, now: Instant) {
-        let attempt_is_young = self.attempt.is_some_and(|(first, _)| now - first < STALE_ATTEMPT);
+        let attempt_is_young = self.talk().attempt.is_some_and(|(first, _)| now - first < STALE_ATTEMPT);
         if !self.has_session(now) && !attempt_is_young {
             self.core.if_made().into_iter().for_each(Tunn::reset);
-            self.attempt = None;
-            self.backlog = false;
+            let talk = self.talk_mut();
+            talk.attempt = None;
+            talk.backlog = false;
         }
     }
 
     /// The core gives up for good after 90 s without an answer. A peer with a keepalive is wanted, so
     /// it is tried again, as kernel WireGuard does.
     fn retry_when_expired(&mut self, now: Instant, out: &mut Outbox) {
-        self.attempt = None;
-        self.backlog = false;
+        let talk = self.talk_mut();
+        talk.attempt = None;
+        talk.backlog = false;
         let Some(secs) = self.keepalive() else {
             return;
         };
         let pause = Duration::from_secs(secs.into());
-        if self.last_packet.is_none_or(|at| now - at >= pause)
+        if self.talk().last_packet.is_none_or(|at| now - at >= pause)
             && let Some(initiation) = self.core.get().format_handshake_initiation(false)
         {
             self.emit(initiation.into(), now, out);
@@ -285,8 +310,8 @@ impl PeerState {
     /// Rekeys on keepalives too, not only on data, as kernel WireGuard does: else the session of an
     /// idle pair ends, and its first packet waits for a handshake.
     fn rekey_if_old(&mut self, age: Duration, now: Instant, out: &mut Outbox) {
-        let old = self.session.is_some_and(|made| now - made >= age);
-        if self.initiator
+        let old = self.talk().session.is_some_and(|made| now - made >= age);
+        if self.talk().initiator
             && old
             && let Some(initiation) = self.core.get().format_handshake_initiation(false)
         {
@@ -296,11 +321,15 @@ impl PeerState {
 
     /// Sends what waited for a session, once one can be used.
     fn flush(&mut self, now: Instant, out: &mut Outbox) {
-        if !self.backlog || self.unconfirmed.is_some() {
+        let talk = self.talk();
+        if !talk.backlog || talk.unconfirmed.is_some() {
             return;
         }
-        self.backlog = false;
-        let waiting: Vec<WgKind> = self.core.get().get_queued_packets(&mut self.mtu).collect();
+        self.talk_mut().backlog = false;
+        let waiting: Vec<WgKind> = {
+            let (core, mtu) = self.core.get_with_mtu();
+            core.get_queued_packets(mtu).collect()
+        };
         for message in waiting {
             self.emit(message, now, out);
         }
@@ -308,7 +337,7 @@ impl PeerState {
 
     fn authentic(&mut self, length: usize, from: SocketAddr, local: Option<IpAddr>, now: Instant) {
         self.rx_bytes += length as u64;
-        self.last_packet = Some(now);
+        self.talk_mut().last_packet = Some(now);
         self.move_endpoint(from);
         self.local = local.filter(can_be_source);
     }
@@ -322,7 +351,7 @@ impl PeerState {
     fn tell_keepalive(&mut self) {
         if self.core.keepalive() != self.keepalive {
             self.core.get().set_persistent_keepalive(self.keepalive);
-            self.polled = None;
+            self.talk_mut().polled = None;
         }
     }
 
@@ -331,13 +360,14 @@ impl PeerState {
             out.indexes.push(index);
         }
         if matches!(message, WgKind::HandshakeInit(_)) {
-            let first = self.attempt.map_or(now, |(first, _)| first);
-            self.attempt = Some((first, now));
-            self.backlog = true;
+            let talk = self.talk_mut();
+            let first = talk.attempt.map_or(now, |(first, _)| first);
+            talk.attempt = Some((first, now));
+            talk.backlog = true;
         }
         let packet: Packet = message.into();
         self.tx_bytes += packet.len() as u64;
-        self.last_packet = Some(now);
+        self.talk_mut().last_packet = Some(now);
         out.packets.push(packet);
     }
 }
