@@ -29,6 +29,11 @@ impl<T: AsMade> Seldom<T> {
         Self(None)
     }
 
+    /// Whether it takes no room of its own, and so is as it was made.
+    pub(crate) fn is_put_away(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Takes its room back if it is as it was made.
     pub(crate) fn put_away(&mut self) {
         self.0.take_if(|value| value.is_as_made());

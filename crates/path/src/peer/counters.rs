@@ -184,6 +184,13 @@ impl Peer {
     }
 
     pub(crate) fn on_counters(&mut self, counters: &PeerCounters, shared: &mut Shared, now: Instant) {
+        let PeerCounters { public_key: _, rx_bytes, tx_bytes, last_handshake, endpoint } = counters;
+        let is_silent = (*rx_bytes, *tx_bytes) == (0, 0) && last_handshake.is_none() && endpoint.is_none();
+        if is_silent && self.traffic.is_put_away() {
+            // As it always was, of thousands of peers that a device was just told of.
+            self.counted = true;
+            return;
+        }
         let first = !std::mem::replace(&mut self.counted, true);
         let data = self.traffic.update(counters, first, now);
         let held = self.hold.as_ref().is_some_and(|hold| hold.poll_timeout().is_some());
