@@ -48,8 +48,9 @@ use wgdev::Datagram;
 const INPUT_BUDGET: usize = 64;
 /// A list that the guard asked for is asked for again after this.
 const RELIST: Duration = Duration::from_secs(20);
-/// Memory that a list took is given back when so much time has passed since: it is on disk and applied by then.
-const TIDY_AFTER: Duration = Duration::from_secs(5);
+/// Memory that a list took is given back when so much time has passed since: it is on disk and applied by then, and the device
+/// tells no more of peers only because they are new to it.
+const TIDY_AFTER: Duration = Duration::from_secs(wgdev::LIVELY.as_secs() + 5);
 /// First and last pause between attempts to open a device that can't be opened.
 const DEVICE_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
