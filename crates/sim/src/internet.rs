@@ -165,6 +165,12 @@ impl Internet {
         };
     }
 
+    /// The realm that a box stands in.
+    #[must_use]
+    pub fn outside_of(&self, id: BoxId) -> RealmId {
+        self.boxes[id.0].outer
+    }
+
     /// A box's state, to disturb it.
     pub fn middlebox(&mut self, id: BoxId) -> &mut Middlebox {
         &mut self.boxes[id.0].state

@@ -18,6 +18,10 @@ use crate::site::Site;
 const STUN_PORT: u16 = 3478;
 /// Added to the address of a neighbour, so that nobody else gets it.
 const NEIGHBOURS: usize = 100;
+/// The first address in homes: all of them have the same network, as homes do.
+const HOME: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 10));
+/// The first address between a provider's NAT and the homes behind it.
+const BETWEEN: IpAddr = IpAddr::V4(Ipv4Addr::new(100, 64, 0, 10));
 /// The port of the first node; later ones count up, as the operator assigns them.
 const FIRST_PORT: u16 = 21_820;
 
@@ -52,6 +56,22 @@ impl World {
         self.place(site, realm, boxes, address, outside)
     }
 
+    /// Adds a machine in a home of its own, like that of another one behind the same provider's NAT.
+    ///
+    /// # Panics
+    /// When that one stands behind no provider.
+    pub fn add_customer(&mut self, of: usize) -> usize {
+        let index = self.nodes.len();
+        let host = &self.nodes[of];
+        let (site, outside) = (host.site, host.outside);
+        let (Some(behaviour), &[near, far]) = (site.behaviour(), &host.boxes[..]) else {
+            panic!("n{of} stands behind no provider");
+        };
+        let middle = self.internet.outside_of(near);
+        let (realm, own) = self.internet.add_realm(middle, behaviour, numbered(BETWEEN, index), false);
+        self.place(site, realm, vec![own, far], net(numbered(HOME, index), 24), outside)
+    }
+
     /// Gives a machine one more address in the network that it stands in. Its agent learns of it when it starts.
     pub fn add_address(&mut self, node: usize, address: IpNet) {
         let machine = &mut self.nodes[node];
@@ -61,19 +81,17 @@ impl World {
     }
 
     fn build_site(&mut self, site: Site, index: usize, outside: IpAddr) -> (RealmId, Vec<BoxId>, IpNet) {
-        // All homes have the same addresses, as homes do.
-        let home = IpAddr::from([192, 168, 1, 10]);
         match (site, site.behaviour()) {
             (Site::Home(..) | Site::Poisonable, Some(behaviour)) => {
                 let (realm, id) = self.internet.add_realm(CORE, behaviour, outside, false);
-                (realm, vec![id], net(numbered(home, index), 24))
+                (realm, vec![id], net(numbered(HOME, index), 24))
             }
             (Site::Cgnat(..), Some(behaviour)) => {
                 let provider = Behaviour::nat(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent);
                 let (middle, far) = self.internet.add_realm(CORE, provider, outside, false);
-                let between = numbered(IpAddr::from([100, 64, 0, 10]), index);
+                let between = numbered(BETWEEN, index);
                 let (realm, near) = self.internet.add_realm(middle, behaviour, between, false);
-                (realm, vec![near, far], net(numbered(home, index), 24))
+                (realm, vec![near, far], net(numbered(HOME, index), 24))
             }
             (_, Some(behaviour)) => {
                 let (realm, id) = self.internet.add_realm(CORE, behaviour, outside, false);
