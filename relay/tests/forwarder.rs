@@ -14,5 +14,7 @@ mod support;
 mod channels;
 #[path = "forwarder/devices.rs"]
 mod devices;
+#[path = "forwarder/overload.rs"]
+mod overload;
 #[path = "forwarder/sockets.rs"]
 mod sockets;

@@ -17,6 +17,8 @@ use wire::stun::TransactionId;
 
 #[path = "front/carry.rs"]
 mod carry;
+#[path = "front/crowd.rs"]
+mod crowd;
 
 const BOOT: u64 = 42;
 

@@ -54,6 +54,18 @@ impl Relay {
         block_on(self.events.recv()).expect("the data plane lives")
     }
 
+    /// What was told until both nodes know their legs of the pair.
+    pub fn events_until_allocated(&mut self, one: u8, other: u8) -> Vec<Event> {
+        let mut events = Vec::new();
+        let told = |events: &[Event], to: u8| {
+            events.iter().any(|event| event.to == node(to) && matches!(event.news, News::Allocated { .. }))
+        };
+        while !told(&events, one) || !told(&events, other) {
+            events.push(self.event());
+        }
+        events
+    }
+
     pub fn expect_bound(&mut self, to: NodeId) -> SocketAddr {
         let event = self.event();
         match event.news {

@@ -9,7 +9,7 @@ use super::*;
 use relay::server::plane::Outcome;
 
 /// A WireGuard message of this type and length that says its number.
-fn packet(kind: u8, length: usize, number: u32) -> Vec<u8> {
+pub(super) fn packet(kind: u8, length: usize, number: u32) -> Vec<u8> {
     let mut packet = vec![0; length];
     packet[0] = kind;
     packet[16..20].copy_from_slice(&number.to_be_bytes());
@@ -42,20 +42,20 @@ impl Node {
         assert!(matches!(heard, ToNode::Ready(partner) if partner == key(with)), "{heard:?}");
     }
 
-    async fn gets(&mut self, allocation: AllocationId, packet: &[u8]) {
+    pub(super) async fn gets(&mut self, allocation: AllocationId, packet: &[u8]) {
         let heard = self.next().await;
         let is_it =
             matches!(&heard, ToNode::Data { allocation: of, packet: got } if *of == allocation && got == packet);
         assert!(is_it, "{heard:?}");
     }
 
-    async fn send(&self, allocation: AllocationId, packet: &[u8]) {
+    pub(super) async fn send(&self, allocation: AllocationId, packet: &[u8]) {
         self.say(ToRelay::Data { allocation, packet: packet.to_vec() }).await;
     }
 }
 
 /// Both legs of the pair are channels from now on.
-async fn attach(one: (u8, &mut Node), other: (u8, &mut Node)) -> AllocationId {
+pub(super) async fn attach(one: (u8, &mut Node), other: (u8, &mut Node)) -> AllocationId {
     let ((first, one), (second, other)) = (one, other);
     one.say(ToRelay::Meet(key(second))).await;
     other.say(ToRelay::Meet(key(first))).await;

@@ -67,4 +67,26 @@ proptest! {
         let (least, most) = (cost.iter().min().unwrap(), cost.iter().max().unwrap());
         prop_assert!(most - least <= 2 * (LARGEST_READ + 512 * 256 + 65_536), "{least} to {most}");
     }
+
+    /// In any stretch that is long against one read each port has its part, give or take a fifth.
+    #[test]
+    fn each_flooded_port_gets_its_part_give_or_take_a_fifth(
+        reads in prop::collection::vec((1usize..512, 1usize..LARGEST_READ), 2..20),
+        ports in 2u16..16,
+    ) {
+        let mut schedule = Schedule::new(ports);
+        (0..ports).for_each(|port| schedule.ready(port));
+        let mut cost = vec![0usize; usize::from(ports)];
+        let enough = usize::from(ports) * 20 * (LARGEST_READ + 512 * 256);
+        while cost.iter().sum::<usize>() < enough {
+            let port = usize::from(schedule.turn().unwrap());
+            let (datagrams, bytes) = reads[port % reads.len()];
+            schedule.served(port as u16, datagrams, bytes, false);
+            cost[port] += datagrams * 256 + bytes;
+        }
+        let part = cost.iter().sum::<usize>() / usize::from(ports);
+        for of_port in &cost {
+            prop_assert!(of_port.abs_diff(part) * 5 <= part, "{of_port} of {part}");
+        }
+    }
 }

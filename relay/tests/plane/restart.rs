@@ -159,6 +159,29 @@ fn whichever_messages_are_lost_the_pair_talks_again() {
     }
 }
 
+/// WireGuard is pointed at a port: whoever keeps it keeps the session without a word.
+#[test]
+fn a_hundred_pairs_get_the_ports_that_they_had_in_whatever_order_they_ask() {
+    const NODES: u8 = 15;
+    let pairs: Vec<(u8, u8)> = (1..=NODES).flat_map(|one| (1..one).map(move |other| (one, other))).collect();
+    assert_eq!(pairs.len(), 105);
+    let mut world = World::of(NODES, Config::default());
+    let before: Vec<u16> = pairs.iter().map(|(one, other)| world.connect(*one, *other)[0].port).collect();
+    for step in [1, 2, 4, 8, 11, 13, 16, 19, 22, 23, 26, 29] {
+        world.plane = Plane::new(Config::default(), [step; 32], world.now);
+        (1..=NODES).for_each(|number| world.input(Input::Admit(node(number))));
+        for turn in 0..pairs.len() {
+            // Every pair once: the step and 105 have no divisor in common.
+            let index = turn * usize::from(step) % pairs.len();
+            let (one, other) = pairs[index];
+            let hint = Some(Config::default().first_port + before[index]);
+            world.input(Input::Allocate { by: node(one), partner: node(other), hint });
+            let events = world.events();
+            assert_eq!(Leg::of(one, &events).port, before[index], "{one} with {other}, step {step}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
