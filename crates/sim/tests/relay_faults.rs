@@ -178,6 +178,35 @@ fn a_relayed_pair_whose_nat_gets_another_address_goes_on_within_five_seconds() {
     }
 }
 
+/// The relay is near: what is asked through the tunnel comes back by it long before the direct path has not answered. One side alone
+/// has users, so the other one has nothing to miss.
+#[test]
+fn whoever_is_led_to_the_relay_by_its_peer_does_not_take_that_for_the_direct_path() {
+    for seed in 0..10 {
+        let mut world = beside(seed, 2);
+        world.internet.weather.delay = MS(1);
+        world.internet.weather.jitter = Duration::ZERO;
+        world.add_node(Site::EASY_HOME);
+        world.add_node(Site::EASY_HOME);
+        support::start(&mut world, &[0, 1]);
+        let (from, to) = if seed % 2 == 0 { (0, 1) } else { (1, 0) };
+        world.set_pinging(from, to, true);
+        world.run_while(S(5), |world| is_direct(world, (0, 1))).unwrap();
+        world.run_for(S(20) + MS(seed * 130));
+        let [a, b] = [0, 1].map(|node| world.nodes[node].outside);
+        world.internet.cut(a, b, true);
+        let relayed = world.run_while(S(5), |world| is_relayed(world, (0, 1)));
+        assert!(relayed.is_some(), "seed {seed}: {:?}", [(0, 1), (1, 0)].map(|pair| ledger(&world, pair).state));
+        world.set_pinging(from, to, false);
+        world.run_for(S(100));
+        assert!(is_relayed(&world, (0, 1)), "seed {seed}: and says so while it is idle");
+        world.internet.cut(a, b, false);
+        world.set_pinging(from, to, true);
+        assert!(world.run_while(S(90), |world| is_direct(world, (0, 1))).is_some(), "seed {seed}");
+        assert_eq!(world.violations, Vec::<String>::new(), "seed {seed}");
+    }
+}
+
 /// The new address is in no directory: the relay's signals are the only way to tell it.
 #[test]
 fn while_the_directory_is_silent_peers_tell_each_other_new_addresses_by_the_relay() {

@@ -132,9 +132,11 @@ impl Peer {
         }
     }
 
-    /// The echo of a check came back.
+    /// The echo of a check came back. From a device that was led to a relay it went by that, which tells nothing of the path unless
+    /// this answers as well.
     pub(super) fn check_echoed(&mut self, token: u64) {
-        self.check.take_if(|check| check.token == token);
+        let by_relay = self.traffic.device.is_some_and(|device| self.relayed.is_relay_socket(device));
+        self.check.take_if(|check| check.token == token && (check.ponged || !by_relay));
     }
 
     /// Data arrived on its own. A silent agent does not make a dead path.
