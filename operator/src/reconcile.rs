@@ -6,6 +6,7 @@
 pub mod apply;
 mod confirm;
 pub mod diff;
+mod paths;
 pub mod placement;
 pub mod progress;
 mod relays;
@@ -53,6 +54,7 @@ pub struct Reconciler {
     retries: Retries<Target>,
     applier: Applier,
     recorder: Recorder,
+    told: paths::Told,
     metrics: Arc<Metrics>,
     leading: bool,
     wrote: bool,
@@ -82,6 +84,7 @@ impl Reconciler {
             retries: Retries::default(),
             applier,
             recorder,
+            told: paths::Told::default(),
             metrics,
             leading: false,
             wrote: false,
@@ -126,6 +129,7 @@ impl Reconciler {
         if !leads || !self.leading {
             // A new term asks anew: the other replica's challenge has replaced ours in the Mesh meanwhile.
             self.prover.retire();
+            self.told = paths::Told::default();
         }
         self.leading = leads;
         if leads {
@@ -193,7 +197,8 @@ impl Reconciler {
         }
         let look_again = placement.look_again.map(|at| at.duration_since(now).unsigned_abs());
         let look_again = look_again.map(|wait| Instant::now() + wait.max(LEAST_WAIT));
-        [self.write_mesh_status(&plan, protection).await, look_again].into_iter().flatten().min()
+        let again = [self.write_mesh_status(&plan, protection).await, look_again, self.tell_paths().await];
+        again.into_iter().flatten().min()
     }
 
     /// A plan that rests on no absence that the API server itself does not confirm; `None` when it can't be asked.

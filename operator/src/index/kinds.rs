@@ -175,6 +175,8 @@ pub struct MeshNodeValue {
     pub spec: MeshNodeSpec,
     /// The parts of what the node says that decide something: the rest is for people.
     pub status: MeshNodeStatus,
+    /// Whether it reaches peers through relays; `None` where it reaches nobody. How many is for people: it would be news all the time.
+    pub relayed: Option<bool>,
 }
 
 impl Urgency for MeshNodeValue {
@@ -192,6 +194,10 @@ impl Watched for MeshNode {
     fn reduce(self) -> MeshNodeValue {
         let status = self.status.unwrap_or_default();
         let own = |type_: &str| topology::cluster::ConditionType::parse(type_).is_some();
+        let relayed = match (status.paths.direct, status.paths.relayed) {
+            (0, 0) => None,
+            (_, relayed) => Some(relayed > 0),
+        };
         let status = MeshNodeStatus {
             public_key: status.public_key,
             key_proof: status.key_proof,
@@ -203,7 +209,7 @@ impl Watched for MeshNode {
             conditions: status.conditions.into_iter().filter(|condition| own(&condition.type_)).collect(),
             ..MeshNodeStatus::default()
         };
-        MeshNodeValue { spec: self.spec, status }
+        MeshNodeValue { spec: self.spec, status, relayed }
     }
 
     // The spec is the operator's word and an admin's, the status a node's: nothing that a node writes may hide the spec, a
@@ -230,6 +236,7 @@ fn readable_status(mut status: Value) -> MeshNodeStatus {
         candidates: items(&mut status, "candidates"),
         nat: field(&mut status, "nat"),
         relays: items(&mut status, "relays"),
+        paths: field(&mut status, "paths"),
         conditions: items(&mut status, "conditions"),
         ..MeshNodeStatus::default()
     }

@@ -137,4 +137,13 @@ impl Reconciler {
             self.recorder.tell(&notice).await;
         }
     }
+
+    /// Tells of nodes whose peers go by a relay now, or no longer; answers when to look again.
+    pub(super) async fn tell_paths(&mut self) -> WakeUp {
+        let (notices, again) = self.told.look(&self.cluster, Instant::now());
+        for notice in &notices {
+            self.recorder.tell(notice).await;
+        }
+        again
+    }
 }
