@@ -27,3 +27,20 @@ pub fn ask(lab: &Lab, node: &str, path: &str) -> Result<Value> {
     let (begin, end) = answer.find('{').zip(answer.rfind('}')).context("an answer with an object")?;
     serde_json::from_str(&answer[begin..=end]).context("reading the agent's answer")
 }
+
+/// How `from` reaches `to`, as its agent says. The error is what it says instead, for a wait to show.
+pub fn path(lab: &Lab, from: &str, to: &str) -> Result<Value, String> {
+    let report = ask(lab, from, "/v1/paths").map_err(|error| format!("{error:#}"))?;
+    let peers = report["peers"].as_array().cloned().unwrap_or_default();
+    peers.into_iter().find(|peer| peer["name"] == to).ok_or_else(|| format!("{from} has no peer {to}"))
+}
+
+/// Both directions of a pair if each is as `is_it` says; else the first that is not.
+pub fn both_ways(lab: &Lab, pair: (&str, &str), is_it: impl Fn(&Value) -> bool) -> Result<[Value; 2], String> {
+    let (one, other) = pair;
+    let see = |from, to| match path(lab, from, to)? {
+        path if is_it(&path) => Ok(path),
+        path => Err(format!("{from} to {to}: {path}")),
+    };
+    Ok([see(one, other)?, see(other, one)?])
+}

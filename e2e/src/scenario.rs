@@ -88,6 +88,13 @@ pub enum Site {
         /// Outer IPv6 address (IPv6 is routed, not translated).
         wan6: Ipv6Net,
     },
+    /// A Linux box that masquerades and drops nothing: endpoint-independent until a stranger's packet arrives first, which takes the port.
+    Plain {
+        /// Outer address.
+        wan: Ipv4Net,
+        /// Outer IPv6 address (IPv6 is routed, not translated).
+        wan6: Ipv6Net,
+    },
     /// A network that lets nothing out but TCP to port 443. The lab's API server is on another port, so this router moves connections to
     /// it to 443, and the control plane's node takes them back: nothing else crosses the site's border.
     OnlyTls {
@@ -272,6 +279,7 @@ impl Node {
             Site::Public | Site::Firewall { .. } => self.v4.addr(),
             Site::Home { wan, .. }
             | Site::Hard { wan, .. }
+            | Site::Plain { wan, .. }
             | Site::OnlyTls { wan, .. }
             | Site::OneToOne { wan, .. } => wan.addr(),
         }
@@ -284,6 +292,7 @@ impl Node {
             Site::Public => (self.v4, self.v6),
             Site::Home { wan, wan6, .. }
             | Site::Hard { wan, wan6 }
+            | Site::Plain { wan, wan6 }
             | Site::OnlyTls { wan, wan6 }
             | Site::Firewall { wan, wan6 }
             | Site::OneToOne { wan, wan6 } => (*wan, *wan6),

@@ -5,12 +5,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use e2e::agent::path;
 use e2e::cluster::node;
-use e2e::images::Set;
+use e2e::images::{Set, binary};
 use e2e::lab::Lab;
 use e2e::net::topology;
 use e2e::outage::{SOON, during, on, reach};
-use e2e::scenario::{Scenario, Site};
+use e2e::process::Process;
+use e2e::scenario::{HTTPS_PORT, OUTSIDE, Scenario, Site};
 use e2e::{agent, checks, harness, wait, warren, workload};
 use serde_json::Value;
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
             ("every_pod_reaches_every_pod", checks::pod_to_pod),
             ("hard_nats_are_relayed_and_say_why_and_the_others_are_direct", hard_nats_are_relayed_and_say_why),
             ("who_has_tls_alone_is_carried_inside_the_channel_and_says_why", who_has_tls_alone_is_carried),
+            ("who_gets_out_by_a_proxy_alone_is_carried_through_it", who_has_a_proxy_alone_is_carried),
             ("full_size_packets_fit", checks::full_size_packets),
             ("long_transfers_are_whole", checks::transfers),
             ("what_relays_carry_stays_on_the_underlay", what_relays_carry_stays_on_the_underlay),
@@ -42,13 +45,6 @@ fn main() -> ExitCode {
             ("a_removed_node_is_no_members_partner_any_more", a_node_is_removed),
         ],
     )
-}
-
-/// How `from` reaches `to`, as its agent says.
-fn path(lab: &Lab, from: &str, to: &str) -> Result<Value, String> {
-    let report = agent::ask(lab, from, "/v1/paths").map_err(|error| format!("{error:#}"))?;
-    let peers = report["peers"].as_array().cloned().unwrap_or_default();
-    peers.into_iter().find(|peer| peer["name"] == to).ok_or_else(|| format!("{from} has no peer {to}"))
 }
 
 /// Waits until the hard pair is relayed as both see it, and returns the view of the first.
@@ -89,6 +85,13 @@ fn hard_nats_are_relayed_and_say_why(lab: &Lab) -> Result<()> {
             path => Err(format!("{from} to {to}: {path}")),
         })?;
     }
+    wait::until("an Event that says so", SOON, || {
+        let list = lab.kubectl_json(&["get", "events", "-A", "--field-selector=reason=PathRelayed"]);
+        let items = list.map_err(|error| format!("{error:#}"))?["items"].as_array().cloned().unwrap_or_default();
+        let told = |event: &&Value| event["involvedObject"]["name"] == "hard-a";
+        let count = items.iter().filter(told).count();
+        if count == 1 { Ok(()) } else { Err(format!("{count} of {}", items.len())) }
+    })?;
     wait::until("the counts of the hard nodes to be written", SOON, || {
         let object = lab.kubectl_json(&["get", "meshnode", "hard-a"]).map_err(|error| format!("{error:#}"))?;
         let paths = &object["status"]["paths"];
@@ -128,6 +131,52 @@ fn who_has_tls_alone_is_carried(lab: &Lab) -> Result<()> {
     let relays = status["relays"].as_array().context("relays")?;
     let open = |relay: &&Value| relay["name"] == "pub" && relay["transport"] == "tls";
     ensure!(relays.iter().any(|relay| open(&relay)), "{}", status["relays"]);
+    Ok(())
+}
+
+/// The site lets TCP out to the API server and to a proxy outside, and to no relay. Afterwards everything is as before.
+fn who_has_a_proxy_alone_is_carried(lab: &Lab) -> Result<()> {
+    let outside = topology::outside(&lab.scenario().name);
+    let program = binary("lab-pod").to_string_lossy().into_owned();
+    let mut proxy = outside.command(&program, &["proxy", "--port", &HTTPS_PORT.to_string()]);
+    let proxy = Process::start(lab.state(), "proxy", &mut proxy)?;
+    let result = carried_by_a_proxy(lab);
+    proxy.end()?;
+    warren::upgrade(lab, &["--set-string", "agent.relayProxy.url="])?;
+    warren::wait_rolled_out(lab)?;
+    result?;
+    wait_tls_paths(lab, "every path to go inside the channel without the proxy", is_over_tls)?;
+    reach(lab, "without the proxy")
+}
+
+fn carried_by_a_proxy(lab: &Lab) -> Result<()> {
+    let router = topology::router(&lab.scenario().name, TLS);
+    let relay = lab.node("pub")?.outer_v4();
+    let url = format!("agent.relayProxy.url=http://{}:{HTTPS_PORT}", OUTSIDE.addr());
+    router.nft(&format!(
+        "table inet wlproxy {{
+           chain forward {{
+             type filter hook forward priority -2; policy accept;
+             ip daddr {relay} drop
+             ip saddr {relay} drop
+           }}
+         }}"
+    ))?;
+    let carried = warren::upgrade(lab, &["--set-string", &url]).and_then(|_| {
+        warren::wait_rolled_out(lab)?;
+        // By whichever relay: the proxy reaches both.
+        let over_tls = |_: &str, path: &Value| path["state"] == "relayed" && path["transport"] == "tls";
+        wait_tls_paths(lab, "every path to go through the proxy", over_tls)?;
+        reach(lab, "through the proxy")
+    });
+    router.nft("delete table inet wlproxy")?;
+    carried?;
+    let said = lab.state().logs().join("proxy.log");
+    let said = std::fs::read_to_string(&said).with_context(|| format!("reading {}", said.display()))?;
+    let site = lab.node(TLS)?.outer_v4().to_string();
+    let opened: Vec<&str> = said.lines().filter(|line| line.contains(&site) && line.contains(" opens ")).collect();
+    eprintln!("           the proxy says: {opened:?}");
+    ensure!(!opened.is_empty(), "the proxy opened nothing for {site}: {said}");
     Ok(())
 }
 

@@ -9,8 +9,9 @@ use e2e::cluster::node;
 use e2e::images::{Set, binary};
 use e2e::lab::{Lab, OUTSIDE_PORT};
 use e2e::net::namespace::Namespace;
+use e2e::net::topology;
 use e2e::process::Process;
-use e2e::scenario::{OUTSIDE, PORT_SHIFT, Scenario};
+use e2e::scenario::{OUTSIDE, PORT_SHIFT, Scenario, Site};
 use e2e::workload::check_on_host;
 use e2e::{checks, harness, teardown, wait};
 use nix::sys::signal::{Signal, kill};
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         &[
             ("a_home_maps_every_destination_to_one_shifted_port", homes_map_to_one_shifted_port),
             ("a_hard_nat_draws_a_port_for_each_destination", hard_nats_draw_a_port),
+            ("a_strangers_packet_takes_the_port_of_a_plain_linux_box", a_plain_box_can_be_poisoned),
             ("nothing_unasked_comes_into_a_site", nothing_unasked_comes_in),
             ("the_internet_delays", the_internet_delays),
             ("planted_leaks_are_found", checks::planted_leaks_are_found),
@@ -66,6 +68,33 @@ fn hard_nats_draw_a_port(lab: &Lab) -> Result<()> {
     let ports: Vec<&str> = seen.lines().filter_map(|line| line.trim().strip_prefix(&address)).collect();
     // Two of some 28,000 drawn ports are the same once in as many runs.
     ensure!(ports.len() == 2 && ports[0] != ports[1] && !ports.contains(&PORT.to_string().as_str()), "{seen:?}");
+    Ok(())
+}
+
+/// A packet from a socket that was never sent to is enough: what goes to that socket afterwards leaves from another port.
+fn a_plain_box_can_be_poisoned(lab: &Lab) -> Result<()> {
+    let home = lab.node("home-a")?;
+    let (wan, wan6) = home.uplink();
+    let router = topology::router(&lab.scenario().name, "home-a");
+    let forget = || e2e::command::run(&mut router.command("conntrack", &["-F"])).map(drop);
+    topology::change_site(lab.scenario(), "home-a", &Site::Plain { wan, wan6 })?;
+    forget()?;
+    let mapped = format!("{}:{PORT}", wan.addr());
+    // Nobody answers: the packet is all that matters.
+    let _ = check_on_host(lab, "pub", &["--timeout", "1", "observed", "--from", "9001", &mapped]);
+    let second = serve(lab, "pub", 9000)?;
+    let observers =
+        [format!("{}:{}", OUTSIDE.addr(), OUTSIDE_PORT + 1), format!("{}:9001", lab.node("pub")?.outer_v4())];
+    let seen = check_on_host(lab, "home-a", &["observed", "--from", &PORT.to_string(), &observers[0], &observers[1]]);
+    drop(second);
+    topology::change_site(lab.scenario(), "home-a", &home.site)?;
+    forget()?;
+    let seen = seen?;
+    let ports: Vec<&str> = seen.lines().map(str::trim).collect();
+    ensure!(
+        ports.len() == 2 && ports[0] == mapped && ports[1] != mapped,
+        "{seen:?}, expected {mapped} first and alone"
+    );
     Ok(())
 }
 

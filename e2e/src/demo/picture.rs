@@ -37,6 +37,7 @@ fn site(node: &Node) -> String {
         Site::Hard { wan, .. } => {
             format!("{}  NAT that draws a port for each destination, nothing unasked comes in", wan.addr())
         }
+        Site::Plain { wan, .. } => format!("{}  Linux box that masquerades and drops nothing", wan.addr()),
         Site::OnlyTls { wan, .. } => format!("{}  NAT that lets TCP to port 443 out and nothing else", wan.addr()),
         Site::Firewall { wan, .. } => format!("{}  stateful firewall, no NAT, nothing unasked comes in", wan.addr()),
         Site::OneToOne { wan, .. } => format!("{}  1:1 NAT", wan.addr()),

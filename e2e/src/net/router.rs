@@ -23,6 +23,19 @@ table inet fw {
 }
 "#;
 
+/// The one line that every guide to a Linux router has, and nothing that drops strays.
+const PLAIN: &str = r#"
+table ip nat {
+  chain pre {
+    type nat hook prerouting priority dstnat;
+  }
+  chain post {
+    type nat hook postrouting priority srcnat;
+    oifname "wan" masquerade
+  }
+}
+"#;
+
 /// The ruleset of the router before a node of that inner address, in a lab whose API server has that one.
 #[must_use]
 pub fn ruleset(site: &Site, inner: Ipv4Addr, api: Ipv4Addr) -> String {
@@ -30,6 +43,7 @@ pub fn ruleset(site: &Site, inner: Ipv4Addr, api: Ipv4Addr) -> String {
         Site::Public => String::new(),
         Site::Home { wan, shift, .. } => home(wan.addr(), *shift),
         Site::Hard { wan, .. } => hard(wan.addr()),
+        Site::Plain { .. } => PLAIN.to_owned(),
         Site::OnlyTls { wan, .. } => only_tls(wan.addr(), api),
         Site::Firewall { .. } => FW.to_owned(),
         Site::OneToOne { wan, .. } => one_to_one(wan.addr(), inner),

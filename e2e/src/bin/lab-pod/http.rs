@@ -49,6 +49,20 @@ pub fn connect(address: SocketAddr, timeout: Duration) -> Result<TcpStream> {
     Ok(stream)
 }
 
+/// Reads the head of a request byte by byte, so that nothing of what follows is taken.
+pub fn read_unbuffered_head(stream: &mut impl Read) -> Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).context("reading a request")?;
+        head.extend(byte);
+        if head.len() as u64 > HEAD_MAX {
+            bail!("a head without end");
+        }
+    }
+    String::from_utf8(head).context("a request that is text")
+}
+
 /// Reads a head; nothing when the other side hung up before it.
 pub fn read_head(reader: &mut impl BufRead) -> Result<Option<Head>> {
     let mut reader = reader.take(HEAD_MAX);

@@ -4,6 +4,7 @@ mod check;
 mod endless;
 mod http;
 mod load;
+mod proxy;
 mod serve;
 mod webhook;
 
@@ -47,6 +48,12 @@ enum Command {
         /// The webhook's key in PEM.
         #[arg(long, env = "WEBHOOK_KEY", hide_env_values = true)]
         key: Option<String>,
+    },
+    /// Open connections for clients that ask an HTTP proxy for them, and say which.
+    Proxy {
+        /// Port of the proxy.
+        #[arg(long)]
+        port: u16,
     },
     /// Print what an http:// address answers.
     Get {
@@ -140,6 +147,7 @@ fn main() -> ExitCode {
         Command::Serve { port, webhook_port, pod, node, cert, key } => {
             serve::run(port, webhook_port, serve::Identity { pod, node }, cert.zip(key))
         }
+        Command::Proxy { port } => proxy::run(port, timeout),
         Command::Get { url } => http::get(&url, timeout),
         Command::Matrix { targets } => Ok(check::matrix(&targets, timeout)),
         Command::Transfer { url, bytes } => check::download(&url, bytes, timeout),
