@@ -40,7 +40,7 @@ unit: setup-tests ## tests of every crate, network namespaces included (root)
 	@./e2e/stages.sh unit
 
 test: ## everything: check, build, unit tests, the kernel's WireGuard in a virtual machine, lab tests on a real cluster
-	@./e2e/stages.sh check parts build unit kernel lab recovery guest
+	@./e2e/stages.sh check parts build unit kernel lab recovery guest_short
 
 sim: setup ## the long form of the simulation: 10,000 runs in each cell of the ordered punch
 	@WARREN_SIM_PUNCH_SEEDS=10000 cargo test --locked --release -p sim --test punch -- --nocapture
