@@ -1,7 +1,7 @@
 //! One pass: fetch (from the index), validate, plan, compare, apply, report.
 //!
 //! [`diff`] and [`status`] are plain functions from what is known and what was planned to a list of writes; [`apply`] carries
-//! them out, and [`writing`] learns from the answers. [`Reconciler`] owns the state that a replica keeps between passes.
+//! them out, and `writing` learns from the answers. [`Reconciler`] owns the state that a replica keeps between passes.
 
 pub mod apply;
 mod confirm;
