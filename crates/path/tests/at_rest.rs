@@ -15,7 +15,7 @@ static ALLOCATOR: footprint::Counting = footprint::Counting;
 const PEERS: u16 = 2_000;
 
 /// Bytes of the heap for each: those of the peer with its pair keys, and what finds it by key, by key id and by time.
-const MOST: usize = 850;
+const MOST: usize = 760;
 
 fn key(n: u16) -> PublicKey {
     let mut secret = [200; 32];
