@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use path::{Event, Input, PathState, RelayId, RelayNews};
+use path::{Event, Input, PathState, Reason, RelayId, RelayNews};
 use support::legs::{PEER, SOCKET, TOKEN, answer, direct, key, relayed, state, token};
 use support::{Bench, RELAY, addr};
 use wire::control::{Leg, RefusedReason, ReleasedReason, ToNode, ToRelay};
@@ -115,6 +115,33 @@ fn a_relay_that_falls_silent_is_left_for_the_warm_leg_without_asking_anybody() {
         bench.input(Input::EchoReply { peer, token: token(&events).unwrap() });
         assert_eq!(relay(&bench), Some(OTHER));
     }
+}
+
+#[test]
+fn a_peer_that_goes_on_by_a_relay_is_not_called_down() {
+    let mut bench = direct(true);
+    let peer = bench.peer;
+    let bytes = talk_at(&mut bench, PEER, 0, S(4));
+    let (mut sent, mut is_there) = (bytes, false);
+    for _ in 0..20 {
+        sent += 1000;
+        bench.counters(bytes, sent, PEER);
+        // Only the relay carries anything.
+        let events = bench.collect_events(MS(250));
+        let led = |event: &Event| matches!(event, Event::SetEndpoint { endpoint, .. } if *endpoint == addr(SOCKET));
+        is_there |= events.iter().any(led);
+        if let Some(token) = token(&events).filter(|_| is_there) {
+            bench.input(Input::EchoReply { peer, token });
+            break;
+        }
+    }
+    assert_eq!(relay(&bench), Some(RELAY));
+    for _ in 0..60 {
+        bench.keep_alive(S(1));
+        assert!(!matches!(state(&bench), PathState::Relayed { reason: Reason::PeerDown, .. }), "{:?}", state(&bench));
+    }
+    let PathState::Relayed { reason, .. } = state(&bench) else { panic!("{:?}", state(&bench)) };
+    assert_eq!(reason, Reason::NoAnswer);
 }
 
 #[test]

@@ -105,7 +105,8 @@ impl Peer {
             Reason::NoCandidates
         } else if !any(|pair| pair.sent > 0 || pair.withheld > 0) {
             Reason::NotTriedYet
-        } else if self.lost.is_some() {
+        } else if self.lost.is_some() && !self.relayed.is_confirmed() {
+            // Whoever answers by a relay is not down.
             Reason::PeerDown
         } else if all_nat(is_blocked) || self.punch.told.is_some_and(|peer| is_blocked(peer.class)) {
             Reason::UdpBlocked
