@@ -220,8 +220,13 @@ impl Engine {
     fn turn(&mut self) {
         let now = self.now;
         let warm = self.peers.holds_mapping();
-        let changed = self.gather.handle_timeout(&mut self.shared, warm, now);
+        let mut changed = self.gather.handle_timeout(&mut self.shared, warm, now);
+        let moved = self.shared.moved;
         self.stray_test.handle_timeout(&mut self.shared, now);
+        if self.shared.moved != moved {
+            self.gather.reconsider();
+            changed |= self.gather.handle_timeout(&mut self.shared, warm, now);
+        }
         if changed {
             self.local_change();
         }

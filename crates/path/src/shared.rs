@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) channel: ControlChannel,
     /// Whether a stranger's packet moves this node's port, as far as it is known.
     pub(crate) poisonable: Option<bool>,
+    /// Where the packets to new destinations come from since strays moved this node's port.
+    pub(crate) moved: Option<SocketAddr>,
     /// Whether that was tested in vain.
     pub(crate) stray_test_failed: bool,
     pub(crate) nonces: Nonces,
@@ -68,6 +70,7 @@ impl Shared {
             carriage: Carriage::default(),
             channel: ControlChannel::default(),
             poisonable: None,
+            moved: None,
             stray_test_failed: false,
             nonces: Nonces::new(seed),
             transmits: VecDeque::new(),

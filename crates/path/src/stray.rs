@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use wire::control::ToRelay;
 use wire::stun::{self, Class, TransactionId};
 
-use crate::candidate::{CandidateKind, canonical};
+use crate::candidate::{Candidate, CandidateKind, canonical};
 use crate::nat::NatClass;
 use crate::relay::ControlChannel;
 use crate::shared::Shared;
@@ -49,8 +49,8 @@ enum State {
     Asked { give_up: Instant },
     /// The relay has sent it; our own requests to its socket follow.
     Sent { from: SocketAddr, requests: Vec<TransactionId>, due: Instant },
-    /// Over: whether our packets kept their port, if that was found out.
-    Over { harmless: Option<bool> },
+    /// Over: where our packets came from, if that was found out.
+    Over { seen: Option<SocketAddr> },
 }
 
 impl StrayTest {
@@ -68,6 +68,7 @@ impl StrayTest {
         for stray in &mut self.strays {
             stray.drive(shared, now);
         }
+        shared.moved = self.strays.iter().rev().filter_map(Stray::seen).find(|seen| Some(*seen) != self.mapped);
         let running = self.strays.iter().any(|stray| !matches!(stray.state, State::Over { .. }));
         shared.poisonable = match (shared.nat.v4, self.verdict()) {
             // Somebody whose port differs for every peer has nothing left to lose, nor has one without translation.
@@ -96,7 +97,7 @@ impl StrayTest {
             Ok(()) => State::Sent { from, requests: Vec::new(), due: now + HEAD_START },
             Err(refusal) => {
                 shared.stats.refuse(refusal);
-                State::Over { harmless: None }
+                State::Over { seen: None }
             }
         };
     }
@@ -112,20 +113,22 @@ impl StrayTest {
 
     /// One stray that moved our port is proof, one that did not may have been lost.
     fn verdict(&self) -> Option<bool> {
-        let results = || self.strays.iter().map(Stray::harmless);
-        if results().any(|harmless| harmless == Some(false)) {
+        let mut results = self.strays.iter().filter_map(Stray::seen);
+        if results.clone().any(|seen| Some(seen) != self.mapped) {
             return Some(true);
         }
         let over = self.strays.iter().all(|stray| matches!(stray.state, State::Over { .. }));
-        (over && results().any(|harmless| harmless == Some(true))).then_some(false)
+        (over && results.next().is_some()).then_some(false)
     }
 }
 
 /// The mapping that is worth testing: an endpoint-independent one, while there is a relay to help.
 fn subject(shared: &Shared) -> Option<SocketAddr> {
     let testable = shared.channel == ControlChannel::Open && shared.nat.v4 == NatClass::EndpointIndependent;
-    let reflexive =
-        shared.candidates.iter().find(|known| known.kind == CandidateKind::ServerReflexive && known.addr.is_ipv4());
+    let is_subject = |known: &&Candidate| {
+        known.kind == CandidateKind::ServerReflexive && known.addr.is_ipv4() && Some(known.addr) != shared.moved
+    };
+    let reflexive = shared.candidates.iter().find(is_subject);
     reflexive.filter(|_| testable).map(|known| known.addr)
 }
 
@@ -144,11 +147,11 @@ impl Stray {
             return;
         }
         let State::Sent { from, requests, due } = &mut self.state else {
-            self.state = State::Over { harmless: None };
+            self.state = State::Over { seen: None };
             return;
         };
         let Some(rto) = RTO.get(requests.len()) else {
-            self.state = State::Over { harmless: None };
+            self.state = State::Over { seen: None };
             return;
         };
         let (tx, from) = (shared.nonces.transaction_id(), *from);
@@ -169,21 +172,22 @@ impl Stray {
     }
 
     fn on_response(&mut self, from: SocketAddr, message: &stun::Message<'_>, mapped: Option<SocketAddr>) -> bool {
-        let harmless = match &self.state {
+        let seen = match &self.state {
             // A NAT that lets strays in hands them on, and keeps nothing of its own.
-            _ if message.tx == self.tx => true,
+            _ if message.tx == self.tx => mapped,
             State::Sent { from: socket, requests, .. } if *socket == from && requests.contains(&message.tx) => {
-                message.mapped.map(canonical) == mapped
+                message.mapped.map(canonical)
             }
             _ => return false,
         };
-        self.state = State::Over { harmless: Some(harmless) };
+        self.state = State::Over { seen };
         true
     }
 
-    fn harmless(&self) -> Option<bool> {
+    /// Where our packets came from.
+    fn seen(&self) -> Option<SocketAddr> {
         match self.state {
-            State::Over { harmless } => harmless,
+            State::Over { seen } => seen,
             _ => None,
         }
     }

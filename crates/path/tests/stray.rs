@@ -5,8 +5,8 @@ mod support;
 
 use std::time::Duration;
 
-use path::RelayNews;
-use support::{Bench, MAPPED, MOVED, addr};
+use path::{Event, Input, NatClass, RelayNews};
+use support::{Bench, MAPPED, MOVED, OBSERVERS, addr, host};
 use wire::control::ToRelay;
 use wire::stun;
 
@@ -73,6 +73,34 @@ fn a_test_without_result_is_tried_again_after_a_minute() {
     assert_eq!(bench.engine.snapshot().poisonable, None);
     bench.relay_for(S(62), |_| Some(MAPPED));
     assert_eq!(bench.engine.snapshot().poisonable, Some(false));
+}
+
+/// Linux lets new connections leave by the port of the youngest one: who is asked anew sees the port that strays moved us to.
+#[test]
+fn the_port_that_strays_moved_it_to_is_told_and_makes_no_other_class() {
+    let mut bench = Bench::behind_nat(true, true);
+    // Another address makes the list news.
+    bench.input(Input::ExtraCandidates(vec![host("192.168.7.7:21820")]));
+    let events = bench.collect_events(S(1));
+    let told = events.iter().find_map(|event| match event {
+        Event::LocalCandidates(candidates, _) => Some(candidates.iter().map(|known| known.addr).collect::<Vec<_>>()),
+        _ => None,
+    });
+    let told = told.expect("candidates");
+    assert!([MAPPED, MOVED].map(addr).iter().all(|port| told.contains(port)), "{told:?}");
+    let mut asked = 0;
+    for _ in 0..2000 {
+        for sent in bench.run(Duration::from_millis(100)) {
+            let Some(number) = OBSERVERS.iter().position(|observer| addr(observer) == sent.remote) else { continue };
+            let Ok(request) = stun::decode(&sent.payload) else { continue };
+            asked |= 1 << number;
+            let seen = if number == 0 { MAPPED } else { MOVED };
+            bench.receive(OBSERVERS[number], stun::encode_success(request.tx, addr(seen)));
+        }
+    }
+    assert_eq!(asked, (1 << OBSERVERS.len()) - 1, "everybody is asked again within three minutes");
+    assert_eq!(bench.engine.snapshot().nat.v4, NatClass::EndpointIndependent);
+    assert_eq!(bench.engine.snapshot().poisonable, Some(true));
 }
 
 #[test]

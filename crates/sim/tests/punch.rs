@@ -8,6 +8,7 @@ mod support;
 
 use std::time::Duration;
 
+use path::NatClass;
 use sim::random::Random;
 use sim::{Block, Filtering, Mapping, Signalling, Site, Weather, World, oracle};
 use support::{RTT_40, cell, known};
@@ -88,6 +89,41 @@ fn the_stray_test_finds_the_poisonable_and_nobody_else() {
         let found = world.nodes[0].engine.as_ref().unwrap().snapshot().poisonable;
         let expected = (site != Site::UdpBlocked).then_some(site == Site::Poisonable);
         assert_eq!(found, expected, "{site:?}");
+    }
+}
+
+/// A box that strays have moved has two ports for a long time. That is no NAT with a port for each destination.
+#[test]
+fn whose_port_was_moved_stays_endpoint_independent_and_meets_newcomers() {
+    let mut world = signalled_pair(11, Site::Poisonable, Site::Poisonable, millis(20));
+    world.run_for(Duration::from_secs(16));
+    for minute in 0..12 {
+        world.run_for(Duration::from_secs(60));
+        for node in 0..2 {
+            let class = world.nodes[node].engine.as_ref().unwrap().snapshot().nat.v4;
+            assert_eq!(class, NatClass::EndpointIndependent, "minute {minute}, node {node}");
+        }
+    }
+    let new = world.add_node(Site::EASY_HOME);
+    support::start(&mut world, &[0, 1, new]);
+    world.run_for(Duration::from_secs(16));
+    for node in 0..2 {
+        assert!(cell(&world, node, new).is_direct() && cell(&world, new, node).is_direct(), "node {node}");
+    }
+}
+
+/// Public nodes probe at once and without order: their packets are strays too.
+#[test]
+fn beside_public_nodes_too_plain_boxes_connect_in_the_first_round() {
+    for seed in 0..20 {
+        let mut world = signalled_pair(seed, Site::Poisonable, Site::Poisonable, millis(20));
+        let more = [Site::Open, Site::Open, Site::EASY_HOME].map(|site| world.add_node(site));
+        support::start(&mut world, &more);
+        world.run_for(FIRST_ROUND);
+        for pair in [(0, 1), (0, more[2]), (1, more[2])] {
+            let is_direct = cell(&world, pair.0, pair.1).is_direct() && cell(&world, pair.1, pair.0).is_direct();
+            assert!(is_direct, "seed {seed}, {pair:?}");
+        }
     }
 }
 

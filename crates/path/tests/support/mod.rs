@@ -29,7 +29,7 @@ pub const STRANGER: &str = "192.0.2.3";
 /// The relay.
 pub const RELAY: RelayId = RelayId([0x4e; 32]);
 
-const OBSERVERS: [&str; 2] = ["192.0.2.1:3478", "192.0.2.2:3478"];
+pub const OBSERVERS: [&str; 2] = ["192.0.2.1:3478", "192.0.2.2:3478"];
 
 /// A private key whose public key sorts as the n-th of a few. Which node nominates depends on that.
 fn nth_key(n: usize) -> [u8; 32] {

@@ -1,7 +1,7 @@
 //! A Linux box that masquerades and lets in whatever comes: connection tracking as the kernel does it.
 //!
-//! Every pair of sockets is a connection of its own. A new one keeps its source port unless that makes it look like a
-//! connection that is there already. A stray packet from outside, which no connection expects, is for the box itself; with
+//! Every pair of sockets is a connection of its own. A new one leaves by the port of the youngest connection from the same source
+//! (`find_appropriate_src` of Linux), else by its own port, unless that makes it look like a connection that is there already. A stray packet from outside, which no connection expects, is for the box itself; with
 //! no rule that drops it, it leaves a connection behind, and *that* is what our next packet to its sender would look like.
 
 use std::net::{IpAddr, SocketAddr};
@@ -53,7 +53,11 @@ impl Connections {
             packet.src = known.reply.1;
             return packet;
         }
-        let mut outside = SocketAddr::new(box_ip, packet.src.port());
+        let youngest = self.0.iter().rev().find(|known| known.original.0 == packet.src);
+        let mut outside = youngest.map_or(SocketAddr::new(box_ip, packet.src.port()), |known| known.reply.1);
+        if self.is_taken((packet.dst, outside)) {
+            outside.set_port(packet.src.port());
+        }
         while self.is_taken((packet.dst, outside)) {
             outside.set_port(1024 + random.below(60_000) as u16);
         }
