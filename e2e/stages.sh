@@ -19,7 +19,7 @@ stage_unit() {
 stage_kernel() { ./e2e/kernel/short.sh; }
 # One cluster at a time: two cores carry no more. --workspace, so that dependencies have the features, and the build, of the unit tests.
 lab_tests() { cargo test --locked --workspace "${@/#/--test=}"; }
-stage_lab() { lab_tests lab demo single dual_stack nat_api trust hard_nat paths; }
+stage_lab() { lab_tests lab demo single dual_stack nat_api trust hard_nat paths plain; }
 stage_recovery() { lab_tests recovery; }
 stage_guest() { lab_tests guest; }
 # What nothing else shows, in two minutes and a half.

@@ -163,6 +163,16 @@ impl Scenario {
         Self::of(name, vec![control_plane(), public(), hard_a(), hard_b(), home_a(), home_b()])
     }
 
+    /// A public control plane, a public worker, two workers behind plain Linux boxes and one behind a home router: every pair can be direct,
+    /// if both sides act in the right order.
+    #[must_use]
+    pub fn plain(name: &str) -> Self {
+        Self::of(
+            name,
+            vec![control_plane(), public(), plain("plain-a", hard_a()), plain("plain-b", hard_b()), home_a()],
+        )
+    }
+
     /// The control plane alone; `home-a` may join later.
     #[must_use]
     pub fn single(name: &str) -> Self {
@@ -354,6 +364,12 @@ fn hard_b() -> Node {
     node("hard-b", net4([192, 168, 1, 10], 24), net6(0xd, 0, 10), site)
 }
 
+/// A node of that name behind a plain Linux box, where another one stands.
+fn plain(name: &str, place: Node) -> Node {
+    let (wan, wan6) = place.uplink();
+    Node { name: name.into(), site: Site::Plain { wan, wan6 }, ..place }
+}
+
 fn only_tls() -> Node {
     let site = Site::OnlyTls { wan: net4([198, 51, 100, 110], 28), wan6: net6(0xe, 0xff, 110) };
     node("tls", net4([10, 60, 0, 10], 24), net6(0xe, 0, 10), site)
@@ -399,9 +415,11 @@ mod tests {
     fn no_two_sites_share_an_internet_segment() {
         let named = ["demo", "single", "dual-stack", "nat-api", "relayed"]
             .map(|kind| (kind, Scenario::named(kind, "t").unwrap()));
-        for (kind, scenario) in
-            named.into_iter().chain([("guests", Scenario::guests("t")), ("paths", Scenario::paths("t"))])
-        {
+        for (kind, scenario) in named.into_iter().chain([
+            ("guests", Scenario::guests("t")),
+            ("paths", Scenario::paths("t")),
+            ("plain", Scenario::plain("t")),
+        ]) {
             let uplinks = || scenario.nodes.iter().map(Node::uplink);
             let v4: BTreeSet<_> = uplinks().map(|(v4, _)| v4.trunc()).collect();
             let v6: BTreeSet<_> = uplinks().map(|(_, v6)| v6.trunc()).collect();
