@@ -107,12 +107,15 @@ mod tests {
     }
 
     #[test]
-    fn a_stray_moves_the_port_towards_its_sender_only_until_it_is_forgotten() {
+    fn a_stray_moves_the_port_towards_its_sender_and_whoever_comes_later_until_it_is_forgotten() {
         let mut box_ = Connections::default();
         let own: SocketAddr = "198.51.100.1:21820".parse().unwrap();
+        assert_eq!(send(&mut box_, "192.0.2.9:6", S(0)), own);
         assert_eq!(box_.inbound(packet("192.0.2.9:7", "198.51.100.1:21820"), S(0)), None);
-        assert_ne!(send(&mut box_, "192.0.2.9:7", S(1)), own);
-        assert_eq!(send(&mut box_, "192.0.2.9:8", S(1)), own);
+        let moved = send(&mut box_, "192.0.2.9:7", S(1));
+        assert_ne!(moved, own);
+        assert_eq!(send(&mut box_, "192.0.2.9:8", S(1)), moved, "the port of the youngest");
+        assert_eq!(send(&mut box_, "192.0.2.9:6", S(1)), own, "as it was");
         assert_eq!(send(&mut box_, "192.0.2.9:7", S(32)), own, "after half a minute of silence");
     }
 
