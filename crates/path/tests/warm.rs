@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use path::{Event, Input, PathState, Reason, RelayId, RelayNews};
-use support::legs::{PEER, SOCKET, TOKEN, answer, direct, key, relayed, state, token};
+use support::legs::{PEER, SOCKET, TOKEN, allocate, answer, direct, key, ready, relayed, state, token};
 use support::{Bench, RELAY, addr};
 use wire::control::{Leg, RefusedReason, ReleasedReason, ToNode, ToRelay};
 use wire::relay::{AllocationId, Body, Frame, Side};
@@ -142,6 +142,41 @@ fn a_peer_that_goes_on_by_a_relay_is_not_called_down() {
     }
     let PathState::Relayed { reason, .. } = state(&bench) else { panic!("{:?}", state(&bench)) };
     assert_eq!(reason, Reason::NoAnswer);
+}
+
+#[test]
+fn a_leg_that_was_let_go_while_the_pair_was_direct_keeps_no_relayed_pair_waiting() {
+    let mut bench = direct(true);
+    let (peer, partner) = (bench.peer, bench.peer);
+    let bytes = talk_at(&mut bench, PEER, 0, S(4));
+    bench.hear(ToNode::Released { partner, reason: ReleasedReason::Asked });
+    bench.asked();
+    // The direct path dies, and the pair comes to the relay.
+    let mut sent = bytes;
+    while allocations(&mut bench) == 0 {
+        assert!(sent < bytes + 40_000, "{:?}", state(&bench));
+        sent += 1000;
+        bench.counters(bytes, sent, PEER);
+        bench.collect(MS(250));
+    }
+    allocate(&mut bench, 20);
+    bench.transmits();
+    answer(&mut bench, 21, &Body::Challenge(TOKEN));
+    answer(&mut bench, 21, &Body::Bound { observed: addr("198.51.100.1:21820") });
+    let mut events = ready(&mut bench);
+    while bench.is_direct() {
+        assert!(sent < bytes + 80_000, "{:?}", state(&bench));
+        sent += 1000;
+        bench.counters(bytes, sent, PEER);
+        events = bench.collect_events(MS(250));
+    }
+    events.extend(bench.collect_events(MS(50)));
+    bench.input(Input::EchoReply { peer, token: token(&events).unwrap() });
+    assert_eq!(relay(&bench), Some(RELAY));
+    meet_at(&mut bench, OTHER, "192.0.2.8");
+    bench.asked();
+    talk(&mut bench, sent, S(4));
+    assert!(bench.asked_of(OTHER).iter().any(|said| matches!(said, ToRelay::Allocate { .. })), "{:?}", state(&bench));
 }
 
 #[test]

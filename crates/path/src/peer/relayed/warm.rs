@@ -25,7 +25,8 @@ impl Peer {
             }
             return;
         }
-        let waits = self.relayed.no_warm_until.is_some_and(|until| now < until);
+        // Of a direct pair the peer may have let it go for want of room; a relayed one has nothing else to fall back to.
+        let waits = self.direct.is_some() && self.relayed.no_warm_until.is_some_and(|until| now < until);
         if waits || shared.legs.len() >= ROOM {
             return;
         }
