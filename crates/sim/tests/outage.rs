@@ -6,8 +6,8 @@ mod support;
 use std::time::Duration;
 
 use path::PathState;
-use sim::{Signalling, Site, World};
-use support::{RTT_40, cell};
+use sim::{Site, World};
+use support::{UNEVEN_40, beside, cell};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -17,12 +17,8 @@ const OFTEN: Duration = Duration::from_millis(20);
 
 /// A pair beside two relays that was left alone for a while.
 fn rested(seed: u64, site: Site) -> World {
-    let mut world = World::new(seed, RTT_40);
-    world.internet.weather.jitter = MS(3);
-    world.signalling = Some(Signalling { delay: (MS(40), MS(40)), loss: 0, ordered: true });
-    world.forwarding = true;
+    let mut world = beside(seed, UNEVEN_40, 2);
     world.ping_gap = OFTEN;
-    world.add_relay();
     for node in NODES.map(|_| world.add_node(site)) {
         world.set_kernel(node, false);
         world.start_after(node, Duration::ZERO);

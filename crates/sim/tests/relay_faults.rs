@@ -7,8 +7,8 @@ mod support;
 use std::time::Duration;
 
 use path::{PathState, Reason};
-use sim::{Filtering, Mapping, Signalling, Site, World};
-use support::{RTT_40, cell};
+use sim::{Filtering, Mapping, Site, World};
+use support::{UNEVEN_40, beside, cell};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -19,21 +19,9 @@ const EIM: Mapping = Mapping::EndpointIndependent;
 const FULL_CONE: Site = Site::Home(EIM, Filtering::EndpointIndependent);
 const RESTRICTED: Site = Site::Home(EIM, Filtering::AddressDependent);
 
-/// Beside this many relays that carry data. Nobody has started.
-fn beside(seed: u64, relays: usize) -> World {
-    let mut world = World::new(seed, RTT_40);
-    world.internet.weather.jitter = MS(3);
-    world.signalling = Some(Signalling { delay: (MS(40), MS(40)), loss: 0, ordered: true });
-    world.forwarding = true;
-    for _ in 1..relays {
-        world.add_relay();
-    }
-    world
-}
-
 /// Nodes that start together and whose users all ping each other, beside relays.
 fn mesh(seed: u64, relays: usize, sites: &[Site]) -> World {
-    let mut world = beside(seed, relays);
+    let mut world = beside(seed, UNEVEN_40, relays);
     for site in sites {
         world.add_node(*site);
     }
@@ -116,7 +104,7 @@ fn every_pair_of_nats_that_can_be_direct_is_within_its_limit() {
 #[test]
 fn two_homes_behind_one_provider_that_does_not_hairpin_are_relayed() {
     for seed in 0..4 {
-        let mut world = beside(seed, 1);
+        let mut world = beside(seed, UNEVEN_40, 1);
         let one = world.add_node(Site::Cgnat(EIM, Filtering::AddressAndPortDependent));
         world.add_customer(one);
         start(&mut world);
@@ -183,7 +171,7 @@ fn a_relayed_pair_whose_nat_gets_another_address_goes_on_within_five_seconds() {
 #[test]
 fn whoever_is_led_to_the_relay_by_its_peer_does_not_take_that_for_the_direct_path() {
     for seed in 0..10 {
-        let mut world = beside(seed, 2);
+        let mut world = beside(seed, UNEVEN_40, 2);
         world.internet.weather.delay = MS(1);
         world.internet.weather.jitter = Duration::ZERO;
         world.add_node(Site::EASY_HOME);

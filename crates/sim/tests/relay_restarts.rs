@@ -6,8 +6,8 @@ mod support;
 use std::time::Duration;
 
 use path::{LegPhase, PathState};
-use sim::{Signalling, Site, World};
-use support::RTT_40;
+use sim::{Site, World};
+use support::{UNEVEN_40, beside};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -31,13 +31,7 @@ enum Fate {
 
 /// Two nodes that no probing connects, beside some relays, at rest. Their users ping each other, or one of them does.
 fn pair(seed: u64, relays: usize) -> World {
-    let mut world = World::new(seed, RTT_40);
-    world.internet.weather.jitter = MS(3);
-    world.signalling = Some(Signalling { delay: (MS(40), MS(40)), loss: 0, ordered: true });
-    world.forwarding = true;
-    for _ in 1..relays {
-        world.add_relay();
-    }
+    let mut world = beside(seed, UNEVEN_40, relays);
     let nodes = NODES.map(|_| world.add_node(Site::SYMMETRIC));
     support::start(&mut world, &nodes);
     world.set_pinging(0, 1, true);

@@ -6,8 +6,8 @@ mod support;
 use std::time::Duration;
 
 use path::{PathState, Reason};
-use sim::{Block, Signalling, Site, World};
-use support::{RTT_40, cell, known};
+use sim::{Block, Site, World};
+use support::{RTT_40, beside, cell, known};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -15,9 +15,7 @@ const NODES: [usize; 2] = [0, 1];
 
 /// Two nodes beside a relay that carries data. They start together, and say nothing.
 fn quiet_pair(seed: u64, a: Site, b: Site) -> World {
-    let mut world = World::new(seed, RTT_40);
-    world.signalling = Some(Signalling { delay: (MS(40), MS(40)), loss: 0, ordered: true });
-    world.forwarding = true;
+    let mut world = beside(seed, RTT_40, 1);
     let nodes = [world.add_node(a), world.add_node(b)];
     support::start(&mut world, &nodes);
     world
@@ -357,10 +355,7 @@ fn a_peer_that_lost_its_session_is_talked_to_again_by_relay() {
 
 /// Two nodes that no probing connects, beside two relays.
 fn relayed_pair_of_two(seed: u64) -> World {
-    let mut world = World::new(seed, RTT_40);
-    world.signalling = Some(Signalling { delay: (MS(40), MS(40)), loss: 0, ordered: true });
-    world.forwarding = true;
-    world.add_relay();
+    let mut world = beside(seed, RTT_40, 2);
     let nodes = [world.add_node(Site::SYMMETRIC), world.add_node(Site::SYMMETRIC)];
     support::start(&mut world, &nodes);
     world.set_pinging(0, 1, true);

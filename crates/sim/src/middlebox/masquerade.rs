@@ -1,8 +1,9 @@
 //! A Linux box that masquerades and lets in whatever comes: connection tracking as the kernel does it.
 //!
 //! Every pair of sockets is a connection of its own. A new one leaves by the port of the youngest connection from the same source
-//! (`find_appropriate_src` of Linux), else by its own port, unless that makes it look like a connection that is there already. A stray packet from outside, which no connection expects, is for the box itself; with
-//! no rule that drops it, it leaves a connection behind, and *that* is what our next packet to its sender would look like.
+//! (`find_appropriate_src` of Linux), else by its own port, unless that makes it look like a connection that is there already.
+//! A stray packet from outside, which no connection expects, is for the box itself; with no rule that drops it, it leaves a
+//! connection behind, and *that* is what our next packet to its sender would look like.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

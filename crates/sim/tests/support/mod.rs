@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use path::PathState;
-use sim::{Site, Weather, World};
+use sim::{Signalling, Site, Weather, World};
 
 /// The weather of the goals: a round trip of 40 ms and nothing lost.
 pub const RTT_40: Weather = Weather { delay: Duration::from_millis(20), jitter: Duration::ZERO, loss: 0 };
@@ -22,6 +22,21 @@ pub fn quiet_pair(seed: u64, a: Site, b: Site) -> World {
     let mut world = World::new(seed, RTT_40);
     let nodes = [world.add_node(a), world.add_node(b)];
     start(&mut world, &nodes);
+    world
+}
+
+/// The same with packets that arrive out of step, by up to 3 ms.
+pub const UNEVEN_40: Weather = Weather { jitter: Duration::from_millis(3), ..RTT_40 };
+
+/// Beside so many relays that carry data. Nobody is there yet.
+pub fn beside(seed: u64, weather: Weather, relays: usize) -> World {
+    let mut world = World::new(seed, weather);
+    let delay = Duration::from_millis(40);
+    world.signalling = Some(Signalling { delay: (delay, delay), loss: 0, ordered: true });
+    world.forwarding = true;
+    for _ in 1..relays {
+        world.add_relay();
+    }
     world
 }
 
