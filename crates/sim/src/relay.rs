@@ -82,10 +82,7 @@ impl Plane {
             self.pairs.insert(pair, Allocation { id: AllocationId(random.word()), port, legs, born: now });
         }
         let Some(allocation) = self.pairs.get(&pair) else { return Vec::new() };
-        let mut news = vec![allocation.tell(pair, side(by, partner))];
-        if allocation.legs[side(partner, by).index()].bound.is_none() {
-            news.push(allocation.tell(pair, side(partner, by)));
-        }
+        let mut news = vec![allocation.tell(pair, side(by, partner)), allocation.tell(pair, side(partner, by))];
         if allocation.is_ready() {
             news.push((by, ToNode::Ready(partner)));
         }

@@ -146,6 +146,33 @@ fn both_ends_agree_on_a_relay_after_relays_went_and_came_back() {
     }
 }
 
+/// Their users ping each other. Nobody's agent knows of the other's legs, which outlive both on the relays.
+#[test]
+fn agents_that_start_anew_both_have_their_warm_leg_again() {
+    let is_warm = |world: &World| NODES.iter().all(|node| ready_legs(world, *node) == 2);
+    for seed in (0..SEEDS).filter(|seed| !seed.is_multiple_of(3)) {
+        for order in [vec![0], vec![1], vec![0, 1], vec![1, 0]] {
+            let mut world = pair(seed, 2);
+            assert!(world.run_while(S(60), is_warm).is_some(), "seed {seed}: not warm at first");
+            for node in &order {
+                world.restart_agent(*node, false);
+                world.run_for(S(seed));
+            }
+            let legs = |world: &World| NODES.map(|node| ready_legs(world, node));
+            assert!(world.run_while(S(60), is_warm).is_some(), "seed {seed}, {order:?}: {:?}", legs(&world));
+        }
+    }
+}
+
+fn ready_legs(world: &World, node: usize) -> usize {
+    let legs = world.nodes[node].engine.as_ref().map(|engine| {
+        let snapshot = engine.snapshot();
+        let peer = snapshot.peers.get(&world.nodes[1 - node].key);
+        peer.map_or(0, |peer| peer.legs.iter().filter(|leg| leg.phase == LegPhase::Ready).count())
+    });
+    legs.unwrap_or_default()
+}
+
 #[test]
 fn a_relay_that_starts_anew_in_its_place_carries_within_two_seconds_although_nothing_was_said_over_its_channel() {
     for seed in 0..SEEDS {

@@ -50,6 +50,19 @@ fn a_key_is_for_one_port() {
     assert_eq!(world.count(Outcome::UnknownAllocation), 1);
 }
 
+/// A node may let a leg go without a word, or start anew and know nothing of it, while it stands bound at the relay.
+#[test]
+fn a_node_hears_of_its_bound_leg_whenever_the_partner_asks_for_the_pair() {
+    let mut world = World::of(2, Config::default());
+    let [_, other] = world.connect(1, 2);
+    let told = world.allocate(1, 2);
+    assert!(told.iter().any(|event| event.to == node(2) && matches!(event.news, News::Allocated { .. })));
+    let mut again = Leg::of(2, &told);
+    assert_eq!((again.allocation, again.port), (other.allocation, other.port), "the same one");
+    world.bind(&mut again, home(2));
+    assert!(world.carries(again.port, home(1), home(2)), "it may be bound again");
+}
+
 fn refused(events: &[Event]) -> Option<RefusedReason> {
     events.iter().find_map(|event| if let News::Refused(reason) = event.news { Some(reason) } else { None })
 }

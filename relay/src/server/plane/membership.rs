@@ -101,10 +101,8 @@ impl Plane {
         let Some(allocation) = self.allocations.get_mut(slot) else { return Err(RefusedReason::Full) };
         allocation.leg_mut(pair.by).is_wanted = true;
         self.tell_allocated(slot, pair.by);
-        // Told again as long as it has not bound: the first telling may have been lost with its session.
-        if self.allocations.get(slot).is_some_and(|found| found.leg(pair.by.other()).bound.is_none()) {
-            self.tell_allocated(slot, pair.by.other());
-        }
+        // Told each time: the first telling may have been lost with its session, and a leg that is bound may be one that its node let go.
+        self.tell_allocated(slot, pair.by.other());
         if self.allocations.get(slot).is_some_and(Allocation::is_ready) {
             self.tell(slot, pair.by, News::Ready);
         }

@@ -74,9 +74,11 @@ impl Peer {
         reached && !shared.relays.is_ending(&leg.relay) && !self.relayed.is_shunned(&leg.relay, now)
     }
 
-    /// Lets legs go that a path in use has made needless: all others, but for the warm one while packets flow.
+    /// Lets legs go that a path in use has made needless: all others, but for the warm one while packets flow. One that carries is the
+    /// nominating side's to let go, since that side would not learn that only its own end is left.
     pub(in crate::peer) fn drop_needless_legs(&mut self, used: RelayId, shared: &mut Shared, now: Instant) {
-        let others: Vec<RelayId> = self.needless_legs(used, shared, now).map(|leg| leg.relay).collect();
+        let is_ours = |leg: &&Leg| self.nominates || !(leg.is_ready() && self.may_serve(leg, shared, now));
+        let others: Vec<RelayId> = self.needless_legs(used, shared, now).filter(is_ours).map(|leg| leg.relay).collect();
         for relay in others {
             if self.nominates {
                 self.give_up(relay, shared);
