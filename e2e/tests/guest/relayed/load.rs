@@ -3,17 +3,16 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::images::binary;
 use e2e::lab::Lab;
 use e2e::net::topology;
 use e2e::{command, wait, warren};
 use serde_json::Value;
 
-use super::scene::{RELAYS, behind_hard_nats, wait_channels, wait_relayed, wait_warm};
+use super::scene::{RELAYS, behind_hard_nats, end_server, pod_program, serve, wait_channels, wait_relayed, wait_warm};
+use crate::A;
 use crate::faults::{SOON, row, sh};
 use crate::pings::Addresses;
 use crate::restarts::identity;
-use crate::{A, B};
 
 /// Where the guest that answers listens.
 const PORT: u16 = 9100;
@@ -37,8 +36,9 @@ const TRIES: u32 = 4;
 pub fn drained(lab: &Lab) -> Result<()> {
     behind_hard_nats(lab)?;
     let before = identity(lab, A)?;
-    let address = Addresses::read(lab)?.b;
-    let to = serve(lab, &address)?;
+    let to = format!("{}:{PORT}", Addresses::read(lab)?.b);
+    serve(lab, &to)?;
+    sh(lab, A, "sysctl -qw net.core.rmem_max=8388608")?;
     for _ in 0..TRIES {
         let capacity = capacity(lab, &to)?;
         let rate = capacity * SHARE;
@@ -57,7 +57,7 @@ pub fn drained(lab: &Lab) -> Result<()> {
         wait_channels(lab, RELAYS.len())?;
         ensure!(before == identity(lab, A)?, "interface, port or key changed");
         if under.lost() == 0 {
-            return lab.exec(B, "pkill", &["lab-pod"]).map(drop);
+            return end_server(lab);
         }
         let calm = Offer::run(lab, &to, LOAD, rate)?;
         eprintln!("           the same again, and nothing happens: {calm}");
@@ -95,23 +95,6 @@ fn sent(lab: &Lab) -> Result<u64> {
     links[0]["stats64"]["rx"]["packets"].as_u64().with_context(|| format!("no count in {text:?}"))
 }
 
-/// Starts an echo server in the other guest; returns where it is.
-fn serve(lab: &Lab, address: &str) -> Result<String> {
-    let program = binary("lab-pod").display().to_string();
-    // It inherits the size of its receive buffer: that it is not let run for a moment is no loss of the path's.
-    let script = format!(
-        "pkill lab-pod; sysctl -qw net.core.rmem_max=8388608 net.core.rmem_default=8388608; \
-         setsid {program} serve --port {PORT} </dev/null >/tmp/serve.log 2>&1 &"
-    );
-    sh(lab, B, &script)?;
-    sh(lab, A, "sysctl -qw net.core.rmem_max=8388608")?;
-    let to = format!("{address}:{PORT}");
-    wait::until("the echo server", SOON, || {
-        lab.exec(A, &program, &["--timeout", "1", "udp", &to, "1000"]).map_err(|error| format!("{error:#}"))
-    })?;
-    Ok(to)
-}
-
 /// The highest rate that loses nothing, in packets a second.
 fn capacity(lab: &Lab, to: &str) -> Result<f64> {
     let (mut rate, mut passed) = (FIRST, None);
@@ -140,7 +123,7 @@ struct Offer {
 impl Offer {
     /// Offers so many packets a second for some seconds.
     fn run(lab: &Lab, to: &str, seconds: u64, rate: f64) -> Result<Self> {
-        let (program, seconds, rate) = (binary("lab-pod").display().to_string(), seconds.to_string(), rate.to_string());
+        let (program, seconds, rate) = (pod_program(), seconds.to_string(), rate.to_string());
         let text = lab.exec(A, &program, &["load", to, &seconds, "--rate", &rate])?;
         serde_json::from_str(&text).with_context(|| format!("reading {text:?}"))
     }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use e2e::guest::{self, member};
+use e2e::images::binary;
 use e2e::lab::Lab;
 use e2e::net::topology;
 use e2e::outage::SOON;
@@ -9,7 +10,7 @@ use e2e::scenario::{Node, Site};
 use e2e::{command, wait};
 use serde_json::Value;
 
-use crate::faults::reach;
+use crate::faults::{reach, sh};
 use crate::pings::Addresses;
 use crate::{A, B, PUB};
 
@@ -96,6 +97,31 @@ pub fn wait_path(lab: &Lab, from: &str, to: &str, what: &str, is_it: impl Fn(&Va
         path if is_it(&path) => Ok(path),
         path => Err(path.to_string()),
     })
+}
+
+/// The program that guests answer with and send by, where it lies in them.
+pub fn pod_program() -> String {
+    binary("lab-pod").display().to_string()
+}
+
+/// Starts a server that echoes in the other guest, and returns once it answers at that address of it.
+pub fn serve(lab: &Lab, at: &str) -> Result<()> {
+    let (program, port) = (pod_program(), at.rsplit(':').next().unwrap_or_default());
+    // It inherits the size of its receive buffer: that it is not let run for a moment is no loss of the path's.
+    let script = format!(
+        "pkill lab-pod; sysctl -qw net.core.rmem_max=8388608 net.core.rmem_default=8388608; \
+         setsid {program} serve --port {port} </dev/null >/tmp/serve.log 2>&1 &"
+    );
+    sh(lab, B, &script)?;
+    wait::until("the echo server", SOON, || {
+        lab.exec(A, &program, &["--timeout", "1", "udp", at, "1000"]).map_err(|error| format!("{error:#}"))
+    })?;
+    Ok(())
+}
+
+/// Ends it.
+pub fn end_server(lab: &Lab) -> Result<()> {
+    lab.exec(B, "pkill", &["lab-pod"]).map(drop)
 }
 
 /// Where the kernel sends packets for a peer.

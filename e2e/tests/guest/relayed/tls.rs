@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use e2e::cluster::node;
 use e2e::guest::member;
-use e2e::images::binary;
 use e2e::lab::Lab;
 use e2e::net::router;
 use e2e::scenario::{Node, Site};
 
-use super::scene::{endpoint, stand_behind, wait_path};
-use crate::faults::{reach_all, row, sh};
+use super::scene::{end_server, endpoint, pod_program, serve, stand_behind, wait_path};
+use crate::faults::{reach_all, row};
 use crate::pings::{self, Addresses};
 use crate::restarts::identity;
 use crate::{A, B, PUB};
@@ -73,14 +72,14 @@ pub fn with_udp_again(lab: &Lab) -> Result<()> {
 
 /// Megabytes both ways between the guests, each byte looked at.
 fn transfers(lab: &Lab, to: &str) -> Result<()> {
-    let program = binary("lab-pod").display().to_string();
-    sh(lab, B, &format!("setsid {program} serve --port {PORT} </dev/null >/tmp/serve.log 2>&1 &"))?;
-    let url = format!("http://{to}:{PORT}");
+    let at = format!("{to}:{PORT}");
+    serve(lab, &at)?;
     for verb in ["transfer", "upload"] {
-        let said = lab.exec(A, &program, &["--timeout", "30", verb, &url, TRANSFER])?;
+        let url = format!("http://{at}");
+        let said = lab.exec(A, &pod_program(), &["--timeout", "30", verb, &url, TRANSFER])?;
         eprintln!("           {verb} over TLS: {}", said.trim());
     }
-    lab.exec(B, "pkill", &["lab-pod"]).map(drop)
+    end_server(lab)
 }
 
 fn only_tls(guest: &Node) -> Result<Site> {
