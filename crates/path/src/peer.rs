@@ -327,7 +327,9 @@ impl Peer {
     /// A keepalive on every wanted pair. The absence of a NAT is visible from outside, that of a stateful firewall is
     /// not, and an idle session through one dies without.
     fn keepalive(&self) -> Option<Duration> {
-        self.wanted.then_some(KEEPALIVE)
+        // One that is switched on is sent at once, and without a session that is an initiation: the other side's is on its way.
+        let waits = self.trial.as_ref().is_some_and(|trial| trial.awaits_handshake());
+        (self.wanted && !waits).then_some(KEEPALIVE)
     }
 
     /// Whether this node's NAT mapping is held open by traffic to the peer.

@@ -95,6 +95,11 @@ impl Trial {
         self.adopts
     }
 
+    /// Whether there is no session yet, and the peer makes one.
+    pub(super) fn awaits_handshake(&self) -> bool {
+        self.follows && self.fresh
+    }
+
     pub(super) fn has_moved(&self) -> bool {
         self.moved.is_some()
     }
@@ -283,6 +288,9 @@ impl Peer {
         self.check = None;
         self.punch.rest();
         self.nomination.reset_retries();
+        if trial.awaits_handshake() {
+            self.refresh_keepalive(shared, now);
+        }
         if let Some(pair) = self.pairs.get_mut(&trial.remote) {
             pair.acquit(now);
         }
