@@ -79,6 +79,47 @@ pub struct MeshSpec {
     /// Where nodes ask which public address they have.
     #[serde(default)]
     pub stun: Stun,
+    /// Which pairs of nodes keep a path.
+    #[serde(default)]
+    pub paths: Paths,
+}
+
+/// Which pairs of nodes keep a path.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Paths {
+    /// `Eager` keeps every pair of nodes connected. `OnDemand` connects a pair with the first packet between its nodes and lets it
+    /// go when it is idle, so a pair that nobody uses costs no packet. `Auto` is `Eager` up to 64 nodes, and `OnDemand` beyond.
+    /// A pair that no relay could wake stays connected in any case.
+    #[serde(default)]
+    pub mode: PathMode,
+    /// Paths on demand: a pair without a packet for so many seconds, either way, is let go. Keepalives and the agents' own checks
+    /// are none. Both nodes have to find that out, so it takes up to a minute more.
+    #[serde(default = "idle_seconds")]
+    #[schemars(range(min = 10, max = 86400))]
+    pub idle_seconds: u32,
+}
+
+fn idle_seconds() -> u32 {
+    300
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self { mode: PathMode::default(), idle_seconds: idle_seconds() }
+    }
+}
+
+/// When a pair of nodes has a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PathMode {
+    /// All the time in a mesh of up to 64 nodes, and while it is used in a larger one.
+    #[default]
+    Auto,
+    /// All the time.
+    Eager,
+    /// While it is used.
+    OnDemand,
 }
 
 /// Which WireGuard moves the packets.

@@ -141,6 +141,7 @@ enum Wake {
     Network(Changed),
     Datagram(std::io::Result<Datagram>),
     Echo(std::io::Result<(SocketAddr, Vec<u8>)>),
+    Called,
     Relay(Report),
     Timer,
 }
@@ -202,6 +203,7 @@ impl Agent {
             let deadline = self.poll_timeout();
             let device = self.plane.as_ref().map(Plane::device);
             let echo = self.plane.as_ref().map(Plane::echo);
+            let bells = self.plane.as_ref().and_then(Plane::bells);
             let wake = tokio::select! {
                 biased;
                 _ = inputs.stop.wait_for(|stop| *stop) => Wake::Stop,
@@ -217,6 +219,9 @@ impl Agent {
                 }
                 echo = async { match &echo { Some(e) => e.recv().await, None => std::future::pending().await } } => {
                     Wake::Echo(echo)
+                }
+                () = async { match &bells { Some(b) => b.rung().await, None => std::future::pending().await } } => {
+                    Wake::Called
                 }
                 report = async {
                     match &mut self.plane {
@@ -285,6 +290,11 @@ impl Agent {
                 }
             }
             Wake::Echo(Err(e)) => self.device_lost(&e.to_string(), now),
+            Wake::Called => {
+                if let Some(plane) = &mut self.plane {
+                    plane.handle_calls(INPUT_BUDGET, now).await;
+                }
+            }
             Wake::Relay(report) => {
                 if self.plane.as_mut().is_some_and(|plane| plane.handle_relays(report, INPUT_BUDGET, now)) {
                     self.report_at = Some(now);

@@ -10,13 +10,18 @@
 //! Packets pass beside the loop that owns the mesh: from the socket into the lane that the relay's channel has for the pair, and from the
 //! channel's task to the socket. The loop only says which address is which leg.
 //!
+//! A peer that sleeps has an address as well ([`Event::Await`](path::Event::Await)). What WireGuard sends there is the loop's to hear of
+//! ([`Bells`]): it waits for a path.
+//!
 //! # What it refuses
 //!
 //! * To take packets from anything but WireGuard's own port on loopback, and anything that is no WireGuard message, in both directions.
 //! * To queue. What the channel does not take is dropped, and counted.
 
+mod bells;
 mod lane;
 
+pub use bells::{Bells, Call};
 pub use lane::{Lane, Outlet};
 
 use channel::Packets;
@@ -35,7 +40,10 @@ use std::{
 };
 use tokio::{io::Interest, net::UdpSocket, task::AbortHandle};
 use udpsock::{Outgoing, Received, Receiver, Run, Sender, control};
-use wire::relay::{AllocationId, MAX_FORWARDED_LEN};
+use wire::{
+    key::PublicKey,
+    relay::{AllocationId, MAX_FORWARDED_LEN},
+};
 
 /// Room in the socket for bursts: WireGuard sends a window of TCP at once, and the channel takes it at its own pace.
 const BUFFER: usize = 4 << 20;
@@ -84,6 +92,13 @@ pub struct Carrier {
     reader: AbortHandle,
 }
 
+/// What an address stands for.
+#[derive(Clone)]
+enum Stands {
+    Leg(Leg),
+    Peer(PublicKey),
+}
+
 /// The way to WireGuard, for whoever hears what relays say.
 #[derive(Clone)]
 pub struct Feed(Arc<Shared>);
@@ -94,12 +109,13 @@ struct Shared {
     /// Where WireGuard takes and sends packets.
     wireguard: SocketAddr,
     legs: RwLock<Legs>,
+    bells: Arc<Bells>,
     counters: Counters,
 }
 
 #[derive(Default)]
 struct Legs {
-    by_address: BTreeMap<Ipv4Addr, Leg>,
+    by_address: BTreeMap<Ipv4Addr, Stands>,
     by_name: BTreeMap<(RelayId, AllocationId), Ipv4Addr>,
 }
 
@@ -130,6 +146,7 @@ impl Carrier {
             socket,
             wireguard: (Ipv4Addr::LOCALHOST, wireguard).into(),
             legs: RwLock::default(),
+            bells: Arc::default(),
             counters: Counters::default(),
         });
         let reader = tokio::spawn(read(shared.clone(), reading)).abort_handle();
@@ -153,7 +170,19 @@ impl Carrier {
 
     /// How many legs are carried.
     pub fn legs(&self) -> usize {
-        self.feed.0.read().by_address.len()
+        self.feed.0.read().by_name.len()
+    }
+
+    /// What WireGuard has sent to peers that sleep.
+    pub fn bells(&self) -> Arc<Bells> {
+        self.feed.0.bells.clone()
+    }
+
+    /// From now on the address stands for this peer.
+    pub fn await_peer(&self, endpoint: SocketAddr, peer: PublicKey) {
+        let IpAddr::V4(address) = endpoint.ip() else { return };
+        let mut legs = self.feed.0.legs.write().unwrap_or_else(PoisonError::into_inner);
+        legs.by_address.insert(address, Stands::Peer(peer));
     }
 
     /// From now on the address stands for this leg, and its packets go by this lane.
@@ -161,14 +190,23 @@ impl Carrier {
         let IpAddr::V4(address) = endpoint.ip() else { return };
         let mut legs = self.feed.0.legs.write().unwrap_or_else(PoisonError::into_inner);
         legs.by_name.insert((relay, allocation), address);
-        legs.by_address.insert(address, Leg { relay, allocation, lane });
+        legs.by_address.insert(address, Stands::Leg(Leg { relay, allocation, lane }));
+    }
+
+    /// The peer that an address stands for.
+    pub fn stands_for(&self, endpoint: SocketAddr) -> Option<PublicKey> {
+        let IpAddr::V4(address) = endpoint.ip() else { return None };
+        match self.feed.0.read().by_address.get(&address) {
+            Some(Stands::Peer(peer)) => Some(*peer),
+            _ => None,
+        }
     }
 
     /// The address stands for nothing any more.
     pub fn carry_no_more(&self, endpoint: SocketAddr) {
         let IpAddr::V4(address) = endpoint.ip() else { return };
         let mut legs = self.feed.0.legs.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(leg) = legs.by_address.remove(&address) {
+        if let Some(Stands::Leg(leg)) = legs.by_address.remove(&address) {
             legs.by_name.remove(&(leg.relay, leg.allocation));
         }
     }
@@ -214,23 +252,42 @@ impl Shared {
         self.legs.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lane that a message goes to, if it is one for a leg.
-    fn leg(&self, received: &Received) -> Option<Leg> {
+    /// What a message was sent to, if it is anything.
+    fn addressee(&self, received: &Received) -> Option<Stands> {
         if received.from != self.wireguard {
             add(&self.counters.not_wireguard, 1);
             return None;
         }
-        let leg = match received.local {
+        let addressee = match received.local {
             Some(IpAddr::V4(address)) => self.read().by_address.get(&address).cloned(),
             _ => None,
         };
-        add(&self.counters.no_leg, usize::from(leg.is_none()));
-        leg
+        add(&self.counters.no_leg, usize::from(addressee.is_none()));
+        addressee
+    }
+
+    /// WireGuard wants to talk to a peer that sleeps.
+    fn call(&self, peer: PublicKey, received: &Received) {
+        for message in received.data.chunks(received.segment) {
+            let fits = wire::stun::is_wireguard(message) && message.len() <= MAX_FORWARDED_LEN;
+            if !fits {
+                add(&self.counters.not_wireguard, 1);
+            } else if !self.bells.ring(peer, message) {
+                add(&self.counters.queue_full, 1);
+            }
+        }
     }
 
     /// Hands on the datagrams of a message. Returns how many.
     fn take_in(&self, received: &Received) -> usize {
-        let Some(leg) = self.leg(received) else { return 0 };
+        let leg = match self.addressee(received) {
+            Some(Stands::Leg(leg)) => leg,
+            Some(Stands::Peer(peer)) => {
+                self.call(peer, received);
+                return 0;
+            }
+            None => return 0,
+        };
         // One by one: the kernel merges any datagrams of one size and sender.
         let (mut count, mut bytes, mut others) = (0, 0, 0);
         let mut messages = received.data.chunks(received.segment).filter(|message| {

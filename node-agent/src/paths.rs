@@ -52,11 +52,13 @@ enum Class {
 }
 
 impl Class {
-    fn of(state: &PathState) -> Self {
+    /// `None` where nobody needs a path.
+    fn of(state: &PathState) -> Option<Self> {
         match state {
-            PathState::Direct { .. } => Self::Direct,
-            PathState::Relayed { .. } => Self::Relayed,
-            PathState::Connecting | PathState::Down { .. } => Self::Down,
+            PathState::Direct { .. } => Some(Self::Direct),
+            PathState::Relayed { .. } => Some(Self::Relayed),
+            PathState::Idle => None,
+            PathState::Connecting | PathState::Down { .. } => Some(Self::Down),
         }
     }
 }
@@ -211,7 +213,13 @@ impl Row {
     }
 
     fn settle(&mut self, now: Instant) {
-        let class = Class::of(&self.state());
+        let Some(class) = Class::of(&self.state()) else {
+            // Whom nobody needs is not missed. How it was reached is shown for as long as nothing else is known.
+            if self.shown == Shown::As(Class::Down) {
+                self.shown = Shown::Pending;
+            }
+            return;
+        };
         if class > Class::Down && now.duration_since(self.since) >= FORGIVEN_AFTER {
             self.downs = 0;
         }
@@ -223,7 +231,7 @@ impl Row {
 
     /// When what is shown will follow what is.
     fn due(&self) -> Option<Instant> {
-        let wait = match (self.shown, Class::of(&self.state())) {
+        let wait = match (self.shown, Class::of(&self.state())?) {
             (Shown::Pending, Class::Direct) => Duration::ZERO,
             (Shown::Pending, Class::Relayed) => RELAYED_AFTER,
             (Shown::Pending, Class::Down) => GRACE,
@@ -237,7 +245,7 @@ impl Row {
 }
 
 /// The names of the states in tables and metrics.
-pub const STATES: [&str; 4] = ["direct", "relayed", "connecting", "down"];
+pub const STATES: [&str; 5] = ["direct", "relayed", "connecting", "down", "idle"];
 
 /// The place of a state among [`STATES`].
 fn place(state: &PathState) -> usize {
@@ -246,6 +254,7 @@ fn place(state: &PathState) -> usize {
         PathState::Relayed { .. } => 1,
         PathState::Connecting => 2,
         PathState::Down { .. } => 3,
+        PathState::Idle => 4,
     }
 }
 
@@ -259,14 +268,14 @@ pub fn rtt(state: &PathState) -> Option<Duration> {
     match state {
         PathState::Direct { rtt, .. } => Some(*rtt),
         PathState::Relayed { rtt, .. } => *rtt,
-        PathState::Connecting | PathState::Down { .. } => None,
+        PathState::Idle | PathState::Connecting | PathState::Down { .. } => None,
     }
 }
 
-/// Why a state is not direct, for tables and metrics; empty when it is.
+/// Why a state is not direct, for tables and metrics; empty when it is, or when nobody needs it to be.
 pub fn reason_name(state: &PathState) -> &'static str {
     match state {
-        PathState::Direct { .. } => "",
+        PathState::Direct { .. } | PathState::Idle => "",
         other => reason(other).as_str(),
     }
 }
@@ -274,7 +283,7 @@ pub fn reason_name(state: &PathState) -> &'static str {
 fn reason(state: &PathState) -> Reason {
     match state {
         PathState::Down { reason } | PathState::Relayed { reason, .. } => *reason,
-        PathState::Connecting | PathState::Direct { .. } => Reason::NotTriedYet,
+        PathState::Idle | PathState::Connecting | PathState::Direct { .. } => Reason::NotTriedYet,
     }
 }
 

@@ -10,6 +10,8 @@ mod disk;
 mod meddlers;
 #[path = "agent_loop/membership.rs"]
 mod membership;
+#[path = "agent_loop/on_demand.rs"]
+mod on_demand;
 #[path = "agent_loop/one_of_many.rs"]
 mod one_of_many;
 #[path = "agent_loop/outages.rs"]

@@ -1,11 +1,14 @@
-//! Addresses of this machine's own for legs that are a relay's channel.
+//! Addresses of this machine's own: for legs that are a relay's channel, and for peers that sleep.
 //!
 //! WireGuard sends to an address. For a leg that is the channel itself, because UDP does not get to the relay, that is one of
 //! 127.77.0.0/16 at a port that the shell has: it takes what WireGuard sends there, and hands WireGuard what the relay says from there.
 //! The address alone tells the leg, in both directions. No other address of loopback is ever used, and these for nothing else.
+//!
+//! A peer that [sleeps](crate::peer) has one as well, for as long as it is known: what WireGuard sends there is a user's wish to talk to it.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 
 use wire::relay::AllocationId;
 
@@ -14,7 +17,7 @@ use crate::relay::RelayId;
 
 /// First half of every such address.
 const NETWORK: [u8; 2] = [127, 77];
-/// Addresses there are, but for the first and the last: more than two legs for each of as many peers as there may be.
+/// Addresses there are, but for the first and the last: more than two legs and a bell for each of as many peers as there may be.
 const LAST: u16 = u16::MAX - 1;
 
 /// Which of them are taken.
@@ -39,13 +42,21 @@ impl Carriage {
     /// An address for this leg, and what the shell must know of it.
     pub(crate) fn take(&mut self, relay: RelayId, allocation: AllocationId) -> Option<(SocketAddr, Event)> {
         let port = self.port?;
+        let endpoint = socket(self.draw()?, port);
+        Some((endpoint, Event::Carry { endpoint, relay, allocation }))
+    }
+
+    /// An address for a peer that sleeps.
+    pub(crate) fn take_bell(&mut self) -> Option<NonZeroU16> {
+        self.draw()
+    }
+
+    fn draw(&mut self) -> Option<NonZeroU16> {
         let after = (self.last.saturating_add(1)..=LAST).chain(1..=self.last.min(LAST));
         let free = after.into_iter().find(|number| !self.taken.contains(number))?;
         self.last = free;
         self.taken.insert(free);
-        let [high, low] = free.to_be_bytes();
-        let endpoint = SocketAddr::from((Ipv4Addr::new(NETWORK[0], NETWORK[1], high, low), port));
-        Some((endpoint, Event::Carry { endpoint, relay, allocation }))
+        NonZeroU16::new(free)
     }
 
     /// The leg needs it no more.
@@ -54,6 +65,12 @@ impl Carriage {
         let [_, _, high, low] = v4.ip().octets();
         self.taken.remove(&u16::from_be_bytes([high, low])).then_some(Event::CarryNoMore { endpoint })
     }
+}
+
+/// The address of this number, at a port.
+pub(crate) fn socket(number: NonZeroU16, port: u16) -> SocketAddr {
+    let [high, low] = number.get().to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(NETWORK[0], NETWORK[1], high, low), port))
 }
 
 #[cfg(test)]

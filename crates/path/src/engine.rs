@@ -12,7 +12,7 @@ use crate::candidate::canonical;
 use crate::control::Control;
 use crate::event::{Event, Transmit};
 use crate::gather::Gather;
-use crate::input::{Config, Input, PeerConfig};
+use crate::input::{Config, Input, OnDemand, PeerConfig};
 use crate::nat::NatReport;
 use crate::peer::Peer;
 use crate::shared::Shared;
@@ -137,6 +137,12 @@ impl Engine {
                     self.peers.for_each(|peer| peer.carrier_changed(shared, now));
                 }
             }
+            Input::OnDemand(on_demand) => self.set_on_demand(on_demand),
+            Input::Called { peer } => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.on_called(&mut self.shared, now);
+                }
+            }
             Input::NetworkChanged => {
                 self.shared.candidates.clear();
                 self.gather.restart(now);
@@ -258,6 +264,19 @@ impl Engine {
         });
     }
 
+    fn set_on_demand(&mut self, on_demand: Option<OnDemand>) {
+        let before = std::mem::replace(&mut self.shared.on_demand, on_demand);
+        if before == on_demand {
+            return;
+        }
+        let port = |on_demand: Option<OnDemand>| on_demand.map(|on_demand| on_demand.port);
+        if port(before) != port(on_demand) {
+            let (shared, now) = (&mut self.shared, self.now);
+            self.peers.for_each(|peer| peer.leave_bell(port(before), shared, now));
+        }
+        self.peers.touch_all();
+    }
+
     fn upsert(&mut self, config: &PeerConfig) {
         let key = config.public_key;
         if !self.peers.contains(&key) {
@@ -280,6 +299,7 @@ impl Engine {
         if let Some(mut peer) = self.peers.remove(key) {
             self.by_key_id.remove(&peer.receive_id());
             peer.release_legs(&mut self.shared);
+            peer.give_bell_back(self.shared.on_demand.map(|on_demand| on_demand.port), &mut self.shared);
             self.shared.relays.meet(*key, false);
         }
     }

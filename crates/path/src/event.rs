@@ -60,7 +60,16 @@ pub enum Event {
         /// Whose messages.
         allocation: AllocationId,
     },
-    /// No more of that.
+    /// The peer sleeps: WireGuard will be pointed at this address of the machine's own, and what it sends there is a user's wish to talk
+    /// to the peer. Say [`Input::Called`](crate::Input::Called) of it, and keep the first messages: they go to where the peer's
+    /// endpoint is set next. Said once; the address stands for the peer, whether it sleeps or not, until [`Event::CarryNoMore`].
+    Await {
+        /// Who sleeps.
+        peer: PublicKey,
+        /// The address, with the port of [`OnDemand`](crate::OnDemand).
+        endpoint: SocketAddr,
+    },
+    /// The address stands for nothing any more.
     CarryNoMore {
         /// The address.
         endpoint: SocketAddr,
@@ -112,6 +121,8 @@ pub enum PathState {
         /// Why the pair is not direct, or not yet.
         reason: Reason,
     },
+    /// No path, because nobody needs one: no packet goes to the peer, and the first one of a user makes a path.
+    Idle,
     /// No path yet; the first attempts are under way.
     Connecting,
     /// No path; attempts go on at longer intervals.

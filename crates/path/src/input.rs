@@ -81,8 +81,24 @@ pub enum Input {
     /// The port of the loopback socket by which the shell carries WireGuard's packets over relays' channels; nothing if it cannot. Another
     /// one makes every [`Event::Carry`](crate::Event::Carry) void.
     Carrier(Option<u16>),
+    /// Whether peers that no packets of users go to or come from are let sleep; nothing keeps every pair of nodes connected.
+    OnDemand(Option<OnDemand>),
+    /// WireGuard has sent something to the address that stands for this peer ([`Event::Await`](crate::Event::Await)).
+    Called {
+        /// Who is wanted.
+        peer: PublicKey,
+    },
     /// Links, addresses or routes changed: whatever is known of NATs and paths may be stale.
     NetworkChanged,
+}
+
+/// Paths only for those who talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnDemand {
+    /// Without packets of users for so long a pair is let go. Keepalives, handshakes and the agents' own echoes are none.
+    pub idle: Duration,
+    /// The port of the loopback socket where the shell waits for what WireGuard sends to peers that sleep.
+    pub port: u16,
 }
 
 /// What the directory says about a peer.

@@ -8,6 +8,7 @@ pub struct KeptState(Kept);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kept {
+    Idle,
     Connecting,
     Down(Reason),
     Path(Box<PathState>),
@@ -18,6 +19,7 @@ impl KeptState {
     #[must_use]
     pub fn get(&self) -> PathState {
         match &self.0 {
+            Kept::Idle => PathState::Idle,
             Kept::Connecting => PathState::Connecting,
             Kept::Down(reason) => PathState::Down { reason: *reason },
             Kept::Path(state) => **state,
@@ -28,6 +30,7 @@ impl KeptState {
 impl From<PathState> for KeptState {
     fn from(state: PathState) -> Self {
         Self(match state {
+            PathState::Idle => Kept::Idle,
             PathState::Connecting => Kept::Connecting,
             PathState::Down { reason } => Kept::Down(reason),
             PathState::Direct { .. } | PathState::Relayed { .. } => Kept::Path(Box::new(state)),
@@ -48,7 +51,7 @@ mod tests {
         let remote = "192.0.2.1:1".parse().unwrap();
         let pair = Selected { remote, kind: CandidateKind::Host, tier: Tier::Ipv4 };
         let direct = PathState::Direct { pair, rtt: Duration::from_millis(5), since: Instant::now() };
-        for state in [direct, PathState::Connecting, PathState::Down { reason: Reason::NoAnswer }] {
+        for state in [direct, PathState::Idle, PathState::Connecting, PathState::Down { reason: Reason::NoAnswer }] {
             assert_eq!(KeptState::from(state).get(), state);
         }
         assert!(size_of::<KeptState>() <= 16);

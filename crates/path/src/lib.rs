@@ -72,6 +72,12 @@
 //! ([`Event::Carry`]). Everything else is as with other legs: an echo proves it, a direct pair replaces it. BIND is tried again every half a
 //! minute, and BOUND takes the leg back to UDP without a handshake. The leg goes with the channel.
 //!
+//! # Pairs that sleep
+//!
+//! Where paths are made on demand ([`Input::OnDemand`]) a pair that no packets of users go over is let go by both sides: no path, no leg, no timer.
+//! WireGuard is pointed at a loopback address that stands for the peer, its bell. A packet that it sends there wakes the pair, and so does whatever the
+//! peer says; both start at step 2 then. Whoever can't be called by a relay is never let go.
+//!
 //! # What it refuses
 //!
 //! * To send to an address that the filter names: it is asked when addresses are published, when they arrive, and before
@@ -112,7 +118,7 @@ pub use control::Control;
 pub use engine::Engine;
 pub use event::{Event, PathState, Reason, Selected, Transmit};
 pub use filter::{Forbidden, Refusal};
-pub use input::{Config, Input, PeerConfig, PeerCounters, Session};
+pub use input::{Config, Input, OnDemand, PeerConfig, PeerCounters, Session};
 pub use kept::KeptState;
 pub use nat::{NatClass, NatReport};
 pub use relay::{MAX_DOMAIN, RelayId, RelayNews};

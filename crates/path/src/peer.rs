@@ -28,6 +28,7 @@ mod punch;
 mod relay_path;
 mod relayed;
 mod report;
+mod rest;
 mod signals;
 mod trial;
 
@@ -39,6 +40,7 @@ use nominate::Nomination;
 use probing::Requests;
 use punch::Punch;
 use relayed::Relayed;
+use rest::Rest;
 use trial::Trial;
 
 /// Sources of authentic PINGs kept beyond the published candidates: a NAT that rebinds twice and a second uplink.
@@ -64,6 +66,9 @@ pub(crate) struct Peer {
     keys: PairKeys,
     /// Whether this node chooses the path: the side with the smaller public key.
     nominates: bool,
+    /// Whether the directory wants a path ..
+    asked: bool,
+    /// .. and there is to be one now: of a pair that sleeps there is none.
     wanted: bool,
     /// Whether the device's counters were read before: the first numbers are no traffic.
     counted: bool,
@@ -85,6 +90,7 @@ pub(crate) struct Peer {
     check: Option<Box<Check>>,
     direct: Option<Direct>,
     relayed: Seldom<Relayed>,
+    rest: Seldom<Rest>,
     /// The path that died last, worth trying before all others.
     lost: Option<Box<Lost>>,
     /// What WireGuard was told.
@@ -111,6 +117,7 @@ impl Peer {
             key,
             keys,
             nominates: shared.own_key < key,
+            asked: false,
             wanted: false,
             counted: false,
             idle_spread: counters::idle_spread(shared.nonces.token()),
@@ -127,6 +134,7 @@ impl Peer {
             check: None,
             direct: None,
             relayed: Seldom::made(),
+            rest: Seldom::made(),
             lost: None,
             endpoint: None,
             traffic: Seldom::made(),
@@ -142,6 +150,7 @@ impl Peer {
         self.punch.put_away();
         self.nomination.put_away();
         self.relayed.put_away();
+        self.rest.put_away();
         self.traffic.put_away();
     }
 
@@ -161,8 +170,8 @@ impl Peer {
             shared.stats.refuse(Refusal::OverCap);
         }
         let changed = self.offered != offered || self.round != config.round;
-        let wanted_now = config.wanted && !self.wanted;
-        self.wanted = config.wanted;
+        let wanted_now = config.wanted && !self.asked;
+        self.set_asked(config.wanted, shared, now);
         if self.round != config.round {
             self.signalled.clear();
         }
@@ -266,9 +275,11 @@ impl Peer {
         }
     }
 
-    /// Whether WireGuard must not send there. What stands for a relay's channel is the one use of loopback.
+    /// Whether WireGuard must not send there. What stands for a relay's channel, or for a peer that sleeps, is the one use of loopback.
     fn is_forbidden(&self, remote: SocketAddr, shared: &Shared) -> bool {
-        !self.relayed.is_carried_at(remote) && shared.filter.check_remote(remote).is_err()
+        !self.relayed.is_carried_at(remote)
+            && !self.is_bell(remote, shared)
+            && shared.filter.check_remote(remote).is_err()
     }
 
     /// Makes a pair of an address that the peer was seen at, if there is room.
@@ -306,7 +317,7 @@ impl Peer {
 
     /// Points WireGuard at an address.
     fn set_endpoint(&mut self, remote: SocketAddr, shared: &mut Shared, now: Instant) {
-        let wanted = (remote, self.keepalive());
+        let wanted = (remote, self.keepalive().filter(|_| !self.is_bell(remote, shared)));
         if self.endpoint == Some(wanted) {
             return;
         }
@@ -324,12 +335,12 @@ impl Peer {
         }
     }
 
-    /// A keepalive on every wanted pair. The absence of a NAT is visible from outside, that of a stateful firewall is
+    /// A keepalive on every pair that is to stay. The absence of a NAT is visible from outside, that of a stateful firewall is
     /// not, and an idle session through one dies without.
     fn keepalive(&self) -> Option<Duration> {
         // One that is switched on is sent at once, and without a session that is an initiation: the other side's is on its way.
         let waits = self.trial.as_ref().is_some_and(|trial| trial.awaits_handshake());
-        (self.wanted && !waits).then_some(KEEPALIVE)
+        (self.is_kept() && !waits).then_some(KEEPALIVE)
     }
 
     /// Whether this node's NAT mapping is held open by traffic to the peer.

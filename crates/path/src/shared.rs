@@ -15,6 +15,7 @@ use crate::carriage::Carriage;
 use crate::control::Control;
 use crate::event::{Event, Transmit};
 use crate::filter::Filter;
+use crate::input::OnDemand;
 use crate::nat::{NatClass, NatReport};
 use crate::nonces::Nonces;
 use crate::relay::{ControlChannel, RelayId, Relays};
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     /// Whose legs relay messages belong to: two a peer.
     pub(crate) legs: BTreeMap<(SocketAddr, AllocationId), PublicKey>,
     pub(crate) carriage: Carriage,
+    /// Whether peers may sleep.
+    pub(crate) on_demand: Option<OnDemand>,
     /// The best that any relay offers.
     pub(crate) channel: ControlChannel,
     /// Whether a stranger's packet moves this node's port, as far as it is known.
@@ -68,6 +71,7 @@ impl Shared {
             relays: Relays::default(),
             legs: BTreeMap::new(),
             carriage: Carriage::default(),
+            on_demand: None,
             channel: ControlChannel::default(),
             poisonable: None,
             moved: None,

@@ -9,6 +9,8 @@ use crate::filter::Refusal;
 pub struct Stats {
     /// How often a peer was looked at: because something happened to it, or because it was due.
     pub looks: u64,
+    /// How often a peer that slept was woken.
+    pub woken: u64,
     /// PINGs sent.
     pub pings_sent: u64,
     /// Authentic PINGs received and not seen before.

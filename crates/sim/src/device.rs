@@ -12,7 +12,7 @@ use crate::packet::{Inner, Message};
 use crate::random::Random;
 
 /// Between two initiations (WireGuard's `REKEY_TIMEOUT`).
-const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// After this the initiator makes a new session.
 const REKEY_AFTER: Duration = Duration::from_secs(120);
 /// After this a session is void.
@@ -112,6 +112,12 @@ impl Device {
         } else {
             self.send(key, Inner::Keepalive, random, now);
         }
+    }
+
+    /// Whether a handshake that is asked for starts at once.
+    #[must_use]
+    pub fn forces_handshakes(&self) -> bool {
+        self.forces_handshakes
     }
 
     /// The same device made anew: without peers and sessions.

@@ -10,6 +10,7 @@ use wire::{PrivateKey, PublicKey};
 
 use crate::device::Device;
 use crate::internet::{BoxId, RealmId};
+use crate::packet::Message;
 use crate::site::Site;
 
 /// A machine of the mesh.
@@ -40,6 +41,13 @@ pub struct Node {
     pub(crate) published: Option<(Vec<Candidate>, NatReport)>,
     /// How many times it published.
     pub publications: u32,
+    /// Without packets for how long its agent lets a pair go; nothing keeps them all, as agents before that did.
+    pub idle: Option<Duration>,
+    /// What the device sent to peers that sleep: their addresses, and what waits there.
+    pub(crate) bells: BTreeMap<SocketAddr, PublicKey>,
+    pub(crate) waiting: BTreeMap<PublicKey, Vec<(Duration, Message)>>,
+    /// Packets that its agent and its device have sent to anybody but observers.
+    pub sent: u64,
     /// What the directory told it, kept on disk.
     pub(crate) cache: BTreeMap<PublicKey, PeerConfig>,
     /// Whether it is switched on.
@@ -104,6 +112,12 @@ impl Node {
     #[must_use]
     pub fn is_direct(&self, peer: &PublicKey) -> bool {
         matches!(self.state(peer), Some(PathState::Direct { .. }))
+    }
+
+    /// Whether the pair sleeps on this side.
+    #[must_use]
+    pub fn is_idle(&self, peer: &PublicKey) -> bool {
+        matches!(self.state(peer), Some(PathState::Idle))
     }
 
     /// Whether this node shows a relayed path.

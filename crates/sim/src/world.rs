@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use path::{Config, Engine, Input, PeerConfig, RelayId};
+use path::{Config, Engine, Input, OnDemand, PeerConfig, RelayId};
 use wire::control::{ToNode, ToRelay};
 use wire::{PublicKey, stun};
 
@@ -364,23 +364,31 @@ impl World {
             seed,
         };
         machine.counted = self.now;
+        machine.bells.clear();
+        machine.waiting.clear();
         let mut engine = Engine::new(config, instant);
         let cached = machine.cache.values().cloned().collect();
+        let on_demand = machine.idle.map(|idle| OnDemand { idle, port: shell::BELL_PORT });
         for input in [
+            Input::OnDemand(on_demand),
             Input::Forbidden(machine.forbidden.clone()),
             Input::HostCandidates(machine.addresses.clone()),
             Input::StunServers(stun),
             Input::Counters(machine.device.counters(self.now)),
-            Input::Peers { upsert: cached, remove: Vec::new() },
         ] {
             engine.handle_input(input, instant);
         }
-        if self.forwarding {
-            engine.handle_input(Input::Sessions(machine.device.sessions(self.now)), instant);
-        }
         machine.engine = Some(engine);
         self.note(&format!("n{node} agent starts"));
+        // Relays before peers: what is said to one waits for its channel.
         self.connect_soon(node);
+        let machine = &mut self.nodes[node];
+        if let Some(engine) = &mut machine.engine {
+            engine.handle_input(Input::Peers { upsert: cached, remove: Vec::new() }, instant);
+            if self.forwarding {
+                engine.handle_input(Input::Sessions(machine.device.sessions(self.now)), instant);
+            }
+        }
         self.drive(node);
         for peer in 0..self.nodes.len() {
             if peer != node {

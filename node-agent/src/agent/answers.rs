@@ -145,7 +145,8 @@ impl Agent {
                 state: state_name(&state).into(),
                 reason: reason_name(&state).into(),
                 since_seconds: now.saturating_duration_since(row.since).as_secs(),
-                endpoint: counters.and_then(|c| c.endpoint).map(|e| e.to_string()),
+                // Where nobody is tells nobody anything.
+                endpoint: counters.and_then(|c| c.endpoint).filter(|_| state != PathState::Idle).map(|e| e.to_string()),
                 relay: relay.map(|relay| plane.relays().name(relay)),
                 transport,
                 tier,

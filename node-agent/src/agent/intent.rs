@@ -8,7 +8,7 @@ use crate::{
     relays::{MAX_RELAYS, Relay},
     told::{self, View},
 };
-use crds::mesh::Backend;
+use crds::mesh::{Backend, PathMode, Paths};
 use ipnet::IpNet;
 use path::{CandidateKind, Forbidden, PeerConfig};
 use std::{
@@ -24,6 +24,9 @@ use topology::{
     spec::NodeSpec,
 };
 use wire::key::PublicKey;
+
+/// The largest mesh in which every pair is kept connected unless an admin says otherwise: as many pairs as a small node can keep.
+const EAGER_NODES: usize = 64;
 
 /// The agent's fixed settings.
 #[derive(Clone, Debug)]
@@ -83,6 +86,8 @@ pub struct Intent {
     pub stun_servers: Vec<SocketAddr>,
     /// Which relays to keep a channel to.
     pub relays: Vec<Relay>,
+    /// After how long an idle pair is let go; nothing keeps every pair connected.
+    pub idle: Option<Duration>,
     /// The CNI file.
     pub cni: Option<CniPlan>,
     /// The peers that only the device remembers.
@@ -154,6 +159,7 @@ pub fn intent(settings: &Settings, view: &View, found: &Found<'_>, plan: &NodePl
         forbidden,
         hosts: hosts(&found.survey.underlay),
         stun_servers: view.stun_servers(),
+        idle: idle(&object.spec.paths, plan.peers.len()),
         cni: (settings.cni_mode == CniMode::Managed).then(|| CniPlan {
             conf_dir: settings.cni_conf_dir.clone(),
             bin_dir: settings.cni_bin_dir.clone(),
@@ -210,9 +216,18 @@ pub fn path_peer(public_key: PublicKey, peer: &PeerPlan) -> PeerConfig {
         public_key,
         candidates: peer.candidates.iter().map(candidate).collect(),
         round: peer.round,
-        // Every pair is wanted until relays carry what isn't.
         wanted: true,
     }
+}
+
+/// After how long a pair is let go that nobody uses, in a mesh of so many peers.
+fn idle(paths: &Paths, peers: usize) -> Option<Duration> {
+    let on_demand = match paths.mode {
+        PathMode::Auto => peers >= EAGER_NODES,
+        PathMode::Eager => false,
+        PathMode::OnDemand => true,
+    };
+    on_demand.then(|| Duration::from_secs(paths.idle_seconds.into()))
 }
 
 fn facts(settings: &Settings, spec: NodeSpec, found: &Found<'_>) -> SelfFacts {
@@ -302,6 +317,20 @@ fn candidate(candidate: &peer::Candidate) -> path::Candidate {
 mod tests {
     use super::*;
     use path::RelayId;
+
+    #[test]
+    fn a_mesh_of_up_to_64_nodes_keeps_every_pair_unless_an_admin_says_otherwise() {
+        let paths = |mode| Paths { mode, idle_seconds: 40 };
+        let (kept, let_go) = (None, Some(Duration::from_secs(40)));
+        for (mode, peers, expected) in [
+            (PathMode::Auto, 63, kept),
+            (PathMode::Auto, 64, let_go),
+            (PathMode::Eager, 9_999, kept),
+            (PathMode::OnDemand, 1, let_go),
+        ] {
+            assert_eq!(idle(&paths(mode), peers), expected, "{mode:?} with {peers} peers");
+        }
+    }
 
     fn relay(n: u8, addresses: &[&str]) -> Relay {
         let udp: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();

@@ -1,17 +1,20 @@
 //! The data plane of this node: the device, the path engine that steers it, the echo sockets, and the host network.
 
 mod applying;
+mod callers;
 mod opening;
 mod others;
 
 pub use applying::Planned;
+
+use callers::Callers;
 
 use super::{
     identity::Identity,
     intent::{DeviceIntent, Intent},
 };
 use crate::{
-    carry::Carrier,
+    carry::{Bells, Carrier},
     host::{
         Echo, Host,
         echo::{self, Message},
@@ -56,8 +59,10 @@ pub struct Plane {
     meddled: bool,
     fed: Fed,
     relays: Relays,
-    /// Takes WireGuard's packets to relays' channels; nothing where that can't be had.
+    /// Takes WireGuard's packets to relays' channels and hears of peers that are to be woken; nothing where that can't be had.
     carrier: Option<Carrier>,
+    /// What was to go to peers that slept.
+    callers: Callers,
     by_mesh_ip: BTreeMap<IpAddr, PublicKey>,
     counters_at: Instant,
     local: Option<(Vec<Candidate>, NatReport)>,
@@ -69,6 +74,7 @@ struct Fed {
     forbidden: Option<path::Forbidden>,
     hosts: Option<Vec<ipnet::IpNet>>,
     stun_servers: Option<Vec<SocketAddr>>,
+    on_demand: Option<path::OnDemand>,
 }
 
 /// What a turn of the engine brought to light.
@@ -116,6 +122,7 @@ impl Plane {
             wanted: intent.device.clone(),
             relays: Relays::new(host.clone(), identity.credentials(intent.device.fwmark), feed),
             carrier,
+            callers: Callers::default(),
             engine,
             echo: Arc::from(echo),
             device,
@@ -185,6 +192,28 @@ impl Plane {
     /// What is carried over relays' channels, to look at.
     pub fn carrier(&self) -> Option<&Carrier> {
         self.carrier.as_ref()
+    }
+
+    /// What the device has sent to peers that sleep, for the loop to wait for.
+    pub fn bells(&self) -> Option<Arc<Bells>> {
+        self.carrier.as_ref().map(Carrier::bells)
+    }
+
+    /// Takes what the device has sent to peers that sleep.
+    pub async fn handle_calls(&mut self, budget: usize, now: Instant) {
+        let Some(bells) = self.bells() else { return };
+        for _ in 0..budget {
+            let Some(call) = bells.take() else { return };
+            let peer = call.peer;
+            self.callers.keep(call, now);
+            self.engine.handle_input(Input::Called { peer }, now);
+            // Sent before the device knew better.
+            if let Some((endpoint, _)) = self.engine.endpoint_of(&peer) {
+                self.send_waiting(peer, endpoint, now).await;
+            }
+        }
+        // The rest has its turn after other inputs.
+        bells.ring_again();
     }
 
     /// The next report of a channel to a relay. Cancel safe.
@@ -302,6 +331,12 @@ impl Plane {
             self.engine.handle_input(Input::Forbidden(intent.forbidden.clone()), now);
             self.fed.forbidden = Some(intent.forbidden.clone());
         }
+        let idle = intent.idle.zip(self.carrier.as_ref());
+        let on_demand = idle.map(|(idle, carrier)| path::OnDemand { idle, port: carrier.port() });
+        if self.fed.on_demand != on_demand {
+            self.engine.handle_input(Input::OnDemand(on_demand), now);
+            self.fed.on_demand = on_demand;
+        }
         // And relays before peers: what is said to one waits for its channel.
         for (relay, news) in self.relays.set(&intent.relays, now) {
             self.engine.handle_input(Input::Relay { relay, news }, now);
@@ -332,6 +367,7 @@ impl Plane {
                 let update =
                     PeerUpdate { endpoint: Some(endpoint), keepalive: Some(keepalive), ..PeerUpdate::new(peer) };
                 self.update(Delta { upsert: vec![update], remove: Vec::new() }).await?;
+                self.send_waiting(peer, endpoint, now).await;
             }
             Event::ClearEndpoint { peer } if self.peers.contains_key(&peer) => {
                 self.update(self.without_endpoint(peer)).await?;
@@ -342,13 +378,18 @@ impl Plane {
                     carrier.carry(endpoint, relay, allocation, lane);
                 }
             }
+            Event::Await { peer, endpoint } => {
+                if let Some(carrier) = &self.carrier {
+                    carrier.await_peer(endpoint, peer);
+                }
+            }
             Event::CarryNoMore { endpoint } => {
                 if let Some(carrier) = &self.carrier {
                     carrier.carry_no_more(endpoint);
                 }
             }
             Event::RenewChannel { relay } => self.relays.renew(relay),
-            Event::StartHandshake { peer } => match self.device.start_handshake(&peer).await {
+            Event::StartHandshake { peer } => match self.start_handshake(&peer, now).await {
                 Ok(()) => self.counters_at = self.counters_at.min(now + Duration::from_millis(250)),
                 Err(e @ (DeviceError::Stopped | DeviceError::Io { .. })) => return Err(e),
                 Err(e) => tracing::debug!(peer = peer.short(), error = %e, "a handshake was not started"),
@@ -374,6 +415,33 @@ impl Plane {
             }
         }
         Ok(())
+    }
+
+    /// The kernel starts no handshake so soon after one that went to a bell: that one goes on its way.
+    async fn start_handshake(&self, peer: &PublicKey, now: Instant) -> Result<(), DeviceError> {
+        let endpoint = self.engine.endpoint_of(peer).map(|(endpoint, _)| endpoint);
+        let waiting = self.callers.initiation(peer, now).filter(|_| self.backend() == wgdev::Backend::Kernel);
+        if let (Some(remote), Some(initiation)) = (endpoint, waiting) {
+            self.send_from_port(remote, initiation.to_vec()).await;
+        }
+        self.device.start_handshake(peer).await
+    }
+
+    /// What was to go to a peer that slept goes to where it is now; or nowhere, if it sleeps again.
+    async fn send_waiting(&mut self, peer: PublicKey, endpoint: SocketAddr, now: Instant) {
+        if self.carrier.as_ref().is_some_and(|carrier| carrier.stands_for(endpoint) == Some(peer)) {
+            return;
+        }
+        for message in self.callers.data(&peer, now) {
+            self.send_from_port(endpoint, message).await;
+        }
+    }
+
+    /// Sends a message of WireGuard's as if WireGuard did.
+    async fn send_from_port(&self, remote: SocketAddr, payload: Vec<u8>) {
+        if let Err(e) = self.device.send(Datagram { remote, local: None, payload }).await {
+            tracing::debug!(error = %e, "what waited for a path was not sent");
+        }
     }
 
     /// WireGuard has no way to forget an endpoint but to forget the peer. In this process that is one step. In the kernel it

@@ -45,8 +45,8 @@ pub struct StatusReport {
     pub conditions: Vec<ConditionReport>,
     /// What this node did not take over from the directory.
     pub refusals: Vec<String>,
-    /// Peers by state: direct, relayed, connecting, down.
-    pub peers: [u32; 4],
+    /// Peers by state: direct, relayed, connecting, down, idle.
+    pub peers: [u32; 5],
     /// The channels to relays, by identity key.
     pub relays: Vec<RelayReport>,
 }
@@ -104,7 +104,7 @@ pub struct PeerReport {
     pub key: String,
     /// Its mesh addresses.
     pub mesh_ips: Vec<String>,
-    /// `direct`, `relayed`, `connecting` or `down`.
+    /// `direct`, `relayed`, `connecting`, `down`, or `idle`: nobody needs a path, and the first packet makes one.
     pub state: String,
     /// Why it is not direct; empty when it is.
     pub reason: String,
@@ -184,8 +184,9 @@ impl StatusReport {
         line("addresses", self.mesh_ips.join(", "));
         line("candidates", self.candidates.join(", "));
         line("nat", format!("IPv4 {}, IPv6 {}", self.nat[0], self.nat[1]));
-        let [direct, relayed, connecting, down] = self.peers;
-        line("peers", format!("{direct} direct, {relayed} relayed, {connecting} connecting, {down} down"));
+        let [direct, relayed, connecting, down, idle] = self.peers;
+        let idle = if idle > 0 { format!(", {idle} idle") } else { String::new() };
+        line("peers", format!("{direct} direct, {relayed} relayed, {connecting} connecting, {down} down{idle}"));
         for relay in &self.relays {
             line("relay", relay.to_text());
         }

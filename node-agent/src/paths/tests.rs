@@ -85,7 +85,7 @@ fn peers_that_left_are_forgotten_and_renamed_ones_keep_their_state() {
     assert!(matches!(table.rows()[&key].state(), PathState::Direct { .. }));
     table.set_peers(std::iter::empty(), t);
     assert_eq!(table.report(&key, DOWN, t), None);
-    assert_eq!((table.states(), table.poll_timeout(), counts(&mut table, t + GRACE)), ([0; 4], None, (0, 0)));
+    assert_eq!((table.states(), table.poll_timeout(), counts(&mut table, t + GRACE)), ([0; 5], None, (0, 0)));
 }
 
 #[test]
@@ -96,11 +96,12 @@ fn what_is_kept_beside_the_rows_is_what_the_rows_say() {
     table.set_peers(keys.iter().map(|key| (key, "peer")), t);
     for step in 0..600u64 {
         let (now, key) = (t + s(step), &keys[(step * 7 % 29) as usize]);
-        match step % 6 {
+        match step % 7 {
             0 => table.set_peer(key, Some("other"), now),
             1 => table.set_peer(key, None, now),
             2 => _ = table.report(key, DOWN, now),
             3 => _ = table.report(key, relayed(now), now),
+            4 => _ = table.report(key, PathState::Idle, now),
             _ => _ = table.report(key, direct(now), now),
         }
         let summary = table.summary(now);
@@ -111,7 +112,7 @@ fn what_is_kept_beside_the_rows_is_what_the_rows_say() {
         assert_eq!(table.poll_timeout(), table.rows.values().filter_map(Row::due).min());
         assert_eq!(table.states.iter().sum::<u32>(), table.rows.len() as u32);
         let in_state = |n| table.rows.values().filter(|row| place(&row.state()) == n).count() as u32;
-        assert_eq!(table.states, [0, 1, 2, 3].map(in_state));
+        assert_eq!(table.states, [0, 1, 2, 3, 4].map(in_state));
     }
 }
 
@@ -126,11 +127,34 @@ fn a_relayed_peer_is_connected_and_counted_apart_once_it_stays() {
     let t = Instant::now();
     let (mut table, key) = table(t);
     table.report(&key, relayed(t), t);
-    assert_eq!((table.states(), table.summary(t)), ([0, 1, 0, 0], Summary::default()));
+    assert_eq!((table.states(), table.summary(t)), ([0, 1, 0, 0, 0], Summary::default()));
     let summary = table.summary(t + RELAYED_AFTER);
     assert_eq!((summary.direct, summary.relayed, summary.down, summary.unconnected.len()), (0, 1, 0, 0));
     assert_eq!(table.poll_timeout(), None);
     assert!(table.transitions().contains_key(&("connecting", "relayed", "HardNAT")));
+}
+
+#[test]
+fn a_pair_that_nobody_needs_is_counted_as_it_was_last_and_missed_by_nobody() {
+    let t = Instant::now();
+    let (mut table, key) = table(t);
+    table.report(&key, PathState::Idle, t);
+    assert_eq!((table.states(), counts(&mut table, t + s(3600))), ([0, 0, 0, 0, 1], (0, 0)), "it was never needed");
+    table.report(&key, direct(t), t + s(3600));
+    table.report(&key, PathState::Idle, t + s(3900));
+    assert_eq!(counts(&mut table, t + s(9000)), (1, 0));
+    // To be made anew takes a moment, which nobody writes down.
+    table.report(&key, PathState::Connecting, t + s(9000));
+    table.report(&key, direct(t), t + s(9001));
+    assert_eq!(counts(&mut table, t + s(9001)), (1, 0));
+    table.report(&key, DOWN, t + s(9100));
+    assert_eq!(counts(&mut table, t + s(9130)), (0, 1));
+    table.report(&key, PathState::Idle, t + s(9400));
+    assert_eq!(
+        (counts(&mut table, t + s(9400)), table.poll_timeout()),
+        ((0, 0), None),
+        "whom nobody needs is not missed"
+    );
 }
 
 #[test]

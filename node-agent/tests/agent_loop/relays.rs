@@ -105,9 +105,18 @@ async fn relayed() -> (FakeApi, TempDir, SocketAddr, Lab, mpsc::UnboundedReceive
 
 /// The same on a machine of the test's own.
 pub async fn relayed_on(
+    machine: (Arc<Machine>, mpsc::Sender<Changed>),
+) -> (FakeApi, TempDir, SocketAddr, Lab, mpsc::UnboundedReceiver<Dialled>) {
+    relayed_with(json!({}), machine).await
+}
+
+/// The same in a mesh with these settings.
+pub async fn relayed_with(
+    mesh: Value,
     (machine, change): (Arc<Machine>, mpsc::Sender<Changed>),
 ) -> (FakeApi, TempDir, SocketAddr, Lab, mpsc::UnboundedReceiver<Dialled>) {
     let (api, address, dir) = cluster().await;
+    operator::create_mesh(&api, mesh);
     operator::create_node(&api, "a", 1);
     put_slice(&api, "peers-0", &[peer("b", 2).1]);
     put_relay(&api, "r", "r", RELAY_KEY, &["198.51.100.7", "10.118.0.7", "192.0.2.10", "2001:db8::7"]);
@@ -223,7 +232,7 @@ async fn a_denied_channel_says_why() {
 }
 
 /// What of the device's datagrams goes to the pair's port on the relay, opened.
-async fn bound_for(device: &Fake, to: SocketAddr, key: &LegKey) -> (Header, Body) {
+pub async fn bound_for(device: &Fake, to: SocketAddr, key: &LegKey) -> (Header, Body) {
     let sent = async {
         loop {
             let mut sent = device.take_sent().into_iter().filter(|datagram| datagram.remote == to);

@@ -48,6 +48,16 @@ fn rules() -> Vec<Rule> {
             "each entry must be a prefix like 10.244.0.0/16",
         ),
         mesh(
+            json!({ "paths": { "mode": "OnDemand", "idleSeconds": 10 } }),
+            json!({ "paths": { "mode": "OnDemand", "idleSeconds": 9 } }),
+            "spec.paths.idleSeconds",
+        ),
+        mesh(
+            json!({ "paths": { "mode": "Eager" } }),
+            json!({ "paths": { "mode": "Lazy" } }),
+            r#"supported values: "Auto", "Eager", "OnDemand""#,
+        ),
+        mesh(
             json!({ "addresses": { "ipv4": "10.9.0.0/16" } }),
             json!({ "addresses": { "ipv4": "10.9.0.0/31" } }),
             "must be a unicast IPv4 prefix of 8 to 30 bits, like 10.118.0.0/16",

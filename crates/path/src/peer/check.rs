@@ -95,6 +95,7 @@ impl Peer {
                 self.endpoint = None;
                 self.set_endpoint(direct.remote, shared, now);
             }
+            self.traffic.echoed = Some(now);
             shared.events.push_back(Event::SendEcho { peer, token });
         }
         let Some(check) = &mut self.check else {

@@ -16,6 +16,12 @@ use crate::timer::earliest;
 const SILENCE: Duration = Duration::from_millis(300);
 /// A keepalive is this long; what is longer carries something that deserves an answer.
 const KEEPALIVE_BYTES: u64 = 32;
+/// What WireGuard pads data to, and its handshake's messages.
+const BLOCK: u64 = 16;
+const INITIATION_BYTES: u64 = 148;
+const RESPONSE_BYTES: u64 = 92;
+/// How long an echo may take from the agent to the device's counters, or back.
+const ECHO_LAG: Duration = Duration::from_millis(500);
 /// Without any sign of life for this long, an idle path is checked. Two missed keepalives of the peer come first.
 const IDLE_CHECK: Duration = Duration::from_secs(60);
 /// The checks of both sides differ by up to this, so that the first one serves both.
@@ -57,6 +63,10 @@ pub(super) struct Traffic {
     /// When WireGuard last completed a handshake.
     handshake: Option<Instant>,
     put_back: Option<Instant>,
+    /// When the counters were last read ..
+    read: Option<Instant>,
+    /// .. and when an echo of an agent last went through the tunnel.
+    pub(super) echoed: Option<Instant>,
 }
 
 impl AsMade for Traffic {
@@ -76,6 +86,8 @@ impl AsMade for Traffic {
         session: None,
         handshake: None,
         put_back: None,
+        read: None,
+        echoed: None,
     };
 
     fn made() -> &'static Self {
@@ -137,8 +149,33 @@ impl Traffic {
         Some(self.unanswered_since? + patience)
     }
 
+    /// Whether packets of users are among what is new. A keepalive is none, nor is a handshake, whose messages are known by their
+    /// length, nor an echo of the agents', which is known by its time.
+    fn is_of_users(&self, counters: &PeerCounters, now: Instant) -> bool {
+        let since = self.read.unwrap_or(now).checked_sub(ECHO_LAG);
+        if self.echoed.is_some_and(|at| since.is_none_or(|since| at >= since)) {
+            return false;
+        }
+        let news = [(counters.rx_bytes, self.rx), (counters.tx_bytes, self.tx)];
+        news.into_iter().any(|(new, old)| without_handshake(new.saturating_sub(old)) > 2 * KEEPALIVE_BYTES)
+    }
+
+    /// The pair rests: what was on its way is no reason for anything any more.
+    pub(super) fn rest(&mut self, now: Instant) {
+        self.endpoint_set(now);
+        self.unanswered = 0;
+        self.unanswered_since = None;
+        self.session = None;
+    }
+
+    /// When an authentic packet last arrived on the path in use.
+    pub(super) fn last_alive(&self) -> Option<Instant> {
+        self.alive
+    }
+
     /// Takes new numbers; `first` says that there were none before to compare them with. Returns whether data came in.
     fn update(&mut self, counters: &PeerCounters, first: bool, now: Instant) -> bool {
+        self.read = Some(now);
         self.device = counters.endpoint.map(canonical);
         self.handshake = counters.last_handshake.and_then(|ago| now.checked_sub(ago));
         let (rx, tx) = (counters.rx_bytes, counters.tx_bytes);
@@ -172,6 +209,20 @@ impl Traffic {
     }
 }
 
+/// Bytes of messages, without those of the handshake among them. Data comes in whole blocks of 16, initiations and responses do not. A
+/// packet as long as the MTU does not either, and is still long afterwards.
+fn without_handshake(bytes: u64) -> u64 {
+    let handshake = match bytes % BLOCK {
+        4 => INITIATION_BYTES,
+        12 => RESPONSE_BYTES,
+        // Two of one kind.
+        8 if bytes >= 2 * INITIATION_BYTES => 2 * INITIATION_BYTES,
+        8 => 2 * RESPONSE_BYTES,
+        _ => 0,
+    };
+    bytes.saturating_sub(handshake)
+}
+
 /// Draws how many milliseconds later than [`IDLE_CHECK`] a peer is checked.
 pub(super) fn idle_spread(token: u64) -> u16 {
     (token % u64::from(IDLE_SPREAD_MS)) as u16
@@ -185,14 +236,22 @@ impl Peer {
 
     pub(crate) fn on_counters(&mut self, counters: &PeerCounters, shared: &mut Shared, now: Instant) {
         let PeerCounters { public_key: _, rx_bytes, tx_bytes, last_handshake, endpoint } = counters;
-        let is_silent = (*rx_bytes, *tx_bytes) == (0, 0) && last_handshake.is_none() && endpoint.is_none();
+        let is_there = endpoint.is_none() || (self.is_asleep() && *endpoint == self.endpoint.map(|(remote, _)| remote));
+        let is_silent = (*rx_bytes, *tx_bytes) == (0, 0) && last_handshake.is_none() && is_there;
         if is_silent && self.traffic.is_put_away() {
             // As it always was, of thousands of peers that a device was just told of.
             self.counted = true;
             return;
         }
         let first = !std::mem::replace(&mut self.counted, true);
+        let (rx_before, is_used) = (self.traffic.rx, !first && self.traffic.is_of_users(counters, now));
         let data = self.traffic.update(counters, first, now);
+        if is_used {
+            self.on_use(shared, now);
+        }
+        if self.is_asleep() && !first && *rx_bytes > rx_before {
+            self.roused(counters, shared, now);
+        }
         let held = self.hold.as_ref().is_some_and(|hold| hold.poll_timeout().is_some());
         if data && !held && self.direct.is_some_and(|direct| self.traffic.device == Some(direct.remote)) {
             self.relayed.led = 0;
@@ -224,7 +283,7 @@ impl Peer {
             return None;
         }
         let idle_after = IDLE_CHECK + Duration::from_millis(self.idle_spread.into());
-        let idle = self.traffic.alive.filter(|_| self.wanted).map(|alive| alive + idle_after);
+        let idle = self.traffic.alive.filter(|_| self.is_kept()).map(|alive| alive + idle_after);
         let due = earliest([self.traffic.silence_due(rtt), idle])?;
         // Not sooner than a new check is possible, or the timer would spin.
         let possible = self.traffic.checked.map_or(due, |at| at + Duration::from_secs(1));
@@ -244,7 +303,7 @@ impl Peer {
         if lags || self.trial.is_some() || told == Some(endpoint) {
             return;
         }
-        if self.is_forbidden(endpoint, shared) {
+        if self.is_forbidden(endpoint, shared) || self.is_asleep() {
             self.put_back(shared, now);
             return;
         }
@@ -319,5 +378,30 @@ impl Peer {
         for remote in others {
             self.ping(remote, shared, now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handshakes_are_told_from_data_by_their_length() {
+        let (keepalive, data) = (KEEPALIVE_BYTES, 96);
+        for (bytes, rest) in [
+            (INITIATION_BYTES, 0),
+            (RESPONSE_BYTES, 0),
+            (2 * INITIATION_BYTES, 0),
+            (2 * RESPONSE_BYTES, 0),
+            (keepalive, keepalive),
+            (INITIATION_BYTES + 2 * keepalive, 2 * keepalive),
+            (RESPONSE_BYTES + data, data),
+            (2 * INITIATION_BYTES + data, data),
+            (data, data),
+        ] {
+            assert_eq!(without_handshake(bytes), rest, "{bytes}");
+        }
+        // As long as the MTU allows, and so in no whole blocks.
+        assert!(without_handshake(1452) > 1_000);
     }
 }

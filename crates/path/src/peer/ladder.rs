@@ -73,7 +73,7 @@ impl Ladder {
     }
 
     /// There is nobody to ask.
-    fn pause(&mut self) {
+    pub(super) fn pause(&mut self) {
         self.start = None;
     }
 
@@ -117,7 +117,7 @@ fn gap_after(round: usize) -> Duration {
 impl Peer {
     /// Sends the probes that are due.
     pub(super) fn climb(&mut self, shared: &mut Shared, now: Instant) {
-        while self.wanted
+        while self.is_kept()
             && let Some(round) = self.ladder.step(now)
         {
             if self.ladder.rung == 1 && round > 0 && self.punch.is_resting() {

@@ -92,6 +92,9 @@ impl Peer {
             shared.stats.dropped_replayed += 1;
             return false;
         }
+        if probe.is_request() && self.is_asleep() {
+            self.wake(shared, now);
+        }
         match probe {
             Probe::Ping => self.on_ping(arrival, shared, now),
             Probe::Pong { .. } => self.on_pong(arrival, shared, now),

@@ -172,6 +172,11 @@ impl Relayed {
         self.doubted.is_some_and(|at| now.saturating_duration_since(at) < DOUBT)
     }
 
+    /// The peer can't be expected to ask for a leg: this side does so at once.
+    pub(super) fn ask_at_once(&mut self, now: Instant) {
+        self.alone_since = Some(now.checked_sub(FOLLOWER_PATIENCE).unwrap_or(now));
+    }
+
     /// The peer says something by a relay where this side has no leg yet: it has one there, and will not tell of another.
     pub(super) fn peer_is_heard(&mut self, now: Instant) {
         if let Some(since) = &mut self.alone_since {
@@ -299,7 +304,8 @@ impl Peer {
     /// What a leg may do now.
     fn may(&self, relay: RelayId, now: Instant) -> May {
         let keeps = self.keeps_legs(now);
-        let spare = self.direct.is_some() || self.relayed.path.is_none_or(|path| path.relay != relay);
+        let is_held = !self.rest.is_let_go() && self.relayed.path.is_some_and(|path| path.relay == relay);
+        let spare = self.direct.is_some() || !is_held;
         May { ask: keeps && self.met.contains(&relay), refresh: keeps, spare, use_own: self.uses_own_relay() }
     }
 

@@ -32,10 +32,11 @@ impl Peer {
         self.drive_retry(shared, now);
         self.drive_lost(shared, now);
         self.drive_suspicion(shared, now);
+        self.drive_rest(shared, now);
     }
 
     pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let ladder = self.wanted.then(|| self.ladder.poll_timeout()).flatten();
+        let ladder = self.is_kept().then(|| self.ladder.poll_timeout()).flatten();
         let trial = self.trial.as_deref().and_then(super::Trial::poll_timeout);
         let has_way_out = self.relayed.warm_relay().is_some();
         let check = self.check.as_deref().and_then(|check| check.poll_timeout(has_way_out));
@@ -47,7 +48,8 @@ impl Peer {
         let forgiven = self.pairs.values().filter_map(|pair| pair.penalised_until(now)).min();
         let retry = self.nomination.poll_timeout();
         let relay = earliest([self.legs_timeout(now), self.relay_timeout(now)]);
-        earliest([ladder, punch, trial, check, lost, hold, news, forgiven, retry, relay, self.suspicion_due()])
+        let rest = self.rest.poll_timeout();
+        earliest([ladder, punch, trial, check, lost, hold, news, forgiven, retry, relay, rest, self.suspicion_due()])
     }
 
     /// Tells the shell if the state is news.
@@ -62,6 +64,9 @@ impl Peer {
     }
 
     fn state(&self, shared: &Shared, now: Instant) -> PathState {
+        if self.is_asleep() {
+            return PathState::Idle;
+        }
         if let Some(direct) = self.direct
             && let Some(pair) = self.pairs.get(&direct.remote)
         {
@@ -151,7 +156,7 @@ impl Peer {
             state: self.state(shared, now),
             since: self.shown.as_ref().map(|shown| shown.since),
             nominates: self.nominates,
-            wanted: self.wanted,
+            wanted: self.asked,
             endpoint: self.endpoint.map(|(remote, _)| remote),
             last_switch: self.last_switch,
             nat: self.punch.told,

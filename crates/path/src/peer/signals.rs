@@ -23,6 +23,9 @@ impl Peer {
         shared.stats.signals_received += 1;
         self.punch.told = Some(PeerNat { class: NatClass::from_code(signal.class), poisonable: signal.poisonable });
         self.take_candidates(&signal, shared, now);
+        if signal.step == Step::Call {
+            self.wake(shared, now);
+        }
         match signal.step {
             Step::Call => self.on_call(id, shared, now),
             Step::Ready { answers } => self.on_ready(id, answers, shared, now),

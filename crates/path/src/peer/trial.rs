@@ -187,6 +187,9 @@ impl Peer {
 
     /// Puts the session that the device has from before on trial, where it is.
     pub(crate) fn adopt(&mut self, session: &Session, shared: &mut Shared, now: Instant) {
+        if self.is_asleep() {
+            return self.wake_with(session, shared, now);
+        }
         let remote = canonical(session.endpoint);
         let is_known = self.direct.is_some() || self.trial.is_some() || self.endpoint.is_some();
         if is_known || session.last_handshake >= SESSION_LIFETIME {
@@ -224,6 +227,7 @@ impl Peer {
         if trial.echo_due().is_some_and(|due| due <= now) {
             trial.echoes += 1;
             let token = trial.token;
+            self.traffic.echoed = Some(now);
             shared.events.push_back(Event::SendEcho { peer, token });
             let (remote, again) = (trial.remote, trial.echoes > 1);
             if again {
@@ -249,6 +253,7 @@ impl Peer {
     pub(crate) fn on_echo_request(&mut self, shared: &mut Shared, now: Instant) {
         self.traffic.alive(now);
         self.traffic.session_seen(now);
+        self.traffic.echoed = Some(now);
         let peer = self.key;
         self.relay_heard(shared, now);
         // Those sent before may have met a session that the peer no longer had.
@@ -259,12 +264,14 @@ impl Peer {
         {
             trial.prompted += 1;
             let token = trial.token;
+            self.traffic.echoed = Some(now);
             shared.events.push_back(Event::SendEcho { peer, token });
         }
     }
 
     pub(crate) fn on_echo_reply(&mut self, token: u64, shared: &mut Shared, now: Instant) {
         self.traffic.alive(now);
+        self.traffic.echoed = Some(now);
         if self.trial.as_ref().is_some_and(|trial| trial.token == token && trial.has_moved()) {
             self.trial_confirmed(shared, now);
         } else {

@@ -14,7 +14,7 @@ use crate::packet::{Packet, Payload};
 use crate::relay::{News, Plane};
 
 /// Where strays come from. Nobody ever sends there first.
-const STRAYS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 3));
+pub(super) const STRAYS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 3));
 /// The first of its ports; each stray has its own.
 const FIRST_PORT: u16 = 20_000;
 /// How often allocations are looked at.

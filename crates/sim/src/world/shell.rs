@@ -6,11 +6,14 @@ use std::time::Duration;
 use path::{Engine, Event, Input, PathState};
 use wire::PublicKey;
 
+use super::relay::STRAYS;
 use super::{Action, Heard, World};
-use crate::device::Output;
+use crate::device::{Output, REKEY_TIMEOUT};
 use crate::internet::Hop;
-use crate::packet::{DEFAULT_TTL, Inner, Packet, Payload};
+use crate::packet::{DEFAULT_TTL, Inner, Message, Packet, Payload};
 
+/// Where agents wait for what devices send to peers that sleep.
+pub(super) const BELL_PORT: u16 = 9_999;
 /// Turns of one node at one instant. More means that a timer never advances.
 const MAX_TURNS: usize = 10_000;
 
@@ -72,13 +75,14 @@ impl World {
             Event::SetEndpoint { peer, endpoint, keepalive } => {
                 machine.device.set_endpoint(&peer, Some(endpoint), keepalive);
                 self.note(&format!("n{node} endpoint {} {endpoint}", self.name(&peer)));
+                self.send_waiting(node, &peer, endpoint);
             }
             Event::ClearEndpoint { peer } => machine.device.set_endpoint(&peer, None, None),
-            Event::StartHandshake { peer } => {
-                machine.device.start_handshake(&peer, &mut self.random, now);
-            }
+            Event::StartHandshake { peer } => self.start_handshake(node, &peer),
+            Event::Await { peer, endpoint } => _ = machine.bells.insert(endpoint, peer),
+            Event::CarryNoMore { endpoint } => _ = machine.bells.remove(&endpoint),
             // No machine of the simulator has a carrier.
-            Event::Carry { .. } | Event::CarryNoMore { .. } | Event::RenewChannel { .. } => {}
+            Event::Carry { .. } | Event::RenewChannel { .. } => {}
             Event::SendEcho { peer, token } => {
                 machine.device.send(&peer, Inner::EchoRequest(token), &mut self.random, now);
             }
@@ -98,6 +102,51 @@ impl World {
         }
     }
 
+    /// The device can't start another handshake so soon after the one that went to the bell: that one is handed on.
+    fn start_handshake(&mut self, node: usize, peer: &PublicKey) {
+        let now = self.now;
+        let machine = &mut self.nodes[node];
+        let is_young = |(at, message): &&(Duration, Message)| {
+            matches!(message, Message::Initiation { .. }) && now - *at < REKEY_TIMEOUT
+        };
+        let waiting = machine.waiting.get(peer).and_then(|waiting| waiting.iter().rev().find(is_young).cloned());
+        match (machine.device.endpoint(peer), waiting) {
+            (Some(endpoint), Some((_, initiation))) if !machine.device.forces_handshakes() => {
+                self.send(node, endpoint, None, None, Payload::WireGuard(initiation));
+            }
+            _ => machine.device.start_handshake(peer, &mut self.random, now),
+        }
+    }
+
+    /// Data that a device sent to a peer that slept goes to where it is now. Handshakes wait until one is to start.
+    fn send_waiting(&mut self, node: usize, peer: &PublicKey, endpoint: SocketAddr) {
+        let machine = &mut self.nodes[node];
+        if machine.bells.contains_key(&endpoint) {
+            // What nobody came for until the peer slept again.
+            machine.waiting.remove(peer);
+            return;
+        }
+        let is_data = |(_, message): &mut (Duration, Message)| matches!(message, Message::Data { .. });
+        let waiting = machine.waiting.get_mut(peer).map(|waiting| waiting.extract_if(.., is_data).collect::<Vec<_>>());
+        for (_, message) in waiting.unwrap_or_default() {
+            self.send(node, endpoint, None, None, Payload::WireGuard(message));
+        }
+    }
+
+    /// The device sent something to a peer that sleeps, or did until a moment ago.
+    fn ring(&mut self, node: usize, bell: SocketAddr, message: Message) {
+        let instant = self.instant();
+        let machine = &mut self.nodes[node];
+        let Some(peer) = machine.bells.get(&bell).copied() else { return };
+        let Some(engine) = &mut machine.engine else { return };
+        machine.waiting.entry(peer).or_default().push((self.now, message));
+        let endpoint = engine.endpoint_of(&peer).map(|(endpoint, _)| endpoint);
+        engine.handle_input(Input::Called { peer }, instant);
+        if let Some(endpoint) = endpoint.filter(|endpoint| *endpoint != bell) {
+            self.send_waiting(node, &peer, endpoint);
+        }
+    }
+
     fn device_outputs(&mut self, node: usize) {
         loop {
             let outputs = self.nodes[node].device.take_outputs();
@@ -106,6 +155,7 @@ impl World {
             }
             for output in outputs {
                 match output {
+                    Output::Transmit(bell, message) if bell.ip().is_loopback() => self.ring(node, bell, message),
                     Output::Transmit(remote, message) => {
                         self.send(node, remote, None, None, Payload::WireGuard(message));
                     }
@@ -176,6 +226,7 @@ impl World {
         let text = format!("n{node} > {remote} {}{hops}", self.describe(&payload));
         self.trace.note(self.now, &text);
         self.judge_packet(node, remote, &payload);
+        self.nodes[node].sent += u64::from(!self.stun.contains(&remote) && remote.ip() != STRAYS);
         let packet = Packet { src, dst: remote, ttl: ttl.unwrap_or(DEFAULT_TTL), payload };
         let hop = Hop::new(self.nodes[node].realm, packet);
         self.travel_soon(hop);
@@ -189,6 +240,7 @@ fn shown(state: &PathState) -> String {
         PathState::Relayed { relay, endpoint, reason, .. } => {
             format!("relayed by {relay} at {endpoint}: {}", reason.as_str())
         }
+        PathState::Idle => "idle".to_owned(),
         PathState::Connecting => "connecting".to_owned(),
         PathState::Down { reason } => format!("down {}", reason.as_str()),
     }

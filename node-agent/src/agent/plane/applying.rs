@@ -132,7 +132,10 @@ impl Plane {
                     self.by_mesh_ip.extend(peer.mesh_ips.iter().map(|ip| (*ip, *key)));
                     upsert.push(path_peer(*key, peer));
                 }
-                None => remove.push(*key),
+                None => {
+                    self.callers.forget(key);
+                    remove.push(*key);
+                }
             }
         }
         self.engine.handle_input(Input::Peers { upsert, remove }, now);

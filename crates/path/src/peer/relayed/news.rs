@@ -15,6 +15,7 @@ use crate::shared::Shared;
 impl Peer {
     /// The relay named a leg of this node.
     pub(crate) fn on_allocated(&mut self, relay: RelayId, told: control::Leg, shared: &mut Shared, now: Instant) {
+        self.stir(shared, now);
         if !self.wanted {
             // Said rather than left to time, so that the peer need not wait for it.
             shared.send_control(relay, ToRelay::Release(self.key));
@@ -77,6 +78,12 @@ impl Peer {
             return;
         };
         leg.forget(shared);
+        if reason == ReleasedReason::Asked && self.direct.is_none() && self.rest.is_let_go() {
+            // Neither side needs it, and the peer was the first to find that out.
+            self.drop_leg(relay, shared);
+            self.fall_asleep(shared, now);
+            return;
+        }
         let has_other = self.relayed.legs.iter().any(|leg| leg.relay != relay && leg.is_allocated());
         if reason == ReleasedReason::Asked && self.direct.is_some() {
             self.relayed.no_warm_until = Some(now + NO_WARM);
