@@ -1,6 +1,7 @@
 //! What breaks around pairs and their relays: one pair that is never direct, one that can be, and two relays that both pairs reach.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::agent::{both_ways, path};
@@ -8,18 +9,21 @@ use e2e::cluster::control_plane::{self, Component};
 use e2e::cluster::node;
 use e2e::images::Set;
 use e2e::lab::Lab;
+use e2e::net::namespace::Namespace;
 use e2e::net::topology;
 use e2e::outage::{SOON, during, on, reach};
 use e2e::scenario::Scenario;
 use e2e::secrets::key_file;
 use e2e::workload;
-use e2e::{checks, harness, wait};
+use e2e::{checks, command, harness, wait};
 use serde_json::Value;
 
 /// Seconds of traffic around what breaks and heals within them.
 const STREAM: u64 = 30;
 /// The same where nothing heals.
 const BREAK: u64 = 15;
+/// How long nothing may happen.
+const ASLEEP: Duration = Duration::from_secs(75);
 /// The nodes that have a relay.
 const RELAYS: [&str; 2] = ["cp", "pub"];
 /// The pair that is never direct.
@@ -34,6 +38,7 @@ fn main() -> ExitCode {
         &[
             ("helm_install_returns_and_every_node_is_ready", checks::install),
             ("every_pod_reaches_every_pod", checks::pod_to_pod),
+            ("idle_pairs_sleep_and_lose_no_first_packet", idle_pairs_sleep),
             ("what_separates_two_nodes_leaves_them_their_relay", two_nodes_are_separated),
             ("all_relays_are_killed_and_direct_pairs_hold", all_relays_are_killed),
             ("no_relay_is_reached_and_new_pairs_meet_by_the_api", no_relay_is_reached),
@@ -69,6 +74,74 @@ fn wait_legs(lab: &Lab, pair: (&str, &str), count: usize) -> Result<()> {
 fn stream(lab: &Lab, pair: (&str, &str), seconds: u64, fault: impl FnOnce() -> Result<()>) -> Result<Value> {
     let pods = workload::pods(lab)?;
     during(lab, on(&pods, pair.0)?, on(&pods, pair.1)?, seconds, fault)
+}
+
+/// Pairs that nobody uses are let go, cost nothing, and are there again with the first packet, from either side.
+fn idle_pairs_sleep(lab: &Lab) -> Result<()> {
+    let set = |paths: &str| {
+        let patch = format!(r#"{{"spec":{{"paths":{paths}}}}}"#);
+        lab.kubectl(&["patch", "mesh", "default", "--type=merge", "-p", &patch]).map(drop)
+    };
+    let asleep = || {
+        wait::until("both pairs to be idle", SOON, || {
+            let is_idle = |path: &Value| path["state"] == "idle" && path["legs"].as_array().is_some_and(Vec::is_empty);
+            let bytes = |path: &Value| (path["rxBytes"].clone(), path["txBytes"].clone());
+            let pairs = [both_ways(lab, HARD, is_idle)?, both_ways(lab, EASY, is_idle)?];
+            Ok(pairs.map(|sides| sides.map(|side| bytes(&side))))
+        })
+    };
+    wait_rest(lab)?;
+    set(r#"{"mode":"OnDemand","idleSeconds":10}"#)?;
+    let before = asleep()?;
+    let watched = watch_easy(lab)?;
+    // Time that passes is what is measured here: two keepalives, and a check, of a pair that is kept.
+    std::thread::sleep(ASLEEP);
+    let (after, packets) = (asleep()?, watched.packets()?);
+    ensure!(before == after, "a device sent or received something: {before:?}, then {after:?}");
+    ensure!(packets == 0, "{packets} packets passed between the homes");
+    let pods = workload::pods(lab)?;
+    for (from, to) in [HARD, EASY, (HARD.1, HARD.0), (EASY.1, EASY.0)] {
+        asleep()?;
+        let result = during(lab, on(&pods, from)?, on(&pods, to)?, BREAK, || Ok(()))?;
+        eprintln!("           {from} wakes {to}: {result}");
+        ensure!(result["sent"] == result["received"], "packets were lost: {result}");
+    }
+    ensure!(watched.packets()? > 0, "the counter sees nothing of a pair in use");
+    watched.end()?;
+    set("null")?;
+    wait_rest(lab)?;
+    reach(lab, "after pairs slept")
+}
+
+/// Counts what passes between the two homes, whatever it is.
+fn watch_easy(lab: &Lab) -> Result<Watch> {
+    let inet = topology::internet(&lab.scenario().name);
+    let [a, b] = [lab.node(EASY.0)?.outer_v4(), lab.node(EASY.1)?.outer_v4()];
+    inet.nft(&format!(
+        "table ip wlidle {{
+           counter pair {{ }}
+           chain forward {{
+             type filter hook forward priority 0; policy accept;
+             ip saddr {a} ip daddr {b} counter name \"pair\"
+             ip saddr {b} ip daddr {a} counter name \"pair\"
+           }}
+         }}"
+    ))?;
+    Ok(Watch(inet))
+}
+
+struct Watch(Namespace);
+
+impl Watch {
+    fn packets(&self) -> Result<u64> {
+        let said = command::run(&mut self.0.command("nft", &["list", "counter", "ip", "wlidle", "pair"]))?;
+        let words = said.split_whitespace().skip_while(|word| *word != "packets");
+        words.skip(1).find_map(|word| word.parse().ok()).with_context(|| format!("no count in {said:?}"))
+    }
+
+    fn end(&self) -> Result<()> {
+        self.0.nft("delete table ip wlidle")
+    }
 }
 
 /// The internet carries nothing between two homes, and both go on reaching the relays.
