@@ -22,6 +22,9 @@ pub const RELAY_MANAGER: &str = "warren-relay";
 pub const RELAY_LABEL: &str = "warren.dev/relay";
 /// On a Node, what the operator did to that label last and when; a label without it is somebody else's, and left alone.
 pub const RELAY_PLACEMENT: &str = "warren.dev/relay-placement";
+/// The condition of a MeshNode with peers that are reached neither directly nor by a relay, because none has a port left; and the reason of
+/// the Event that tells of it.
+pub const RELAY_PORTS_EXHAUSTED: &str = "RelayPortsExhausted";
 /// The admission policy that lets an agent write only its own status.
 pub const AGENT_POLICY: &str = "warren-agent-writes.warren.dev";
 /// The admission policy that lets a relay write only its own status.

@@ -74,6 +74,8 @@ pub struct Summary {
     pub down: u32,
     /// The first [`NAMED_PEERS`] of those with the reason, by name.
     pub unconnected: Vec<(String, Reason)>,
+    /// Peers not connected that no relay has a port for.
+    pub portless: u32,
 }
 
 /// All peers. What is asked often is kept beside the rows, so that no answer looks at all of them.
@@ -87,6 +89,8 @@ pub struct PathTable {
     relayed: u32,
     /// Those that are shown as down, by name.
     unconnected: BTreeSet<(Arc<str>, PublicKey)>,
+    /// How many of those no relay has a port for.
+    portless: u32,
     /// Rows by state, as [`STATES`] has them.
     states: [u32; STATES.len()],
     /// Counts what the engine reported, by the names of the states.
@@ -156,6 +160,7 @@ impl PathTable {
             Shown::As(Class::Relayed) => self.relayed -= 1,
             Shown::As(Class::Down) => _ = self.unconnected.remove(&(row.name.clone(), *key)),
         }
+        self.portless -= u32::from(row.is_portless());
         self.states[place(&row.state())] -= 1;
         Some(row)
     }
@@ -168,6 +173,7 @@ impl PathTable {
             Shown::As(Class::Relayed) => self.relayed += 1,
             Shown::As(Class::Down) => _ = self.unconnected.insert((row.name.clone(), key)),
         }
+        self.portless += u32::from(row.is_portless());
         self.states[place(&row.state())] += 1;
         self.rows.insert(key, row);
     }
@@ -197,6 +203,7 @@ impl PathTable {
             relayed: self.relayed,
             down: self.unconnected.len().try_into().unwrap_or(u32::MAX),
             unconnected: self.unconnected.iter().take(NAMED_PEERS).filter_map(named).collect(),
+            portless: self.portless,
         }
     }
 
@@ -210,6 +217,11 @@ impl Row {
     /// What the engine said last.
     pub fn state(&self) -> PathState {
         self.state.get()
+    }
+
+    /// Whether it is shown as not connected, and that for want of a port on a relay.
+    fn is_portless(&self) -> bool {
+        self.shown == Shown::As(Class::Down) && reason(&self.state()) == Reason::RelayPortsExhausted
     }
 
     fn settle(&mut self, now: Instant) {

@@ -185,11 +185,13 @@ pub enum Reason {
     NoAnswer,
     /// Packets were withheld: too many were to go to the same address.
     Budget,
+    /// There is no direct path, and no relay where both nodes are has a port left for the pair.
+    RelayPortsExhausted,
 }
 
 impl Reason {
     /// Every value, for metrics that start at zero.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NotTriedYet,
         Self::NoCandidates,
         Self::UdpBlocked,
@@ -199,6 +201,7 @@ impl Reason {
         Self::PeerDown,
         Self::NoAnswer,
         Self::Budget,
+        Self::RelayPortsExhausted,
     ];
 
     /// The name that users see.
@@ -214,6 +217,7 @@ impl Reason {
             Self::PeerDown => "PeerDown",
             Self::NoAnswer => "NoAnswer",
             Self::Budget => "Budget",
+            Self::RelayPortsExhausted => "RelayPortsExhausted",
         }
     }
 }

@@ -5,8 +5,8 @@ mod support;
 
 use std::time::Duration;
 
-use path::{Input, RelayId, RelayNews};
-use support::legs::met;
+use path::{Input, PathState, Reason, RelayId, RelayNews};
+use support::legs::{leg, met, state};
 use support::{Bench, RELAY, addr};
 use wire::control::{RefusedReason, ToNode, ToRelay};
 
@@ -59,4 +59,35 @@ fn a_pair_that_finds_no_port_on_one_relay_asks_the_next() {
         asks += asked_now;
     }
     assert!((2..=60).contains(&asks), "{asks} times in ten minutes");
+}
+
+#[test]
+fn a_pair_that_finds_no_port_on_any_relay_says_so_until_it_has_one() {
+    let exhausted = PathState::Down { reason: Reason::RelayPortsExhausted };
+    let mut bench = with_two();
+    let partner = bench.peer;
+    let refused = ToNode::Refused { partner, reason: RefusedReason::PortsExhausted };
+    let first = asked(&mut bench).unwrap();
+    say(&mut bench, first, RelayNews::Said(refused.clone()));
+    bench.collect(S(60));
+    assert!(state(&bench) != exhausted, "the other one was not asked yet: {:?}", state(&bench));
+    let next = if first == RELAY { OTHER } else { RELAY };
+    say(&mut bench, next, RelayNews::Said(refused));
+    bench.collect(S(60));
+    assert_eq!(state(&bench), exhausted);
+    // One has room again.
+    say(&mut bench, next, RelayNews::Said(ToNode::Allocated { partner, leg: leg(0) }));
+    bench.collect(S(1));
+    assert!(state(&bench) != exhausted, "{:?}", state(&bench));
+}
+
+#[test]
+fn a_relay_that_refuses_for_another_reason_is_no_relay_without_ports() {
+    for reason in [RefusedReason::Full, RefusedReason::TooMany, RefusedReason::NotAdmitted] {
+        let mut bench = met(true);
+        let partner = bench.peer;
+        bench.hear(ToNode::Refused { partner, reason });
+        bench.collect(S(60));
+        assert_eq!(state(&bench), PathState::Down { reason: Reason::NoAnswer });
+    }
 }

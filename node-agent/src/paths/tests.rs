@@ -3,6 +3,8 @@ use path::{CandidateKind, Selected, Tier};
 
 const DOWN: PathState = PathState::Down { reason: Reason::NoAnswer };
 
+const PORTLESS: PathState = PathState::Down { reason: Reason::RelayPortsExhausted };
+
 fn direct(now: Instant) -> PathState {
     let pair = Selected { remote: "192.0.2.1:1".parse().unwrap(), kind: CandidateKind::Host, tier: Tier::Ipv4 };
     PathState::Direct { pair, rtt: Duration::from_millis(5), since: now }
@@ -56,6 +58,17 @@ fn an_unconnected_peer_is_named_with_its_reason() {
 }
 
 #[test]
+fn a_peer_without_a_port_on_any_relay_is_counted_once_it_counts_as_unconnected() {
+    let t = Instant::now();
+    let (mut table, key) = table(t);
+    table.report(&key, PORTLESS, t);
+    assert_eq!(table.summary(t).portless, 0);
+    assert_eq!(table.summary(t + GRACE).portless, 1);
+    table.report(&key, DOWN, t + GRACE);
+    assert_eq!(table.summary(t + GRACE).portless, 0);
+}
+
+#[test]
 fn a_path_that_flaps_is_written_ever_less_often() {
     let t = Instant::now();
     let (mut table, key) = table(t);
@@ -99,6 +112,7 @@ fn what_is_kept_beside_the_rows_is_what_the_rows_say() {
         match step % 7 {
             0 => table.set_peer(key, Some("other"), now),
             1 => table.set_peer(key, None, now),
+            2 if step % 4 == 0 => _ = table.report(key, PORTLESS, now),
             2 => _ = table.report(key, DOWN, now),
             3 => _ = table.report(key, relayed(now), now),
             4 => _ = table.report(key, PathState::Idle, now),
@@ -108,6 +122,7 @@ fn what_is_kept_beside_the_rows_is_what_the_rows_say() {
         let count = |shown| table.rows.values().filter(|row| row.shown == shown).count() as u32;
         let shown = [Class::Direct, Class::Relayed, Class::Down].map(|class| count(Shown::As(class)));
         assert_eq!([summary.direct, summary.relayed, summary.down], shown);
+        assert_eq!(summary.portless as usize, table.rows.values().filter(|row| row.is_portless()).count());
         assert_eq!(summary.unconnected.len(), NAMED_PEERS.min(summary.down as usize));
         assert_eq!(table.poll_timeout(), table.rows.values().filter_map(Row::due).min());
         assert_eq!(table.states.iter().sum::<u32>(), table.rows.len() as u32);

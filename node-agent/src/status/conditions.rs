@@ -1,7 +1,7 @@
 //! The conditions of `MeshNode.status`: each is true of this moment, or it is not there.
 
 use crate::paths::Summary;
-use crds::{Condition, ConditionStatus};
+use crds::{Condition, ConditionStatus, names::RELAY_PORTS_EXHAUSTED};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use topology::spec::AdmissionState;
 use wgdev::DeviceError;
@@ -299,6 +299,18 @@ fn cni_ready(cni: &Cni) -> Option<Observed> {
     }
 }
 
+fn without_port(peers: u32) -> Option<String> {
+    let peers = match peers {
+        0 => return None,
+        1 => "a peer that is".to_owned(),
+        n => format!("{n} peers that are"),
+    };
+    Some(format!(
+        "no relay has a port left for {peers} not reached directly (`warren-agent paths` says which); expected a free port on one, found \
+         none: let one more node be a relay, or give relays more ports (relay.relayPorts)"
+    ))
+}
+
 /// Conditions that are bad news: there only while they hold.
 fn warnings(facts: &Facts) -> impl Iterator<Item = Observed> {
     let network = facts.network.clone().unwrap_or_default();
@@ -317,6 +329,7 @@ fn warnings(facts: &Facts) -> impl Iterator<Item = Observed> {
         several("UnderlayOverlap", "LocalNetwork", network.overlaps),
         one("RulesContended", "RepairedAgainAndAgain", &facts.contended),
         one("TLSPortTaken", "ListenedOn", &facts.tls_port_taken),
+        one(RELAY_PORTS_EXHAUSTED, "NoPortLeft", &without_port(facts.paths.portless)),
         one("MassRemovalGuard", "Holding", &facts.guard),
         one("StateNotPersisted", "WriteFailed", &facts.not_persisted),
         one("ClockBehind", "SetBack", &facts.clock_behind),
@@ -436,6 +449,15 @@ mod tests {
         facts.guard = Some("3 peers kept".into());
         assert_eq!(find(&facts, "ForwardBlocked").unwrap().0, ConditionStatus::True);
         assert_eq!(find(&facts, "MassRemovalGuard").unwrap().0, ConditionStatus::True);
+    }
+
+    #[test]
+    fn pairs_without_a_port_on_any_relay_are_a_condition_while_there_are_any() {
+        let mut facts = good();
+        assert_eq!(find(&facts, RELAY_PORTS_EXHAUSTED), None);
+        facts.paths.portless = 3;
+        assert_eq!(find(&facts, RELAY_PORTS_EXHAUSTED), Some((ConditionStatus::True, "NoPortLeft".into())));
+        assert_eq!(ready_reason(&facts), "Programmed", "paths are not part of Ready");
     }
 
     #[test]

@@ -14,8 +14,8 @@ use path::{Candidate, CandidateKind, NatClass, NatReport};
 use topology::peer::MAX_CANDIDATES;
 use wire::key::PublicKey;
 
-/// The condition that only people read.
-const PATHS_HEALTHY: &str = "PathsHealthy";
+/// The conditions that follow paths: people read them, and they can wait until paths stand still.
+const OF_PATHS: [&str; 2] = ["PathsHealthy", crds::names::RELAY_PORTS_EXHAUSTED];
 
 /// What a status says beside its conditions.
 #[derive(Clone, Debug)]
@@ -84,8 +84,8 @@ pub fn change(old: Option<&MeshNodeStatus>, new: &MeshNodeStatus) -> Change {
     if awaited(old) != awaited(new) {
         return Change::Prompt;
     }
-    let about_paths = |c: &&Condition| c.type_ == PATHS_HEALTHY;
-    let others = |c: &&Condition| c.type_ != PATHS_HEALTHY;
+    let about_paths = |c: &&Condition| OF_PATHS.contains(&c.type_.as_str());
+    let others = |c: &&Condition| !OF_PATHS.contains(&c.type_.as_str());
     if old.observed_generation != new.observed_generation || !same_conditions(old, new, others) {
         return Change::Conditions;
     }
@@ -236,7 +236,8 @@ mod tests {
     fn what_operator_and_peers_wait_for_is_prompt_and_paths_come_last() {
         let old = make(&content(), &Facts::default(), 1);
         assert_eq!(change(None, &old), Change::Prompt);
-        let paths = Summary { direct: 1, relayed: 1, down: 1, unconnected: vec![("b".into(), Reason::NoAnswer)] };
+        let unconnected = vec![("b".into(), Reason::RelayPortsExhausted)];
+        let paths = Summary { direct: 1, relayed: 1, down: 1, unconnected, portless: 1 };
         let mut facts = Facts { paths, ..Facts::default() };
         let new = make(&content(), &facts, 2);
         assert_eq!(change(Some(&old), &new), Change::Paths);

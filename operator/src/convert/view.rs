@@ -101,7 +101,7 @@ fn node_facts(node: &Stored<NodeValue>) -> NodeFacts {
 }
 
 fn mesh_node_facts(node: &Stored<MeshNodeValue>, prover: &Prover) -> MeshNodeFacts {
-    let MeshNodeValue { spec, status, relayed: _ } = &node.value;
+    let MeshNodeValue { spec, status, relayed: _, portless: _ } = &node.value;
     let public_key: Option<PublicKey> = status.public_key.as_deref().and_then(parsed);
     let admitted = spec.admission.public_key.as_deref().and_then(parsed);
     let proof = match public_key {

@@ -3,9 +3,9 @@
 use super::{Change, Update, Urgency};
 use crate::placement::Mark;
 use crds::{
-    Condition, Mesh, MeshNode, MeshNodeSpec, MeshNodeStatus, MeshPeerSlice, MeshPeerSliceSpec, MeshRelay,
-    MeshRelayStatus, MeshSpec, MeshStatus,
-    names::{OPERATOR_MANAGER, RELAY_LABEL, RELAY_PLACEMENT},
+    Condition, ConditionStatus, Mesh, MeshNode, MeshNodeSpec, MeshNodeStatus, MeshPeerSlice, MeshPeerSliceSpec,
+    MeshRelay, MeshRelayStatus, MeshSpec, MeshStatus,
+    names::{OPERATOR_MANAGER, RELAY_LABEL, RELAY_PLACEMENT, RELAY_PORTS_EXHAUSTED},
 };
 use ipnet::IpNet;
 use k8s_openapi::api::{
@@ -177,6 +177,8 @@ pub struct MeshNodeValue {
     pub status: MeshNodeStatus,
     /// Whether it reaches peers through relays; `None` where it reaches nobody. How many is for people: it would be news all the time.
     pub relayed: Option<bool>,
+    /// Whether it has peers that no relay has a port for.
+    pub portless: bool,
 }
 
 impl Urgency for MeshNodeValue {
@@ -198,6 +200,10 @@ impl Watched for MeshNode {
             (0, 0) => None,
             (_, relayed) => Some(relayed > 0),
         };
+        let is_portless = |condition: &Condition| {
+            condition.type_ == RELAY_PORTS_EXHAUSTED && condition.status == ConditionStatus::True
+        };
+        let portless = status.conditions.iter().any(is_portless);
         let status = MeshNodeStatus {
             public_key: status.public_key,
             key_proof: status.key_proof,
@@ -209,7 +215,7 @@ impl Watched for MeshNode {
             conditions: status.conditions.into_iter().filter(|condition| own(&condition.type_)).collect(),
             ..MeshNodeStatus::default()
         };
-        MeshNodeValue { spec: self.spec, status, relayed }
+        MeshNodeValue { spec: self.spec, status, relayed, portless }
     }
 
     // The spec is the operator's word and an admin's, the status a node's: nothing that a node writes may hide the spec, a

@@ -1,4 +1,4 @@
-//! Events for nodes that reach peers through relays, and for those that no longer do.
+//! Events for nodes that reach peers through relays, for those that no longer do, and for those whose peers no relay has a port for.
 //!
 //! A pair that is young, or whose network is uneasy, goes to and fro. So a change is told once it has lasted, of one node once in a
 //! while, and of many nodes at once in one Event of the Mesh. What a replica finds when it begins to lead is no news.
@@ -7,6 +7,7 @@ use crate::{
     events::Notice,
     index::{Cluster, MeshNodeValue, Stored},
 };
+use crds::names::RELAY_PORTS_EXHAUSTED;
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -19,72 +20,117 @@ const SPACING: Duration = Duration::from_secs(600);
 /// Nodes that are told of by themselves. More at once have one reason, mostly a relay or a provider.
 const MOST_ALONE: usize = 5;
 
-/// What was told of whom. One entry a node that there is.
+/// What was told of whom.
 #[derive(Debug, Default)]
-pub struct Told(BTreeMap<String, Entry>);
+pub struct Told {
+    relayed: Seen,
+    portless: Seen,
+}
+
+/// Of one fact about nodes: an entry for each node that there is.
+#[derive(Debug, Default)]
+struct Seen(BTreeMap<String, Entry>);
 
 #[derive(Debug)]
 struct Entry {
     uid: String,
-    /// Whether it reached peers through relays when it was last told, or first seen.
-    relayed: bool,
+    /// What it was when it was last told, or first seen.
+    holds: bool,
     told: Option<Instant>,
     /// Since when it is otherwise.
     changed: Option<Instant>,
 }
 
+/// How a change is told.
+struct Words {
+    reason: &'static str,
+    warning: bool,
+    /// What the node does, or each of several.
+    what: &'static str,
+}
+
+const DIRECT: Words =
+    Words { reason: "PathDirect", warning: false, what: "reaches every peer that it reaches directly" };
+const RELAYED: Words = Words {
+    reason: "PathRelayed",
+    warning: false,
+    what: "reaches peers through a relay; `warren-agent paths` there says which and why",
+};
+const PORTLESS: Words = Words {
+    reason: RELAY_PORTS_EXHAUSTED,
+    warning: true,
+    what: "does not reach peers because no relay has a port left for them; its condition RelayPortsExhausted says how many and what helps",
+};
+
+/// Nodes of which something is to be told.
+type Due<'a> = Vec<(&'a String, &'a Stored<MeshNodeValue>)>;
+
 impl Told {
     /// What is to be told now, and when to look again. Whoever does not lead must not ask, and begins with none when it does.
     pub fn look(&mut self, cluster: &Cluster, now: Instant) -> (Vec<Notice>, Option<Instant>) {
+        let (relayed, relayed_again) =
+            self.relayed.look(cluster, |node| node.relayed, [Some(DIRECT), Some(RELAYED)], now);
+        // That it is over is seen in the condition, which is gone.
+        let (portless, portless_again) =
+            self.portless.look(cluster, |node| Some(node.portless), [None, Some(PORTLESS)], now);
+        let again = [relayed_again, portless_again].into_iter().flatten().min();
+        (relayed.into_iter().chain(portless).collect(), again)
+    }
+}
+
+impl Seen {
+    /// The same of one fact, with the words for what holds no longer and for what holds from now on.
+    fn look(
+        &mut self,
+        cluster: &Cluster,
+        fact: fn(&MeshNodeValue) -> Option<bool>,
+        words: [Option<Words>; 2],
+        now: Instant,
+    ) -> (Vec<Notice>, Option<Instant>) {
         self.0.retain(|name, _| cluster.mesh_nodes.get(name).is_some());
-        let (mut due, mut again) = ([Vec::new(), Vec::new()], None::<Instant>);
+        let (mut due, mut again): ([Due<'_>; 2], _) = (Default::default(), None::<Instant>);
         for (name, node) in cluster.mesh_nodes.iter() {
-            match self.0.get_mut(name).filter(|entry| entry.uid == node.meta.uid) {
-                None => {
-                    let relayed = node.value.relayed.unwrap_or(false);
-                    let entry = Entry { uid: node.meta.uid.clone(), relayed, told: None, changed: None };
-                    self.0.insert(name.clone(), entry);
+            let holds = fact(&node.value);
+            let Some(entry) = self.0.get_mut(name).filter(|entry| entry.uid == node.meta.uid) else {
+                let (uid, holds) = (node.meta.uid.clone(), holds.unwrap_or(false));
+                self.0.insert(name.clone(), Entry { uid, holds, told: None, changed: None });
+                continue;
+            };
+            let said = words[usize::from(!entry.holds)].is_some();
+            match entry.due(holds, said, now) {
+                Some(at) if at <= now => {
+                    entry.turn(said, now);
+                    due[usize::from(entry.holds)].push((name, node));
                 }
-                Some(entry) => match entry.due(node.value.relayed, now) {
-                    Some(at) if at <= now => {
-                        entry.tell(now);
-                        due[usize::from(entry.relayed)].push((name, node));
-                    }
-                    at => again = again.into_iter().chain(at).min(),
-                },
+                at => again = again.into_iter().chain(at).min(),
             }
         }
-        let [direct, relayed] = due;
-        let notices = [(false, direct), (true, relayed)].into_iter();
-        (notices.flat_map(|(relayed, nodes)| notices_of(cluster, relayed, &nodes)).collect(), again)
+        let told = words.into_iter().zip(due).filter_map(|(words, nodes)| Some((words?, nodes)));
+        (told.flat_map(|(words, nodes)| notices_of(cluster, &words, &nodes)).collect(), again)
     }
 }
 
 impl Entry {
-    /// When a change is to be told, if there is one.
-    fn due(&mut self, relayed: Option<bool>, now: Instant) -> Option<Instant> {
-        if relayed.is_none_or(|relayed| relayed == self.relayed) {
+    /// When a change is due, if there is one. Only what is said is spaced.
+    fn due(&mut self, holds: Option<bool>, said: bool, now: Instant) -> Option<Instant> {
+        if holds.is_none_or(|holds| holds == self.holds) {
             self.changed = None;
             return None;
         }
         let lasts = *self.changed.get_or_insert(now) + LASTING;
-        Some(self.told.map_or(lasts, |told| lasts.max(told + SPACING)))
+        Some(self.told.filter(|_| said).map_or(lasts, |told| lasts.max(told + SPACING)))
     }
 
-    fn tell(&mut self, now: Instant) {
-        self.relayed = !self.relayed;
-        (self.told, self.changed) = (Some(now), None);
+    fn turn(&mut self, said: bool, now: Instant) {
+        self.holds = !self.holds;
+        self.told = if said { Some(now) } else { self.told };
+        self.changed = None;
     }
 }
 
-fn notices_of(cluster: &Cluster, relayed: bool, nodes: &[(&String, &Stored<MeshNodeValue>)]) -> Vec<Notice> {
-    let reason = if relayed { "PathRelayed" } else { "PathDirect" };
-    let what = match relayed {
-        true => "reaches peers through a relay; `warren-agent paths` there says which and why",
-        false => "reaches every peer that it reaches directly",
-    };
-    let notice =
-        |kind, name: &str, uid, message| Notice { kind, name: name.to_owned(), uid, reason, warning: false, message };
+fn notices_of(cluster: &Cluster, words: &Words, nodes: &Due<'_>) -> Vec<Notice> {
+    let Words { reason, warning, what } = *words;
+    let notice = |kind, name: &str, uid, message| Notice { kind, name: name.to_owned(), uid, reason, warning, message };
     if nodes.len() <= MOST_ALONE {
         let alone = |(name, node): &(&String, &Stored<MeshNodeValue>)| {
             notice("MeshNode", name, Some(node.meta.uid.clone()), format!("this node {what}"))
@@ -105,8 +151,16 @@ mod tests {
 
     /// Node `name` says whether it has relayed peers.
     fn say(cluster: &mut Cluster, name: &str, relayed: Option<bool>) {
+        put(cluster, name, MeshNodeValue { relayed, ..MeshNodeValue::default() });
+    }
+
+    /// It says whether there are peers that no relay has a port for.
+    fn say_portless(cluster: &mut Cluster, name: &str, portless: bool) {
+        put(cluster, name, MeshNodeValue { portless, ..MeshNodeValue::default() });
+    }
+
+    fn put(cluster: &mut Cluster, name: &str, value: MeshNodeValue) {
         let meta = Meta { name: name.into(), uid: format!("uid of {name}"), ..Meta::default() };
-        let value = MeshNodeValue { relayed, ..MeshNodeValue::default() };
         cluster.absorb(Change::MeshNode(Update::Applied(Stored { meta, value })));
     }
 
@@ -173,8 +227,40 @@ mod tests {
         let gone = Update::Deleted("n".into(), "uid of n".into());
         cluster.absorb(Change::MeshNode(gone));
         told.look(&cluster, start);
-        assert!(told.0.is_empty());
+        assert!(told.relayed.0.is_empty() && told.portless.0.is_empty());
         say(&mut cluster, "n", Some(true));
         assert_eq!(told.look(&cluster, start), (vec![], None), "it came with what it has");
+    }
+
+    #[test]
+    fn a_node_whose_peers_no_relay_has_a_port_for_is_warned_of_once_that_has_lasted_and_not_when_it_is_over() {
+        let (mut cluster, mut told, start) = (Cluster::default(), Told::default(), Instant::now());
+        say_portless(&mut cluster, "n", false);
+        told.look(&cluster, start);
+        say_portless(&mut cluster, "n", true);
+        assert_eq!(told.look(&cluster, start), (vec![], Some(start + LASTING)));
+        let (notices, again) = told.look(&cluster, start + LASTING);
+        assert_eq!((reasons(&notices), again), (vec![("RelayPortsExhausted", "n")], None));
+        assert!(notices[0].warning && notices[0].kind == "MeshNode", "{notices:?}");
+        // Over, and there again: told once more when ten minutes are over.
+        let (over, back) = (start + Duration::from_secs(100), start + Duration::from_secs(200));
+        say_portless(&mut cluster, "n", false);
+        told.look(&cluster, over);
+        assert_eq!(told.look(&cluster, over + LASTING), (vec![], None));
+        say_portless(&mut cluster, "n", true);
+        assert_eq!(told.look(&cluster, back), (vec![], Some(start + LASTING + SPACING)));
+        assert_eq!(reasons(&told.look(&cluster, start + LASTING + SPACING).0), [("RelayPortsExhausted", "n")]);
+    }
+
+    #[test]
+    fn relays_without_ports_under_many_nodes_are_one_event_of_the_mesh() {
+        let (mut cluster, mut told, start) = (Cluster::default(), Told::default(), Instant::now());
+        let names: Vec<String> = (0..20).map(|number| format!("n{number:03}")).collect();
+        names.iter().for_each(|name| say_portless(&mut cluster, name, false));
+        told.look(&cluster, start);
+        names.iter().for_each(|name| say_portless(&mut cluster, name, true));
+        told.look(&cluster, start);
+        let (notices, _) = told.look(&cluster, start + LASTING);
+        assert_eq!(reasons(&notices), [("RelayPortsExhausted", "default")]);
     }
 }

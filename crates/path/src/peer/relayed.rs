@@ -80,6 +80,8 @@ pub(super) struct Relayed {
 struct Shunned {
     until: Instant,
     times: u32,
+    /// The last that it said of a port for this pair is that it has none.
+    no_port: bool,
 }
 
 impl AsMade for Relayed {
@@ -199,10 +201,18 @@ impl Relayed {
         if !self.shunned.contains_key(&relay) && self.shunned.len() >= MAX_RELAYS {
             self.shunned.pop_first();
         }
-        let shunned = self.shunned.entry(relay).or_insert(Shunned { until: now, times: 0 });
+        let shunned = self.shunned.entry(relay).or_insert(Shunned { until: now, times: 0, no_port: false });
         let time = SHUN.saturating_mul(1 << shunned.times.min(6)).min(MAX_SHUN);
-        *shunned = Shunned { until: now + time, times: shunned.times.saturating_add(1) };
+        *shunned = Shunned { until: now + time, times: shunned.times.saturating_add(1), ..*shunned };
         time
+    }
+
+    /// The relay said whether it has a port for this pair.
+    fn set_no_port(&mut self, relay: &RelayId, no_port: bool) {
+        // Whoever has none is shunned as well, so there is an entry.
+        if let Some(shunned) = self.shunned.get_mut(relay) {
+            shunned.no_port = no_port;
+        }
     }
 
     fn is_shunned(&self, relay: &RelayId, now: Instant) -> bool {
@@ -374,16 +384,27 @@ impl Peer {
     fn best_relay(&self, except: Option<RelayId>, shared: &Shared, now: Instant) -> Option<RelayId> {
         let own = shared.own_key;
         let has_socket = |relay: &RelayId| shared.relay_socket(relay, 1, 0).is_some();
-        let usable = self.met.iter().filter(|relay| {
-            !shared.relays.is_ending(relay)
-                && Some(**relay) != except
-                && (has_socket(relay) || (self.uses_own_relay() && shared.can_carry(relay)))
-        });
+        let usable = self.usable_relays(shared).filter(|relay| Some(**relay) != except);
         let rank = |relay: &&RelayId| {
             let apart = except.is_none_or(|except| shared.relays.are_apart(relay, &except));
             (!self.relayed.is_shunned(relay, now), has_socket(relay), apart, preference(relay, &own, &self.key))
         };
         usable.max_by_key(rank).copied()
+    }
+
+    /// The relays where this node and the peer have met, of those that a leg can be had on.
+    fn usable_relays(&self, shared: &Shared) -> impl Iterator<Item = &RelayId> {
+        self.met.iter().filter(|relay| {
+            !shared.relays.is_ending(relay)
+                && (shared.relay_socket(relay, 1, 0).is_some() || (self.uses_own_relay() && shared.can_carry(relay)))
+        })
+    }
+
+    /// Whether each of them, and there is one, has said that it has no port left for this pair.
+    pub(super) fn finds_no_port(&self, shared: &Shared) -> bool {
+        let has_none = |relay: &RelayId| self.relayed.shunned.get(relay).is_some_and(|shunned| shunned.no_port);
+        let mut usable = self.usable_relays(shared).peekable();
+        usable.peek().is_some() && usable.all(has_none)
     }
 
     /// Takes a leg away that is not in use, if there are as many as there may be.

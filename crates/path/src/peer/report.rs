@@ -102,7 +102,10 @@ impl Peer {
         let all_nat = |what: fn(crate::nat::NatClass) -> bool| {
             !self.pairs.is_empty() && self.pairs.keys().all(|addr| what(shared.nat.of(addr.ip())))
         };
-        if self.pairs.values().any(|pair| pair.is_penalised(now)) {
+        if !self.relayed.is_confirmed() && self.finds_no_port(shared) {
+            // First of all: whatever keeps the pair from a direct path, a relay would carry it.
+            Reason::RelayPortsExhausted
+        } else if self.pairs.values().any(|pair| pair.is_penalised(now)) {
             Reason::DataBlocked
         } else if self.relayed.path.is_some_and(|path| self.is_without_udp(path.relay, shared)) {
             Reason::UdpBlocked

@@ -394,7 +394,7 @@ impl World {
                 }
             }
             ToRelay::Allocate { partner, .. } if !self.forwarding => {
-                let reason = RefusedReason::PortsExhausted;
+                let reason = RefusedReason::Full;
                 self.tell(relay, Some(channel), ToNode::Refused { partner, reason });
             }
             ToRelay::Allocate { partner, hint } => {

@@ -21,6 +21,7 @@ impl Peer {
             shared.send_control(relay, ToRelay::Release(self.key));
             return;
         }
+        self.relayed.set_no_port(&relay, false);
         let is_news = self.relayed.leg(&relay).is_none();
         if is_news {
             if self.relayed.is_confirmed() {
@@ -50,6 +51,7 @@ impl Peer {
 
     pub(crate) fn on_refused(&mut self, relay: RelayId, reason: RefusedReason, shared: &mut Shared, now: Instant) {
         let time = self.relayed.shun(relay, now);
+        self.relayed.set_no_port(&relay, reason == RefusedReason::PortsExhausted);
         if let Some(leg) = self.relayed.leg(&relay) {
             if reason != RefusedReason::TooMany {
                 leg.forget(shared);
