@@ -242,6 +242,10 @@ pub struct Nat {
     /// For IPv6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<NatClass>,
+    /// Whether a stranger's packet moves the node's IPv4 port towards him, so that the node must send first: the result of the last test of
+    /// this NAT. Not there before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poisonable: Option<bool>,
 }
 
 /// How the NAT of this family maps: one of the behaviours of RFC 4787, or `Open` without a NAT.

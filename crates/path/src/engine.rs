@@ -204,9 +204,15 @@ impl Engine {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             nat: self.shared.nat,
-            poisonable: self.shared.poisonable,
+            poisonable: self.poisonable(),
             peers: self.peers.iter().map(|peer| (peer.key, peer.report(&self.shared, self.now))).collect(),
         }
+    }
+
+    /// Whether a stranger's packet moves this node's port towards him, if that was found out.
+    #[must_use]
+    pub fn poisonable(&self) -> Option<bool> {
+        self.shared.poisonable
     }
 
     /// What was counted.

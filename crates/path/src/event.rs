@@ -29,6 +29,8 @@ pub struct Transmit {
 pub enum Event {
     /// What this node should publish. Comes once, and again only when its meaning changed.
     LocalCandidates(Vec<Candidate>, NatReport),
+    /// Whether a stranger's packet moves this node's port towards him. `None` while that is not known, or no longer.
+    Poisonable(Option<bool>),
     /// Point the peer's WireGuard endpoint there, changing nothing else.
     SetEndpoint {
         /// Whose.

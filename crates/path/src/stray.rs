@@ -12,6 +12,7 @@ use wire::control::ToRelay;
 use wire::stun::{self, Class, TransactionId};
 
 use crate::candidate::{Candidate, CandidateKind, canonical};
+use crate::event::Event;
 use crate::nat::NatClass;
 use crate::relay::ControlChannel;
 use crate::shared::Shared;
@@ -70,11 +71,15 @@ impl StrayTest {
         }
         shared.moved = self.strays.iter().rev().filter_map(Stray::seen).find(|seen| Some(*seen) != self.mapped);
         let running = self.strays.iter().any(|stray| !matches!(stray.state, State::Over { .. }));
+        let before = shared.poisonable;
         shared.poisonable = match (shared.nat.v4, self.verdict()) {
             // Somebody whose port differs for every peer has nothing left to lose, nor has one without translation.
             (NatClass::Open | NatClass::AddressDependent | NatClass::AddressAndPortDependent, _) => Some(false),
             (_, verdict) => verdict,
         };
+        if shared.poisonable != before {
+            shared.events.push_back(Event::Poisonable(shared.poisonable));
+        }
         shared.stray_test_failed = mapped.is_some() && !running && shared.poisonable.is_none();
         if shared.stray_test_failed {
             self.retry_at.get_or_insert(now + RETRY);

@@ -35,6 +35,19 @@ fn a_port_that_moves_is_poisonable_and_one_that_stays_is_not() {
 }
 
 #[test]
+fn what_was_found_out_is_told_once_and_so_is_that_it_is_not_known_any_more() {
+    for poisonable in [true, false] {
+        let mut bench = Bench::behind_nat(true, poisonable);
+        bench.relay_for(S(600), |_| panic!("it is known"));
+        assert_eq!(bench.verdicts, [Some(poisonable)]);
+        assert_eq!(bench.engine.poisonable(), Some(poisonable));
+        bench.relay(RelayNews::Closed);
+        bench.relay_for(S(1), |_| None);
+        assert_eq!((bench.verdicts.as_slice(), bench.engine.poisonable()), (&[Some(poisonable), None][..], None));
+    }
+}
+
+#[test]
 fn one_stray_that_moves_the_port_is_proof_because_the_others_may_be_lost() {
     let (mut bench, requests) = asked();
     for (n, tx) in requests.iter().enumerate() {

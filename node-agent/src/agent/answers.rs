@@ -76,6 +76,7 @@ impl Agent {
             mesh_ips: self.view.own_spec().unwrap_or_default().mesh_ips.iter().map(ToString::to_string).collect(),
             candidates: local.map(|(all, _)| all.iter().map(show).collect()).unwrap_or_default(),
             nat: local.map_or_else(Default::default, |(_, nat)| [nat.v4, nat.v6].map(|c| c.as_str().to_owned())),
+            poisonable: plane.and_then(|plane| plane.engine().poisonable()),
             api_reachable: *self.connection.reachable().borrow(),
             api_servers: self.api_servers.iter().map(ToString::to_string).collect(),
             write_error: self.reporter.failure().map(Into::into),

@@ -84,6 +84,8 @@ pub struct News {
     pub local: bool,
     /// Some path changed.
     pub paths: bool,
+    /// Whether the NAT is poisonable was found out, or is not known any more.
+    pub nat: bool,
     /// Another program changed peers of the device.
     pub meddled: bool,
 }
@@ -363,6 +365,7 @@ impl Plane {
                 self.local = Some((candidates, nat));
                 news.local = true;
             }
+            Event::Poisonable(_) => news.nat = true,
             Event::SetEndpoint { peer, endpoint, keepalive } if self.peers.contains_key(&peer) => {
                 let update =
                     PeerUpdate { endpoint: Some(endpoint), keepalive: Some(keepalive), ..PeerUpdate::new(peer) };

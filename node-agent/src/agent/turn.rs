@@ -302,7 +302,11 @@ impl Agent {
         let published = published.filter(|status| status.public_key.as_ref() == Some(&own));
         let local = self.plane.as_ref().and_then(Plane::local);
         let (candidates, nat) = match local {
-            Some((candidates, nat)) => (content::candidates(candidates), content::nat(nat)),
+            Some((candidates, nat)) => {
+                let poisonable = self.plane.as_ref().and_then(|plane| plane.engine().poisonable());
+                let nat = content::nat(nat, poisonable, published.map(|status| &status.nat));
+                (content::candidates(candidates), nat)
+            }
             None => published.map(|status| (status.candidates.clone(), status.nat.clone())).unwrap_or_default(),
         };
         let published_relays = published.map(|status| &status.relays[..]).unwrap_or_default();

@@ -35,6 +35,8 @@ pub struct StatusReport {
     pub candidates: Vec<String>,
     /// NAT classes of IPv4 and IPv6.
     pub nat: [String; 2],
+    /// Whether a stranger's packet moves the node's IPv4 port towards him; `None` while that is not known.
+    pub poisonable: Option<bool>,
     /// Whether the Kubernetes API answered last time.
     pub api_reachable: Option<bool>,
     /// The sockets of the Kubernetes API that are kept out of the mesh.
@@ -183,7 +185,12 @@ impl StatusReport {
         line("key", self.public_key.clone());
         line("addresses", self.mesh_ips.join(", "));
         line("candidates", self.candidates.join(", "));
-        line("nat", format!("IPv4 {}, IPv6 {}", self.nat[0], self.nat[1]));
+        let poisonable = match self.poisonable {
+            Some(true) => " (poisonable)",
+            Some(false) => " (not poisonable)",
+            None => "",
+        };
+        line("nat", format!("IPv4 {}{poisonable}, IPv6 {}", self.nat[0], self.nat[1]));
         let [direct, relayed, connecting, down, idle] = self.peers;
         let idle = if idle > 0 { format!(", {idle} idle") } else { String::new() };
         line("peers", format!("{direct} direct, {relayed} relayed, {connecting} connecting, {down} down{idle}"));
@@ -264,5 +271,22 @@ fn over(relay: &str, transport: Option<&str>) -> String {
     match transport {
         Some(transport) if transport != relays::UDP => format!("{relay} over {transport}"),
         _ => relay.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_of_the_nat_says_whether_it_is_poisonable_once_that_is_known() {
+        let line = |poisonable| {
+            let nat = ["EndpointIndependent".to_owned(), "Unknown".to_owned()];
+            let text = StatusReport { nat, poisonable, ..StatusReport::default() }.to_text();
+            text.lines().find_map(|line| line.strip_prefix("nat")).unwrap().trim().to_owned()
+        };
+        assert_eq!(line(None), "IPv4 EndpointIndependent, IPv6 Unknown");
+        assert_eq!(line(Some(true)), "IPv4 EndpointIndependent (poisonable), IPv6 Unknown");
+        assert_eq!(line(Some(false)), "IPv4 EndpointIndependent (not poisonable), IPv6 Unknown");
     }
 }

@@ -79,6 +79,8 @@ pub fn change(old: Option<&MeshNodeStatus>, new: &MeshNodeStatus) -> Change {
         relays: Vec::new(),
         paths: PathCounts::default(),
         conditions: Vec::new(),
+        // Peers hear it from the node itself.
+        nat: Nat { poisonable: None, ..s.nat.clone() },
         ..s.clone()
     };
     if awaited(old) != awaited(new) {
@@ -89,7 +91,8 @@ pub fn change(old: Option<&MeshNodeStatus>, new: &MeshNodeStatus) -> Change {
     if old.observed_generation != new.observed_generation || !same_conditions(old, new, others) {
         return Change::Conditions;
     }
-    let same = (&old.paths, &old.relays) == (&new.paths, &new.relays) && same_conditions(old, new, about_paths);
+    let for_people = |s: &MeshNodeStatus| (s.paths.clone(), s.relays.clone(), s.nat.poisonable);
+    let same = for_people(old) == for_people(new) && same_conditions(old, new, about_paths);
     if same { Change::None } else { Change::Paths }
 }
 
@@ -111,9 +114,12 @@ pub fn backend(backend: wgdev::Backend) -> Backend {
     }
 }
 
-/// NATs as the API names them.
-pub fn nat(report: &NatReport) -> Nat {
-    Nat { ipv4: nat_class(report.v4), ipv6: nat_class(report.v6) }
+/// NATs as the API names them. A NAT that is being tested again has the result that was published last.
+pub fn nat(report: &NatReport, poisonable: Option<bool>, published: Option<&Nat>) -> Nat {
+    let ipv4 = nat_class(report.v4);
+    let last = published.filter(|published| ipv4.is_some() && published.ipv4 == ipv4);
+    let poisonable = poisonable.or(last.and_then(|published| published.poisonable));
+    Nat { ipv4, ipv6: nat_class(report.v6), poisonable }
 }
 
 /// Candidates as the API has them: sorted and without duplicates, so that the same set is the same text.
@@ -205,7 +211,7 @@ mod tests {
             listen_port: Some(21820),
             round: 3,
             candidates: candidates(&found()),
-            nat: nat(&NatReport { v4: NatClass::EndpointIndependent, v6: NatClass::Unknown }),
+            nat: nat(&NatReport { v4: NatClass::EndpointIndependent, v6: NatClass::Unknown }, Some(true), None),
             backend: Some(Backend::Userspace),
             relay_tls_port: None,
             relays: Vec::new(),
@@ -273,6 +279,21 @@ mod tests {
         assert_eq!(found, expected.map(|(name, transport)| reach(name, transport)));
         let old = make(&content(), &Facts::default(), 1);
         let new = make(&Content { relays: found, ..content() }, &Facts::default(), 2);
+        assert_eq!(change(Some(&old), &new), Change::Paths);
+    }
+
+    #[test]
+    fn whether_a_nat_is_poisonable_stays_while_it_is_tested_again_and_its_change_is_not_urgent() {
+        let of = |v4| NatReport { v4, v6: NatClass::Unknown };
+        let first = nat(&of(NatClass::EndpointIndependent), Some(true), None);
+        assert_eq!(first.poisonable, Some(true));
+        assert_eq!(nat(&of(NatClass::EndpointIndependent), None, Some(&first)), first);
+        assert_eq!(nat(&of(NatClass::EndpointIndependent), Some(false), Some(&first)).poisonable, Some(false));
+        assert_eq!(nat(&of(NatClass::Blocked), None, Some(&first)).poisonable, None, "another NAT");
+        assert_eq!(nat(&of(NatClass::Unknown), None, Some(&Nat::default())).poisonable, None);
+        let old = make(&content(), &Facts::default(), 1);
+        let other = Nat { poisonable: Some(false), ..content().nat };
+        let new = make(&Content { nat: other, ..content() }, &Facts::default(), 2);
         assert_eq!(change(Some(&old), &new), Change::Paths);
     }
 

@@ -46,6 +46,8 @@ pub struct Bench {
     transactions: u8,
     /// What was said to the relay while time passed.
     controls: Vec<Control>,
+    /// What was told beside a relay of whether strays move this node's port.
+    pub verdicts: Vec<Option<bool>>,
 }
 
 impl Bench {
@@ -65,6 +67,7 @@ impl Bench {
             keys,
             transactions: 0,
             controls: Vec::new(),
+            verdicts: Vec::new(),
         };
         bench.input(Input::Forbidden(Forbidden {
             networks: vec!["10.42.0.0/16".parse().unwrap()],
@@ -255,7 +258,11 @@ impl Bench {
         let end = self.now + time;
         let mut strays = 0;
         loop {
-            while self.engine.poll_event().is_some() {}
+            for event in self.events() {
+                if let Event::Poisonable(verdict) = event {
+                    self.verdicts.push(verdict);
+                }
+            }
             for sent in self.transmits() {
                 let Ok(request) = stun::decode(&sent.payload) else { continue };
                 let observer = OBSERVERS.iter().any(|observer| addr(observer) == sent.remote);

@@ -72,6 +72,7 @@ impl World {
                 machine.publications += 1;
                 self.distribute(node);
             }
+            Event::Poisonable(verdict) => self.note(&format!("n{node} poisonable {verdict:?}")),
             Event::SetEndpoint { peer, endpoint, keepalive } => {
                 machine.device.set_endpoint(&peer, Some(endpoint), keepalive);
                 self.note(&format!("n{node} endpoint {} {endpoint}", self.name(&peer)));
