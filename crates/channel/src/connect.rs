@@ -18,6 +18,7 @@ use wire::control::{ALPN, ToRelay};
 use crate::ends::{Channel, KEEPALIVE, Transport};
 use crate::identity::{IDENTITY_LEN, Identity};
 use crate::proxy::Proxy;
+use crate::room::{ROOM_LEN, Room};
 use crate::{quic, tls};
 
 /// Head start of QUIC: a handshake takes one round trip, so this covers nearly every path on Earth.
@@ -225,7 +226,7 @@ impl Dial {
         let connecting = endpoint.connect_with(config, address, "relay").map_err(io::Error::other)?;
         let connection = connecting.await?;
         let (send, receive) = connection.open_bi().await?;
-        Ok(Channel::quic(connection, send, receive))
+        Ok(Channel::quic(connection, send, receive, &own_room()))
     }
 
     async fn tls(&self, address: SocketAddr) -> io::Result<Channel> {
@@ -242,7 +243,7 @@ impl Dial {
                 "the other end does not speak the relay's protocol",
             ));
         }
-        Ok(Channel::tls(stream.into(), address, Some(&ToRelay::Ping)))
+        Ok(Channel::tls(stream.into(), address, Some(&ToRelay::Ping), &own_room()))
     }
 
     async fn tcp(&self, address: SocketAddr) -> io::Result<TcpStream> {
@@ -257,4 +258,9 @@ impl Dial {
         }
         Ok(socket)
     }
+}
+
+/// A node has few channels: each has room of its own for all that its lanes may hold.
+fn own_room() -> Arc<Room> {
+    Room::new(ROOM_LEN)
 }

@@ -15,6 +15,7 @@ use wire::relay::AllocationId;
 use crate::message::{Frames, Message};
 use crate::packets::Packets;
 use crate::queue::Queue;
+use crate::room::Room;
 use crate::{RecvError, SendError};
 
 /// How often a node shows that it is there, where the transport does not do so by itself.
@@ -106,24 +107,34 @@ enum Writer {
 }
 
 impl<Out: Message, In: Message> Channel<Out, In> {
-    pub(crate) fn quic(connection: quinn::Connection, send: quinn::SendStream, receive: quinn::RecvStream) -> Self {
+    pub(crate) fn quic(
+        connection: quinn::Connection,
+        send: quinn::SendStream,
+        receive: quinn::RecvStream,
+        room: &Arc<Room>,
+    ) -> Self {
         let reader = Reader::Quic(connection.clone(), receive);
-        Self::start(Far::Quic(connection.clone()), reader, Writer::Quic(connection, send), None)
+        Self::start(Far::Quic(connection.clone()), reader, Writer::Quic(connection, send), None, room)
     }
 
     /// With a keepalive if this end is to send one.
-    pub(crate) fn tls(stream: TlsStream<TcpStream>, remote: SocketAddr, keepalive: Option<&Out>) -> Self {
+    pub(crate) fn tls(
+        stream: TlsStream<TcpStream>,
+        remote: SocketAddr,
+        keepalive: Option<&Out>,
+        room: &Arc<Room>,
+    ) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         let keepalive = keepalive.map(|message| {
             let mut bytes = Vec::new();
             message.append(&mut bytes);
             bytes
         });
-        Self::start(Far::Tls(remote), Reader::Tls(reader), Writer::Tls(writer), keepalive)
+        Self::start(Far::Tls(remote), Reader::Tls(reader), Writer::Tls(writer), keepalive, room)
     }
 
-    fn start(far: Far, reader: Reader, writer: Writer, keepalive: Option<Vec<u8>>) -> Self {
-        let queue = Arc::new(Queue::default());
+    fn start(far: Far, reader: Reader, writer: Writer, keepalive: Option<Vec<u8>>, room: &Arc<Room>) -> Self {
+        let queue = Queue::new(room);
         let idle_at = matches!(reader, Reader::Tls(_)).then(|| Instant::now() + IDLE);
         tokio::spawn(write(Arc::clone(&queue), writer, keepalive));
         let receiver = Receiver {

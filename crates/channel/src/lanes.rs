@@ -82,8 +82,32 @@ impl Lanes {
         taken
     }
 
+    /// Drops the oldest of the fullest lane until no more than so many bytes are left. Returns how many frames.
+    pub(crate) fn shrink(&mut self, limit: usize) -> usize {
+        let mut dropped = 0;
+        while self.bytes > limit {
+            let fullest = self.lanes.values_mut().max_by_key(|lane| lane.bytes);
+            let Some(oldest) = fullest.and_then(|lane| lane.drop_oldest(true)) else { break };
+            self.bytes -= oldest;
+            dropped += 1;
+        }
+        dropped
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes == 0
+    }
+
+    /// Bytes that wait, counted anew.
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
+        let frames = self.lanes.values().flat_map(|lane| lane.handshakes.iter().chain(&lane.data));
+        frames.map(Vec::len).sum()
     }
 }
 
@@ -196,6 +220,23 @@ mod tests {
         let taken = numbers(&lanes.take(2 * QUANTUM));
         assert!(taken.iter().filter(|number| **number >= 100).count() == 3, "{taken:?}");
         assert!(taken.iter().map(|_| 1400).sum::<usize>() <= 2 * QUANTUM);
+    }
+
+    #[test]
+    fn what_is_given_up_is_the_oldest_of_the_fullest_lane_and_no_handshake_before_data() {
+        let mut lanes = Lanes::default();
+        lanes.push(ONE, frame(1000, 148), true);
+        for number in 0..40 {
+            lanes.push(ONE, frame(number, 1000), false);
+        }
+        for number in 100..110 {
+            lanes.push(OTHER, frame(number, 1000), false);
+        }
+        assert_eq!((lanes.shrink(20_148), lanes.len()), (30, 20_148));
+        let taken = numbers(&lanes.take(usize::MAX));
+        let expected: Vec<u16> = [1000].into_iter().chain(30..40).chain(100..110).collect();
+        assert!(taken.len() == 21 && expected.iter().all(|number| taken.contains(number)), "{taken:?}");
+        assert_eq!((lanes.shrink(0), lanes.len()), (0, 0));
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod packets;
 mod proxy;
 mod queue;
 mod quic;
+mod room;
 mod tls;
 
 pub use connect::{Attempt, ConnectError, HEAD_START, MAX_ADDRESSES, Options, STAGGER, Target, connect};
@@ -50,6 +51,7 @@ pub use message::Message;
 pub use packets::{PACKET_COST, PACKETS_COST, Packets};
 pub use proxy::Proxy;
 pub use queue::QUEUE_LEN;
+pub use room::ROOM_LEN;
 
 /// Why something could not be said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -18,6 +18,7 @@ use wire::control::ALPN;
 use crate::ends::{RelayChannel, Transport};
 use crate::gate::{Gate, Place};
 use crate::identity::{IDENTITY_LEN, Identity};
+use crate::room::{ROOM_LEN, Room};
 use crate::{quic, tls};
 
 /// Time from the first packet until the handshake is done and, over QUIC, something was said: far above a lossy satellite path.
@@ -85,7 +86,7 @@ impl Listener {
     pub fn new(identity: &Identity) -> Result<Self, ListenError> {
         let config = tls::server_config(identity)?;
         let (opened, incoming) = mpsc::channel(WAITING);
-        let hall = Hall { gate: Arc::default(), opened };
+        let hall = Hall { gate: Arc::default(), room: Room::new(ROOM_LEN), opened };
         let reset_key = identity.derived_key(RESET_KEY);
         Ok(Self { config, reset_key, hall, incoming, local: Vec::new(), doors: JoinSet::new() })
     }
@@ -141,10 +142,21 @@ impl Listener {
     }
 }
 
+#[cfg(test)]
+impl Listener {
+    /// The same with another room, before a door is open.
+    pub(crate) fn with_room(mut self, room: &Arc<Room>) -> Self {
+        self.hall.room = Arc::clone(room);
+        self
+    }
+}
+
 /// What all doors lead to.
 #[derive(Debug, Clone)]
 struct Hall {
     gate: Arc<Gate>,
+    /// Where packets for everybody who came in wait.
+    room: Arc<Room>,
     opened: mpsc::Sender<Incoming>,
 }
 
@@ -208,7 +220,7 @@ async fn quic_door(endpoint: quinn::Endpoint, hall: Hall) {
             continue;
         }
         match hall.gate.enter(incoming.remote_address().ip()) {
-            Some(place) => drop(tokio::spawn(hall.clone().welcome(place, quic_handshake(incoming)))),
+            Some(place) => drop(tokio::spawn(hall.clone().welcome(place, quic_handshake(incoming, hall.room.clone())))),
             None if is_validated => incoming.refuse(),
             None => incoming.ignore(),
         }
@@ -221,7 +233,8 @@ async fn tls_door(listener: TcpListener, acceptor: TlsAcceptor, hall: Hall) {
             Ok((stream, remote)) => {
                 // Without a place it is closed at once.
                 if let Some(place) = hall.gate.enter(remote.ip()) {
-                    tokio::spawn(hall.clone().welcome(place, tls_handshake(acceptor.clone(), stream, remote)));
+                    let handshake = tls_handshake(acceptor.clone(), stream, remote, hall.room.clone());
+                    tokio::spawn(hall.clone().welcome(place, handshake));
                 }
             }
             Err(error) => {
@@ -246,19 +259,23 @@ impl Hall {
     }
 }
 
-async fn quic_handshake(incoming: quinn::Incoming) -> io::Result<([u8; IDENTITY_LEN], RelayChannel)> {
+async fn quic_handshake(
+    incoming: quinn::Incoming,
+    room: Arc<Room>,
+) -> io::Result<([u8; IDENTITY_LEN], RelayChannel)> {
     let connection = incoming.await?;
     let certificates = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     let identity = tls::proven(certificates.as_ref().map(|certificates| certificates.as_slice())).ok_or_else(no_key)?;
     // The node opens the one stream there is.
     let (send, receive) = connection.accept_bi().await?;
-    Ok((identity, RelayChannel::quic(connection, send, receive)))
+    Ok((identity, RelayChannel::quic(connection, send, receive, &room)))
 }
 
 async fn tls_handshake(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     remote: SocketAddr,
+    room: Arc<Room>,
 ) -> io::Result<([u8; IDENTITY_LEN], RelayChannel)> {
     tls::prepare(&stream)?;
     let stream = acceptor.accept(stream).await?;
@@ -268,7 +285,7 @@ async fn tls_handshake(
     if session.alpn_protocol() != Some(ALPN) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a client of another protocol"));
     }
-    Ok((identity, RelayChannel::tls(stream.into(), remote, None)))
+    Ok((identity, RelayChannel::tls(stream.into(), remote, None, &room)))
 }
 
 fn no_key() -> io::Error {

@@ -1,14 +1,17 @@
 //! Frames that wait to be written: bounded in bytes, so that who does not read costs no more than that. Messages come first and are
 //! never dropped, packets after them in lanes of their own.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use wire::relay::{AllocationId, is_handshake};
 
 use crate::SendError;
 use crate::lanes::Lanes;
 use crate::message::Message;
+use crate::room::{Room, Victims};
 
 /// Bytes that wait for one channel: a burst of answers about every node of a mesh of some thousands, or a thousand signals.
 pub const QUEUE_LEN: usize = 256 * 1024;
@@ -17,11 +20,15 @@ pub const QUEUE_LEN: usize = 256 * 1024;
 /// message need not wait long.
 const WRITE_LEN: usize = 64 * 1024;
 
-/// Bytes of a frame before its packet: length, kind, allocation.
-const FRAME_HEAD: usize = wire::control::LENGTH_LEN + 1 + 8;
+/// Who has had nothing written for so long does not read: above the time after which TCP sends again on most paths.
+const IDLE: Duration = Duration::from_millis(250);
 
-#[derive(Debug, Default)]
+/// Bytes of a frame before its packet: length, kind, allocation.
+pub(crate) const FRAME_HEAD: usize = wire::control::LENGTH_LEN + 1 + 8;
+
+#[derive(Debug)]
 pub(crate) struct Queue {
+    room: Arc<Room>,
     state: Mutex<State>,
     filled: Notify,
     emptied: Notify,
@@ -32,6 +39,12 @@ pub(crate) struct Queue {
 struct State {
     bytes: Vec<u8>,
     lanes: Lanes,
+    /// Bytes of packets that were taken last: they are being written.
+    writing: usize,
+    /// Bytes that this channel holds of the room: both.
+    held: usize,
+    /// When it last held nothing, or something of it was written.
+    moved: Option<Instant>,
     phase: Phase,
 }
 
@@ -45,6 +58,14 @@ enum Phase {
 }
 
 impl Queue {
+    /// An empty one, whose packets wait in that room.
+    pub(crate) fn new(room: &Arc<Room>) -> Arc<Self> {
+        let (filled, emptied, changed) = Default::default();
+        let queue = Arc::new(Self { room: Arc::clone(room), state: Mutex::default(), filled, emptied, changed });
+        room.enter(&queue);
+        queue
+    }
+
     /// Adds a message, or says why not.
     pub(crate) fn push(&self, message: &impl Message) -> Result<(), SendError> {
         let mut state = self.lock();
@@ -62,7 +83,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Adds packets to their lanes. Returns how many were dropped for want of room, the oldest of each lane first.
+    /// Adds packets to their lanes. Returns how many were dropped for want of room, the oldest of each lane first: of this channel, or where
+    /// all channels together hold too much, of those that hold most.
     pub(crate) fn offer<'a, M: Message>(
         &self,
         packets: impl IntoIterator<Item = (AllocationId, &'a [u8])>,
@@ -71,15 +93,23 @@ impl Queue {
         if state.phase != Phase::Open {
             return Err(SendError::Closed);
         }
+        if state.held == 0 {
+            state.moved = Some(Instant::now());
+        }
         let mut dropped = 0;
         for (allocation, packet) in packets {
             let mut frame = Vec::with_capacity(FRAME_HEAD + packet.len());
             M::append_data(allocation, packet, &mut frame);
-            dropped += state.lanes.push(allocation, frame, is_handshake(packet));
+            if self.room.take(&mut state.held, frame.len()) {
+                dropped += state.lanes.push(allocation, frame, is_handshake(packet));
+                state.settle(&self.room);
+            } else {
+                dropped += 1;
+            }
         }
         drop(state);
         self.filled.notify_one();
-        Ok(dropped)
+        Ok(dropped + self.room.make_room())
     }
 
     /// Adds a message once there is room.
@@ -98,6 +128,7 @@ impl Queue {
     /// What is written next, once there is something: all messages, and packets behind them. `None` when it is closed and all messages
     /// were taken.
     pub(crate) async fn take(&self) -> Option<Vec<u8>> {
+        self.lock().written(&self.room);
         loop {
             let mut filled = std::pin::pin!(self.filled.notified());
             filled.as_mut().enable();
@@ -105,12 +136,15 @@ impl Queue {
                 let mut state = self.lock();
                 if !state.bytes.is_empty() || !state.lanes.is_empty() {
                     let mut bytes = std::mem::take(&mut state.bytes);
-                    let packets = state.lanes.take(WRITE_LEN.saturating_sub(bytes.len()));
+                    let limit = WRITE_LEN.min(self.room.write_len());
+                    let packets = state.lanes.take(limit.saturating_sub(bytes.len()));
+                    state.writing = packets.iter().map(Vec::len).sum();
+                    let length = state.writing;
                     drop(state);
                     if !bytes.is_empty() {
                         self.emptied.notify_waiters();
                     }
-                    bytes.reserve(packets.iter().map(Vec::len).sum());
+                    bytes.reserve(length);
                     packets.iter().for_each(|packet| bytes.extend_from_slice(packet));
                     return Some(bytes);
                 }
@@ -120,6 +154,19 @@ impl Queue {
             }
             filled.await;
         }
+    }
+
+    /// Drops its oldest packets until it holds no more than its share, if it is among those who are asked. Returns how many.
+    pub(crate) fn give_up(&self, victims: Victims, share: usize) -> usize {
+        let mut state = self.lock();
+        let is_idle = || state.moved.is_some_and(|moved| moved.elapsed() >= IDLE);
+        if victims == Victims::Idle && !is_idle() {
+            return 0;
+        }
+        let limit = share.saturating_sub(state.writing);
+        let dropped = state.lanes.shrink(limit);
+        state.settle(&self.room);
+        dropped
     }
 
     /// No more is taken in.
@@ -160,7 +207,10 @@ impl Queue {
         state.lanes = Lanes::default();
         if phase == Phase::Ended {
             state.bytes = Vec::new();
+            // Whoever was writing is stopped.
+            state.writing = 0;
         }
+        state.settle(&self.room);
         drop(state);
         self.changed.notify_waiters();
         self.emptied.notify_waiters();
@@ -169,5 +219,42 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.room.give(&mut state.held, 0);
+    }
+}
+
+impl State {
+    /// What was taken last has been written.
+    fn written(&mut self, room: &Room) {
+        self.writing = 0;
+        self.moved = Some(Instant::now());
+        self.settle(room);
+    }
+
+    /// Gives the room back what is neither waiting nor being written any more.
+    fn settle(&mut self, room: &Room) {
+        let left = self.lanes.len() + self.writing;
+        room.give(&mut self.held, left);
+    }
+}
+
+#[cfg(test)]
+impl Queue {
+    /// Whether anything is to be written.
+    pub(crate) fn waits(&self) -> bool {
+        let state = self.lock();
+        !state.bytes.is_empty() || !state.lanes.is_empty()
+    }
+
+    /// Bytes that it holds of the room, counted anew.
+    pub(crate) fn held(&self) -> usize {
+        let state = self.lock();
+        state.lanes.count() + state.writing
     }
 }

@@ -14,6 +14,7 @@ use wire::control::{DeniedReason, MAX_MESSAGE_LEN, ToNode, ToRelay, VERSION};
 
 use crate::*;
 
+mod crowded;
 mod proxied;
 
 const LOOPBACK: &str = "127.0.0.1:0";
