@@ -24,6 +24,15 @@ const GONE: Goal = Goal::Mostly(1.0);
 /// What was under way has arrived by then.
 const UNDER_WAY: Duration = Duration::from_millis(150);
 
+/// How the only relay ends.
+#[derive(Clone, Copy)]
+enum End {
+    /// SIGKILL: kubelet starts it in its place, with the key that it had.
+    Killed,
+    /// Its pod is deleted, and the next one has another key.
+    Replaced,
+}
+
 /// One restart of the only relay, in seconds.
 struct Anew {
     silence: f64,
@@ -46,16 +55,21 @@ pub fn measure(hard: &Hard<'_>, runs: usize) -> Result<Vec<Row>> {
     ])
 }
 
-/// A relay that is killed and comes back in its place, while all others are cut off.
+/// A relay that is killed and comes back in its place, or whose pod is replaced, while all others are cut off.
 pub fn measure_only(hard: &Hard<'_>, runs: usize) -> Result<Vec<Row>> {
     let (only, _) = hard.stream()?;
     let others = other_relays(hard.lab, &only)?;
     let _cut = others.iter().map(|other| Cut::new(hard.lab, other)).collect::<Result<Vec<_>>>()?;
-    let anew = repeat(hard.progress, "the only relay is killed", runs, || started_anew(hard, &only))?;
-    let each = |of: fn(&Anew) -> f64| Spread::of(anew.iter().map(of));
+    let times = |what, end| repeat(hard.progress, what, runs, || started_anew(hard, &only, end));
+    let killed = times("the only relay is killed", End::Killed)?;
+    let replaced = times("the only relay's pod is replaced", End::Replaced)?;
+    let silence = |of: &[Anew]| Spread::of(of.iter().map(|one| one.silence));
+    let from_start = |of: &[Anew]| Spread::of(of.iter().map(|one| one.from_start));
     Ok(vec![
-        Row::new("killed and started in its place: longest silence", "s", each(|one| one.silence)).goal(RESTARTED),
-        Row::new("of it from the new process's start", "s", each(|one| one.from_start)),
+        Row::new("killed and started in its place: longest silence", "s", silence(&killed)).goal(RESTARTED),
+        Row::new("of it from the new process's start", "s", from_start(&killed)),
+        Row::new("its pod replaced, with another key: longest silence", "s", silence(&replaced)),
+        Row::new("of it from the new pod's process on", "s", from_start(&replaced)),
     ])
 }
 
@@ -89,12 +103,15 @@ fn killed(hard: &Hard<'_>) -> Result<Summary> {
     Ok(summary)
 }
 
-fn started_anew(hard: &Hard<'_>, only: &str) -> Result<Anew> {
+fn started_anew(hard: &Hard<'_>, only: &str, end: End) -> Result<Anew> {
     let lab = hard.lab;
     let pings = hard.stream_through(only)?;
     let old = process(lab, only)?;
     let began = Instant::now();
-    signal(old, Signal::SIGKILL)?;
+    match end {
+        End::Killed => signal(old, Signal::SIGKILL)?,
+        End::Replaced => warren::delete_pods(lab, "relay", &format!("spec.nodeName={only}"))?,
+    }
     let new = wait::until("kubelet to start the relay again", REPLACED, || {
         process(lab, only).ok().filter(|pid| *pid != old).ok_or_else(|| "there is none".into())
     })?;
@@ -103,7 +120,10 @@ fn started_anew(hard: &Hard<'_>, only: &str) -> Result<Anew> {
     let echo = pings.first_echo_after(start.max(began + UNDER_WAY));
     let from_start = echo.map_or(f64::INFINITY, |at| (at - start).as_secs_f64());
     let silence = silence(pings, began).outage;
-    renew_pod(lab, only)?;
+    if matches!(end, End::Killed) {
+        // What has failed once is started again only after a pause.
+        renew_pod(lab, only)?;
+    }
     Ok(Anew { silence, from_start })
 }
 
