@@ -1,31 +1,26 @@
-//! The two halves of an open channel, and the task that writes.
+//! An open channel: the half that says things. The half that hears and the task that writes are beside it.
 
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::TlsStream;
 use wire::control::{ToNode, ToRelay};
 use wire::relay::AllocationId;
 
-use crate::message::{Frames, Message};
-use crate::packets::Packets;
+use crate::SendError;
+use crate::message::Message;
 use crate::queue::Queue;
 use crate::room::Room;
-use crate::{RecvError, SendError};
 
-/// How often a node shows that it is there, where the transport does not do so by itself.
-pub const KEEPALIVE: Duration = Duration::from_secs(5);
+mod receiver;
+mod writer;
 
-/// Silence after which the other end counts as gone: three times the keepalive.
-pub const IDLE: Duration = Duration::from_secs(15);
-
-/// Time for what was said last, when a channel is closed. Who takes longer is not reading.
-const CLOSE_GRACE: Duration = Duration::from_secs(2);
+use receiver::Reader;
+pub use receiver::{Heard, IDLE, Receiver};
+pub use writer::KEEPALIVE;
+use writer::{Writer, write};
 
 /// What carries a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,27 +55,6 @@ pub struct Outlet<Out = ToRelay> {
     messages: PhantomData<fn(Out)>,
 }
 
-/// What a [`Receiver`] has heard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard<In = ToNode> {
-    /// A message that is no packet.
-    Message(In),
-    /// Packets, which are where they were asked for.
-    Packets,
-}
-
-/// Hears things.
-#[derive(Debug)]
-pub struct Receiver<In = ToNode> {
-    reader: Reader,
-    frames: Frames,
-    queue: Arc<Queue>,
-    /// When silence has lasted too long; nothing where the transport has a limit of its own.
-    idle_at: Option<Instant>,
-    is_over: bool,
-    messages: PhantomData<fn() -> In>,
-}
-
 /// Closes the channel with the last sender.
 #[derive(Debug)]
 struct Open {
@@ -92,18 +66,6 @@ struct Open {
 enum Far {
     Quic(quinn::Connection),
     Tls(SocketAddr),
-}
-
-#[derive(Debug)]
-enum Reader {
-    Quic(quinn::Connection, quinn::RecvStream),
-    Tls(ReadHalf<TlsStream<TcpStream>>),
-}
-
-#[derive(Debug)]
-enum Writer {
-    Quic(quinn::Connection, quinn::SendStream),
-    Tls(WriteHalf<TlsStream<TcpStream>>),
 }
 
 impl<Out: Message, In: Message> Channel<Out, In> {
@@ -135,16 +97,8 @@ impl<Out: Message, In: Message> Channel<Out, In> {
 
     fn start(far: Far, reader: Reader, writer: Writer, keepalive: Option<Vec<u8>>, room: &Arc<Room>) -> Self {
         let queue = Queue::new(room);
-        let idle_at = matches!(reader, Reader::Tls(_)).then(|| Instant::now() + IDLE);
         tokio::spawn(write(Arc::clone(&queue), writer, keepalive));
-        let receiver = Receiver {
-            reader,
-            frames: Frames::default(),
-            queue: Arc::clone(&queue),
-            idle_at,
-            is_over: false,
-            messages: PhantomData,
-        };
+        let receiver = Receiver::new(reader, Arc::clone(&queue));
         Self { sender: Sender { open: Arc::new(Open { queue, far }), messages: PhantomData }, receiver }
     }
 
@@ -241,187 +195,5 @@ impl<Out> Clone for Outlet<Out> {
 impl Drop for Open {
     fn drop(&mut self) {
         self.queue.close();
-    }
-}
-
-impl<In: Message> Receiver<In> {
-    /// The next message; `None` when the channel was closed, by either end. May be dropped at any time without loss.
-    ///
-    /// # Errors
-    /// When the other end says what is no message, is silent for too long, or is lost. The channel has ended then.
-    pub async fn recv(&mut self) -> Result<Option<In>, RecvError> {
-        if self.is_over {
-            return Ok(None);
-        }
-        let result = self.next().await;
-        self.watch(result)
-    }
-
-    /// The next message that is no packet, or all packets that are here before it, up to a turn's worth. Packets go where the argument
-    /// says, behind what is there. As [`Self::recv`] otherwise; for channels that carry much.
-    ///
-    /// # Errors
-    /// Those of [`Self::recv`].
-    pub async fn hear(&mut self, packets: &mut Packets) -> Result<Option<Heard<In>>, RecvError> {
-        if self.is_over {
-            return Ok(None);
-        }
-        let result = self.next_or_packets(packets).await;
-        self.watch(result)
-    }
-
-    /// Ends the channel unless there was something to hear.
-    fn watch<T>(&mut self, result: Result<Option<T>, RecvError>) -> Result<Option<T>, RecvError> {
-        if !matches!(result, Ok(Some(_))) {
-            self.is_over = true;
-            self.queue.end();
-        }
-        result
-    }
-
-    async fn next(&mut self) -> Result<Option<In>, RecvError> {
-        loop {
-            if let Some(message) = self.frames.next()? {
-                if let Some(message) = self.unless_keepalive(message) {
-                    return Ok(Some(message));
-                }
-            } else if !self.read().await? {
-                return Ok(None);
-            }
-        }
-    }
-
-    async fn next_or_packets(&mut self, packets: &mut Packets) -> Result<Option<Heard<In>>, RecvError> {
-        loop {
-            // Before each message, keepalives too: what is behind one may be packets.
-            self.frames.packets::<In>(packets)?;
-            if !packets.is_empty() {
-                return Ok(Some(Heard::Packets));
-            }
-            if let Some(message) = self.frames.next()? {
-                if let Some(message) = self.unless_keepalive(message) {
-                    return Ok(Some(Heard::Message(message)));
-                }
-            } else if !self.read().await? {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// The message, unless it is a keepalive, which is answered here if it asks.
-    fn unless_keepalive(&self, message: In) -> Option<In> {
-        if !message.is_keepalive() {
-            return Some(message);
-        }
-        if In::IS_ASKED {
-            // No room for it: then the other end does not read and is about to be closed.
-            let _ = self.queue.push(&ToNode::Pong);
-        }
-        None
-    }
-
-    /// Reads once; `false` at the end.
-    async fn read(&mut self) -> Result<bool, RecvError> {
-        let room = self.frames.room();
-        let read = async {
-            match &mut self.reader {
-                Reader::Quic(_, stream) => stream.read_buf(room).await,
-                Reader::Tls(stream) => stream.read_buf(room).await,
-            }
-        };
-        let read = tokio::select! {
-            read = read => read,
-            () = self.queue.ended() => return Ok(false),
-            () = passed(self.idle_at) => return Err(RecvError::Idle),
-        };
-        match read {
-            Ok(0) if self.frames.is_empty() => Ok(false),
-            Ok(0) => Err(RecvError::Truncated),
-            Ok(length) => {
-                self.frames.came(length);
-                self.idle_at = self.idle_at.map(|_| Instant::now() + IDLE);
-                Ok(true)
-            }
-            Err(error) => self.lost(error),
-        }
-    }
-
-    /// What an error of the transport means.
-    fn lost(&self, error: std::io::Error) -> Result<bool, RecvError> {
-        use quinn::ConnectionError::{ApplicationClosed, LocallyClosed, TimedOut};
-        let Reader::Quic(connection, _) = &self.reader else { return Err(RecvError::Lost(error)) };
-        match connection.close_reason() {
-            Some(ApplicationClosed(_) | LocallyClosed) if self.frames.is_empty() => Ok(false),
-            Some(ApplicationClosed(_) | LocallyClosed) => Err(RecvError::Truncated),
-            Some(TimedOut) => Err(RecvError::Idle),
-            _ => Err(RecvError::Lost(error)),
-        }
-    }
-}
-
-async fn passed(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Writes until the channel is closed and everything is written, or nobody takes it.
-async fn write(queue: Arc<Queue>, mut writer: Writer, keepalive: Option<Vec<u8>>) {
-    let grace = async {
-        queue.closed().await;
-        tokio::time::sleep(CLOSE_GRACE).await;
-    };
-    tokio::select! {
-        () = write_all(&queue, &mut writer, keepalive) => {}
-        () = grace => {}
-        () = queue.ended() => {}
-    }
-    queue.end();
-    if let Writer::Quic(connection, _) = &writer {
-        connection.close(quinn::VarInt::from_u32(0), b"");
-    }
-}
-
-async fn write_all(queue: &Queue, writer: &mut Writer, keepalive: Option<Vec<u8>>) {
-    let mut beat = tokio::time::interval_at(Instant::now() + KEEPALIVE, KEEPALIVE);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let bytes = match &keepalive {
-            None => queue.take().await,
-            Some(keepalive) => tokio::select! {
-                bytes = queue.take() => bytes,
-                _ = beat.tick() => Some(keepalive.clone()),
-            },
-        };
-        let Some(bytes) = bytes else { break };
-        if writer.write(&bytes).await.is_err() {
-            return;
-        }
-    }
-    writer.finish().await;
-}
-
-impl Writer {
-    async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        match self {
-            Self::Quic(_, stream) => Ok(stream.write_all(bytes).await?),
-            Self::Tls(stream) => {
-                stream.write_all(bytes).await?;
-                stream.flush().await
-            }
-        }
-    }
-
-    /// Says that nothing more comes. Over QUIC it waits until the other end has everything: closing the connection would outrun it.
-    async fn finish(&mut self) {
-        match self {
-            Self::Quic(_, stream) => {
-                if stream.finish().is_ok() {
-                    let _ = stream.stopped().await;
-                }
-            }
-            Self::Tls(stream) => drop(stream.shutdown().await),
-        }
     }
 }

@@ -259,10 +259,7 @@ impl Hall {
     }
 }
 
-async fn quic_handshake(
-    incoming: quinn::Incoming,
-    room: Arc<Room>,
-) -> io::Result<([u8; IDENTITY_LEN], RelayChannel)> {
+async fn quic_handshake(incoming: quinn::Incoming, room: Arc<Room>) -> io::Result<([u8; IDENTITY_LEN], RelayChannel)> {
     let connection = incoming.await?;
     let certificates = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     let identity = tls::proven(certificates.as_ref().map(|certificates| certificates.as_slice())).ok_or_else(no_key)?;
