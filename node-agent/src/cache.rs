@@ -5,33 +5,26 @@
 //! must not hold up packets, and only the newest content of each file is written.
 
 use crate::files;
-use blake2::{Blake2s256, Digest};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 use tokio::sync::watch;
 
 mod clock;
+mod format;
+mod writer;
 
 use clock::Clock;
-
-/// First word of each file; changes when an older agent could misread the rest.
-const MAGIC: &str = "warren-cache-1";
-
-/// Larger files than this are not ours: the largest object is a slice of 64 peers with 16 candidates each, below 200 kB.
-const MAX_FILE_BYTES: u64 = 4 << 20;
+use format::{decode, encode, read_capped};
+use writer::{Queue, RETRY, Writer};
 
 /// Files kept at most: 2,000 nodes are 32 slices, so this is far above any mesh that works, and below what hurts a disk.
 const MAX_FILES: usize = 1024;
-
-/// What the disk refused is tried again after this: whoever frees the disk need not restart anything.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// Name of a cached object, which is its file name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,37 +51,6 @@ pub struct Cache {
     queue: Arc<Queue>,
     failed: watch::Receiver<Option<String>>,
     clock: Clock,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    state: Mutex<Pending>,
-    wake: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Pending {
-    /// `None` removes the file.
-    files: BTreeMap<Name, Option<Vec<u8>>>,
-    /// What the disk refused.
-    refused: BTreeMap<Name, Option<Vec<u8>>>,
-    /// What is being written.
-    writing: Option<(Name, Option<Vec<u8>>)>,
-}
-
-impl Pending {
-    /// The newest content that the disk does not have yet, if there is any; it may be that there is to be none.
-    fn newest(&self, name: &Name) -> Option<&Option<Vec<u8>>> {
-        let writing = self.writing.as_ref().filter(|(writing, _)| writing == name).map(|(_, content)| content);
-        self.files.get(name).or(writing).or_else(|| self.refused.get(name))
-    }
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Pending> {
-        // Nothing panics while it holds the lock, and a half-made queue is still a queue.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Cache {
@@ -185,106 +147,11 @@ impl Cache {
     }
 }
 
-struct Writer {
-    folder: PathBuf,
-    queue: Arc<Queue>,
-    report: watch::Sender<Option<String>>,
-    retry: Duration,
-}
-
-impl Writer {
-    fn run(self) {
-        let mut retry_at = Instant::now();
-        loop {
-            let (name, content) = self.next(retry_at);
-            let path = self.folder.join(&name.0);
-            let result = match &content {
-                Some(content) if fs::read(&path).is_ok_and(|old| old == *content) => Ok(()),
-                Some(content) => files::replace(&path, content),
-                None => remove_if_there(&path),
-            };
-            let mut pending = self.queue.lock();
-            match result {
-                Ok(()) if pending.refused.is_empty() => self.tell(None),
-                Ok(()) => {}
-                Err(e) => {
-                    retry_at = Instant::now() + self.retry;
-                    // A newer content that waits already is the one to try again.
-                    if !pending.files.contains_key(&name) {
-                        pending.refused.insert(name, content);
-                    }
-                    self.tell(Some(format!("{}: {e}", path.display())));
-                }
-            }
-            pending.writing = None;
-            self.queue.wake.notify_all();
-        }
-    }
-
-    fn tell(&self, failure: Option<String>) {
-        self.report.send_if_modified(|old| std::mem::replace(old, failure.clone()) != failure);
-    }
-
-    /// The next thing to write: what is new, or from `retry_at` on what was refused.
-    fn next(&self, retry_at: Instant) -> (Name, Option<Vec<u8>>) {
-        let mut pending = self.queue.lock();
-        loop {
-            if let Some(work) = pending.files.pop_first() {
-                pending.writing = Some(work.clone());
-                return work;
-            }
-            let wait = retry_at.saturating_duration_since(Instant::now());
-            if pending.refused.is_empty() {
-                pending = self.queue.wake.wait(pending).unwrap_or_else(PoisonError::into_inner);
-            } else if wait.is_zero() {
-                pending.files = std::mem::take(&mut pending.refused);
-            } else {
-                pending = self.queue.wake.wait_timeout(pending, wait).unwrap_or_else(PoisonError::into_inner).0;
-            }
-        }
-    }
-}
-
-fn encode<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
-    let body = serde_json::to_vec(value)?;
-    let mut content = format!("{MAGIC} {}\n", checksum(&body)).into_bytes();
-    content.extend_from_slice(&body);
-    Ok(content)
-}
-
-fn decode<T: DeserializeOwned>(content: &[u8]) -> Result<T, &'static str> {
-    let end = content.iter().position(|b| *b == b'\n').ok_or("no header")?;
-    let (header, body) = (&content[..end], &content[end + 1..]);
-    let header = str::from_utf8(header).map_err(|_| "no header")?;
-    let sum = header.strip_prefix(MAGIC).and_then(|h| h.strip_prefix(' ')).ok_or("written by another version")?;
-    if sum != checksum(body) {
-        return Err("the checksum differs");
-    }
-    serde_json::from_slice(body).map_err(|_| "not what it should hold")
-}
-
-fn checksum(body: &[u8]) -> String {
-    Blake2s256::digest(body).iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn read_capped(path: &Path) -> io::Result<Vec<u8>> {
-    if fs::metadata(path)?.len() > MAX_FILE_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_FILE_BYTES} bytes")));
-    }
-    fs::read(path)
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{format::MAGIC, *};
     use crate::testing::TempDir;
+    use std::time::Instant;
 
     fn open() -> (TempDir, Cache) {
         let dir = TempDir::new("cache");
