@@ -27,6 +27,19 @@ fn rested(seed: u64, site: Site) -> World {
     world
 }
 
+/// A pair that has just become direct.
+fn young_pair(seed: u64) -> World {
+    let mut world = beside(seed, UNEVEN_40, 2);
+    world.ping_gap = OFTEN;
+    for node in NODES.map(|_| world.add_node(Site::EASY_HOME)) {
+        world.set_kernel(node, false);
+        world.start_after(node, Duration::ZERO);
+    }
+    let are_direct = |world: &World| NODES.iter().all(|node| cell(world, *node, 1 - node).is_direct());
+    world.run_while(S(30), are_direct).unwrap();
+    world
+}
+
 /// The user of one of them pings from now on.
 fn talk(world: &mut World, from: usize, time: Duration) {
     world.set_pinging(from, 1 - from, true);
@@ -172,6 +185,25 @@ fn a_direct_path_that_falls_silent_is_left_within_a_second_and_taken_again_witho
             assert_eq!(stop(&mut world, from).0, 0, "seed {seed}, {young} ms old");
         }
         assert_short(&format!("direct path cut, traffic {young} ms old"), silences);
+    }
+}
+
+#[test]
+fn who_only_answers_says_relayed_as_soon_as_that_carries_also_if_the_path_that_died_was_young() {
+    for (seed, young) in (0..20).flat_map(|seed| [300, 600, 2500].map(|young| (seed, young))) {
+        let from = usize::try_from(seed % 2).unwrap();
+        let mut world = young_pair(seed);
+        world.run_for(S(1));
+        // Nobody tells it. Its device was at the relay until a moment ago, and is led there again.
+        world.signalling.iter_mut().for_each(|signalling| signalling.loss = 100);
+        talk(&mut world, from, MS(young));
+        let [a, b] = NODES.map(|node| world.nodes[node].outside);
+        world.internet.cut(a, b, true);
+        let are_relayed =
+            |world: &World| NODES.iter().all(|node| world.nodes[*node].is_relayed(&world.nodes[1 - node].key));
+        let cut = world.now;
+        let relayed = world.run_while(S(3), are_relayed);
+        assert!(relayed.is_some(), "seed {seed}, {young} ms old: not after {:?}", world.now - cut);
     }
 }
 

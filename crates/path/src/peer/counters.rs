@@ -307,7 +307,8 @@ impl Peer {
             self.put_back(shared, now);
             return;
         }
-        if self.hold_against(endpoint, now) {
+        let asks = self.asks_before_hold(endpoint, shared, now);
+        if asks || self.hold_against(endpoint, now) {
             return;
         }
         if self.relayed.is_relay_socket(endpoint) || self.unclaimed_relay(endpoint, shared).is_some() {

@@ -32,6 +32,8 @@ const LONGEST: Duration = Duration::from_secs(1);
 const MAX_ROUNDS: u8 = 4;
 /// What leads back later than this is no packet that was on its way.
 const MEMORY: Duration = Duration::from_secs(10);
+/// An answer that is older than this is no reason to hold a path.
+const FRESH: Duration = Duration::from_secs(1);
 /// How long the old path is then left in peace: traffic that drowned the corrections does not stop within the minute.
 const RESIGNED: Duration = Duration::from_secs(300);
 
@@ -47,6 +49,11 @@ pub(super) struct Hold {
 }
 
 impl Hold {
+    /// Whether this is the address that was left, not long ago.
+    fn is_against(&self, endpoint: SocketAddr, now: Instant) -> bool {
+        self.left == endpoint && now.saturating_duration_since(self.since) <= MEMORY
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         (self.next < self.until).then_some(self.next)
     }
@@ -83,14 +90,26 @@ impl Peer {
         shared.events.push_back(Event::SetEndpoint { peer: self.key, endpoint, keepalive });
     }
 
-    /// The device is back at the address that was left. Returns whether that is not accepted yet.
-    pub(super) fn hold_against(&mut self, endpoint: SocketAddr, now: Instant) -> bool {
-        let Some(hold) = self.hold.as_ref().filter(|hold| hold.left == endpoint) else {
+    /// The device is back at the relay that was left for a direct path. Perhaps the peer is, because the path has died: to hold that would
+    /// lose packets. So it is asked first, unless it has just answered. Returns whether the device is left where it is until then.
+    pub(super) fn asks_before_hold(&mut self, endpoint: SocketAddr, shared: &mut Shared, now: Instant) -> bool {
+        let is_held = self.hold.as_ref().is_some_and(|hold| hold.is_against(endpoint, now));
+        let Some(direct) = self.direct.filter(|_| is_held && self.relayed.is_relay_socket(endpoint)) else {
             return false;
         };
-        if now.saturating_duration_since(hold.since) > MEMORY {
+        let pong = self.pairs.get(&direct.remote).and_then(|pair| pair.last_pong);
+        if pong.is_some_and(|at| now.saturating_duration_since(at) < FRESH) {
             return false;
         }
+        self.start_check(shared, now);
+        self.check.is_some()
+    }
+
+    /// The device is back at the address that was left. Returns whether that is not accepted yet.
+    pub(super) fn hold_against(&mut self, endpoint: SocketAddr, now: Instant) -> bool {
+        let Some(hold) = self.hold.as_ref().filter(|hold| hold.is_against(endpoint, now)) else {
+            return false;
+        };
         if hold.rounds >= MAX_ROUNDS {
             self.resigned_until = Some(now + RESIGNED);
             return false;
