@@ -188,3 +188,32 @@ fn a_relay_that_starts_anew_in_its_place_carries_within_two_seconds_although_not
         assert!(rest - start <= S(2), "seed {seed}: {:?}", rest - start);
     }
 }
+
+#[test]
+fn both_ends_name_one_relay_soon_after_the_one_that_they_went_to_has_gone_as_well() {
+    for seed in 0..20 {
+        for gap in [1000, 1500, 2000] {
+            let mut world = pair(seed, 2);
+            (world.ping_gap, world.agent_lag) = (MS(20), Duration::ZERO);
+            (world.channel_idle, world.reconnect) = ((MS(100), S(3)), (MS(100), MS(400)));
+            world.set_pinging(1, 0, seed.is_multiple_of(2));
+            world.run_for(S(5));
+            // Whoever comes back knows nothing.
+            let first = relay_in_use(&world).unwrap();
+            world.kill_relay(first);
+            world.run_for(MS(gap / 2));
+            world.start_relay(first);
+            world.run_for(MS(gap / 2));
+            let Some(second) = relay_in_use(&world) else { continue };
+            world.kill_relay(second);
+            world.run_for(MS(700));
+            world.start_relay(second);
+            world.run_for(S(2));
+            let at_rest = (0..100).filter(|_| {
+                world.run_for(MS(50));
+                unrest(&world).is_none()
+            });
+            assert!(at_rest.count() >= 95, "seed {seed}, {gap} ms apart: {:?}", unrest(&world));
+        }
+    }
+}

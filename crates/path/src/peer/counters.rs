@@ -307,7 +307,7 @@ impl Peer {
             self.put_back(shared, now);
             return;
         }
-        let asks = self.asks_before_hold(endpoint, shared, now);
+        let asks = self.follow_from_silent_relay(endpoint, shared, now) || self.asks_before_hold(endpoint, shared, now);
         if asks || self.hold_against(endpoint, now) {
             return;
         }

@@ -25,8 +25,10 @@ use crate::snapshot::{LegPhase, LegReport};
 use crate::timer::earliest;
 
 mod attached;
+mod heard;
 
 use attached::Carried;
+pub(super) use heard::Heard;
 
 /// After the first BIND without an answer, doubled each time: below one round trip of a far relay a second one is harmless.
 const BIND_GAP: Duration = Duration::from_millis(100);

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::{CONFIRM, Echoes, RelayPath, SETTLE};
+use super::{CONFIRM, Echoes, RelayPath};
 use crate::peer::Peer;
+use crate::peer::leg::{Heard, Leg};
 use crate::relay::RelayId;
 use crate::shared::Shared;
 
@@ -82,20 +83,56 @@ impl Peer {
                     self.set_endpoint(endpoint, shared, now);
                 }
             }
-            // The side that nominates is not led by what is on its way when it has just moved. Later it is the peer that has: it has its
-            // reasons.
-            Some(path) if path.confirmed && self.nominates && now < path.entered + SETTLE => {
-                let chosen = path.endpoint;
-                self.endpoint = None;
-                self.set_endpoint(chosen, shared, now);
-            }
-            _ => {
-                self.enter_relay(relay, endpoint, shared, now);
-                if self.relayed.path.is_some_and(|path| !path.moved) {
-                    self.move_to_relay(false, shared, now);
-                }
+            _ => self.go_along(relay, endpoint, shared, now),
+        }
+    }
+
+    fn go_along(&mut self, relay: RelayId, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
+        self.enter_relay(relay, endpoint, shared, now);
+        if self.relayed.path.is_some_and(|path| !path.moved) {
+            self.move_to_relay(false, shared, now);
+        }
+    }
+
+    /// The device was led from the relay in use to another one. Either that is what was on its way when this side left it, or the peer has
+    /// left the one in use because that has died: then to point the device back there loses packets until the peer's next one. The relay
+    /// itself is asked which. Returns whether the device is left where it is, for now or for good.
+    pub(in crate::peer) fn follow_from_silent_relay(
+        &mut self,
+        endpoint: SocketAddr,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> bool {
+        let Some((path, (relay, at))) = self.relayed.path.zip(self.led_to(endpoint)) else {
+            return false;
+        };
+        let rtt = self.relayed.rtt.unwrap_or_default();
+        match self.relayed.leg(&path.relay).map_or(Heard::Nothing, |leg| leg.hear(rtt, now)) {
+            Heard::Answers => return false,
+            Heard::Asked => {}
+            Heard::Nothing => {
+                self.hold = None;
+                self.go_along(relay, at, shared, now);
             }
         }
+        true
+    }
+
+    /// The relay in use has forgotten everything. If the device was led to another one meanwhile it stays there.
+    pub(in crate::peer) fn follow_from_new_relay(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) {
+        let led = self.traffic.device.and_then(|device| self.led_to(device));
+        if let Some((other, at)) = led.filter(|_| self.relayed.path.is_some_and(|path| path.relay == relay)) {
+            self.hold = None;
+            self.go_along(other, at, shared, now);
+        }
+    }
+
+    /// The relay, other than the one in use, that a device was led to which is relayed, and where its leg is pointed at.
+    fn led_to(&self, device: SocketAddr) -> Option<(RelayId, SocketAddr)> {
+        let path = self.relayed.path.filter(|path| path.confirmed && path.moved && self.direct.is_none())?;
+        let is_it = |leg: &&Leg| leg.relay != path.relay && leg.is_at(device) && leg.is_bound();
+        let leg = self.relayed.legs.iter().find(is_it).filter(|_| self.wanted)?;
+        Some((leg.relay, leg.remote()?))
     }
 
     /// The same from a direct path. Either the peer has left it, or both devices follow what circulates by the relay. That tells

@@ -118,6 +118,7 @@ impl Peer {
         };
         leg.forget(shared);
         leg.ask_at(now);
+        self.follow_from_new_relay(relay, shared, now);
         true
     }
 
