@@ -217,3 +217,28 @@ fn both_ends_name_one_relay_soon_after_the_one_that_they_went_to_has_gone_as_wel
         }
     }
 }
+
+#[test]
+fn the_only_relay_carries_as_soon_with_another_key_as_with_the_one_that_it_had_but_for_the_word_of_it() {
+    for fate in [Fate::Killed, Fate::Replaced] {
+        let mut times = Vec::new();
+        for seed in 0..40 {
+            let mut world = pair(seed, 1);
+            world.agent_lag = Duration::ZERO;
+            // What a status, a watch and its reader take; and an agent that has tried in vain for as long as a pod takes to start.
+            (world.directory_delay, world.reconnect) = ((MS(100), MS(300)), (MS(100), MS(1600)));
+            world.kill_relay(0);
+            world.run_for(S(2) + MS(seed * 20));
+            match fate {
+                Fate::Killed => world.start_relay(0),
+                _ => world.replace_relay(0),
+            }
+            let start = world.now;
+            let rest = world.run_while(S(10), |world| unrest(world).is_none()).unwrap();
+            times.push(rest - start);
+        }
+        times.sort();
+        eprintln!("the only relay, {fate:?}: median {:?}, most {:?} after its start", times[20], times[39]);
+        assert!(times[39] <= S(3), "{fate:?}: {times:?}");
+    }
+}
