@@ -179,7 +179,7 @@ pub enum Reason {
     DataBlocked,
     /// The peer's probes arrive and none of this node's is answered: something drops what it sends, or what comes back.
     HostFirewall,
-    /// This node's NAT gives every destination another port, so the peer cannot know which one to open.
+    /// This node's NAT gives every destination another port, or the peer says that of its own, so one side cannot know which one to open.
     HardNat,
     /// The pair was direct and now nothing answers.
     PeerDown,

@@ -89,6 +89,19 @@ fn two_symmetric_nats_talk_at_once_and_stay_relayed() {
 }
 
 #[test]
+fn both_sides_say_that_the_nat_of_one_draws_its_ports() {
+    for sites in [[Site::SYMMETRIC, Site::EASY_HOME], [Site::EASY_HOME, Site::SYMMETRIC]] {
+        let mut world = relayed_pair(9, sites[0], sites[1]);
+        world.run_for(S(30));
+        for node in NODES {
+            let state = ledger(&world, node).state.map(|(_, state)| state);
+            let says = matches!(state, Some(PathState::Relayed { reason: Reason::HardNat, .. }));
+            assert!(says, "{sites:?}: node {node} shows {state:?}");
+        }
+    }
+}
+
+#[test]
 fn port_restricted_pairs_start_relayed_and_become_direct_without_losing_a_packet() {
     for seed in 0..20 {
         let mut world = relayed_pair(seed, Site::EASY_HOME, Site::EASY_HOME);

@@ -99,6 +99,7 @@ impl Peer {
     fn reason(&self, shared: &Shared, now: Instant) -> Reason {
         let any = |what: fn(&crate::pair::Pair) -> bool| self.pairs.values().any(what);
         let is_blocked = |class| class == crate::nat::NatClass::Blocked;
+        let told = |what: fn(crate::nat::NatClass) -> bool| self.punch.told.is_some_and(|peer| what(peer.class));
         let all_nat = |what: fn(crate::nat::NatClass) -> bool| {
             !self.pairs.is_empty() && self.pairs.keys().all(|addr| what(shared.nat.of(addr.ip())))
         };
@@ -116,11 +117,11 @@ impl Peer {
         } else if self.lost.is_some() && !self.relayed.is_confirmed() {
             // Whoever answers by a relay is not down.
             Reason::PeerDown
-        } else if all_nat(is_blocked) || self.punch.told.is_some_and(|peer| is_blocked(peer.class)) {
+        } else if all_nat(is_blocked) || told(is_blocked) {
             Reason::UdpBlocked
         } else if any(|pair| pair.heard > 0) && !any(|pair| pair.pongs > 0) {
             Reason::HostFirewall
-        } else if all_nat(crate::nat::NatClass::is_hard) {
+        } else if all_nat(crate::nat::NatClass::is_hard) || told(crate::nat::NatClass::is_hard) {
             Reason::HardNat
         } else if !any(|pair| pair.sent > 0) {
             Reason::Budget
