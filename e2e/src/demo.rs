@@ -31,13 +31,11 @@ pub fn run(scenario: Scenario, exe: &Path, progress: &Progress) -> Result<()> {
             if failures.is_empty() { Ok(matrix) } else { Err(failures.join("; ")) }
         })
     })?;
-    let paths = progress.step("every pair is direct or knows why not", || {
-        crate::wait::until("every pair to be direct or to know why not", warren::CONVERGED, || {
+    let paths = progress.step("every pair that can be is direct, and the others know why not", || {
+        crate::wait::until("every pair to have the best path there is", warren::CONVERGED, || {
             let paths = paths(&lab);
-            match paths.values().flat_map(|row| row.values()).filter(|path| !path.is_settled()).count() {
-                0 => Ok(paths),
-                unsettled => Err(format!("{unsettled} do not")),
-            }
+            let unsettled = unsettled(lab.scenario(), &paths);
+            if unsettled.is_empty() { Ok(paths) } else { Err(unsettled.join("; ")) }
         })
     })?;
     let report = progress.step("nothing in clear on the internet", || lab.sniffer().verdict())?;
@@ -58,7 +56,7 @@ pub fn run(scenario: Scenario, exe: &Path, progress: &Progress) -> Result<()> {
 }
 
 /// What every agent says of its peers; of one that doesn't answer, nothing.
-fn paths(lab: &Lab) -> picture::Paths {
+pub fn paths(lab: &Lab) -> picture::Paths {
     let row = |node: &Node| {
         let report = agent::ask(lab, &node.name, "/v1/paths").unwrap_or_default();
         let peers = report["peers"].as_array().cloned().unwrap_or_default();
@@ -72,6 +70,22 @@ fn paths(lab: &Lab) -> picture::Paths {
         (node.name.clone(), peers.iter().map(|peer| (text(peer, "name"), cell(peer))).collect())
     };
     lab.running().into_iter().map(row).collect()
+}
+
+/// The pairs that are not connected as well as they can be, or do not know why they are not better. Nodes without a row do not run.
+pub fn unsettled(scenario: &Scenario, paths: &picture::Paths) -> Vec<String> {
+    let names = || paths.keys();
+    let pairs = names().flat_map(|from| names().filter(move |to| from != *to).map(move |to| (from, to)));
+    pairs
+        .filter_map(|(from, to)| {
+            let wanted = scenario.connection(from, to).ok()?;
+            match paths.get(from).and_then(|row| row.get(to)) {
+                Some(path) if path.is_at_its_best(wanted) => None,
+                Some(path) => Some(format!("{from} to {to}: {path:?}, expected {wanted:?}")),
+                None => Some(format!("{from} says nothing of {to}")),
+            }
+        })
+        .collect()
 }
 
 fn next_steps(lab: &Lab) -> String {
@@ -93,4 +107,32 @@ Stop:
         down = make("demo-down"),
         lab = lab.exe().display(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_settles_when_it_is_as_it_can_be_and_says_why() {
+        let scenario = Scenario::demo("t");
+        let path = |state: &str, transport: &str, reason: &str| picture::Path {
+            state: state.into(),
+            relay: String::new(),
+            transport: transport.into(),
+            reason: reason.into(),
+        };
+        let unsettled = |from: &str, to: &str, there, back| {
+            let row = |to: &str, path| [(to.to_owned(), path)].into();
+            unsettled(&scenario, &[(from.to_owned(), row(to, there)), (to.to_owned(), row(from, back))].into()).len()
+        };
+        let (direct, relayed) = (|| path("direct", "", ""), |reason| path("relayed", "udp", reason));
+        assert_eq!(unsettled("plain", "home-a", direct(), direct()), 0);
+        assert_eq!(unsettled("plain", "home-a", direct(), relayed("NoAnswer")), 1);
+        assert_eq!(unsettled("hard", "fw", relayed("HardNAT"), relayed("NotTriedYet")), 1);
+        assert_eq!(unsettled("tls", "fw", path("relayed", "tls", "UDPBlocked"), relayed("UDPBlocked")), 0);
+        assert_eq!(unsettled("tls", "fw", relayed("UDPBlocked"), relayed("UDPBlocked")), 1);
+        let missing = super::unsettled(&scenario, &[("cp".into(), [].into()), ("fw".into(), [].into())].into());
+        assert_eq!(missing, ["cp says nothing of fw", "fw says nothing of cp"]);
+    }
 }

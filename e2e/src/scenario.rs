@@ -9,6 +9,10 @@ use anyhow::{Result, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+pub use connection::Connection;
+
+mod connection;
+
 /// How far the source port that the world sees is from WireGuard's listen port behind [`Site::Home`].
 pub const PORT_SHIFT: u16 = 10_000;
 /// WireGuard's listen ports, as the `Mesh` object has them by default: the range that a home router shifts.
@@ -134,14 +138,16 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// [`Self::direct`], a worker behind a NAT that draws its ports, which is connected with the homes and the firewalled site through a
-    /// relay and with the public ones directly, and a worker from which only TCP to port 443 leaves, which is connected with all of them
-    /// inside its channel to a relay.
+    /// A public control plane, a public worker, two homes alike to the last address, of which one is behind a plain Linux box, a firewalled
+    /// site, a worker behind a NAT that draws its ports, and one from which only TCP to port 443 leaves: every sort of
+    /// [connection](Self::connection) there is.
     #[must_use]
     pub fn demo(name: &str) -> Self {
-        let mut scenario = Self::direct(name);
-        scenario.nodes.extend([Node { name: "hard".into(), ..hard_a() }, only_tls()]);
-        scenario
+        let hard = Node { name: "hard".into(), ..hard_a() };
+        Self::of(
+            name,
+            vec![control_plane(), public(), home_a(), plain("plain", home_b()), firewalled(), hard, only_tls()],
+        )
     }
 
     /// A public control plane, a public worker, two homes alike to the last address, and a firewalled site: every pair can be direct.
@@ -404,7 +410,7 @@ mod tests {
     #[test]
     fn the_homes_are_alike_inside_and_differ_outside() {
         let demo = Scenario::demo("t");
-        let (a, b) = (demo.node("home-a").unwrap(), demo.node("home-b").unwrap());
+        let (a, b) = (demo.node("home-a").unwrap(), demo.node("plain").unwrap());
         assert_eq!(a.v4, b.v4);
         assert_ne!(a.outer_v4(), b.outer_v4());
         assert!(!demo.has_unique_address(a));

@@ -19,7 +19,7 @@ const NEXT: &str = "next";
 /// The release's first revision.
 const FIRST: u32 = 1;
 /// The node whose agent stays behind.
-const BEHIND: &str = "home-b";
+const BEHIND: &str = "plain";
 /// Where the networks before the installation are kept, for the check at the end.
 const BEFORE: &str = "before-the-installation.json";
 /// kube-proxy takes half a minute to drop the chains of a Service that is gone.

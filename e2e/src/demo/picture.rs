@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::scenario::{Node, Scenario, Site};
+use crate::scenario::{Connection, Node, Scenario, Site};
 use crate::workload::Matrix;
 
 /// Longest reason printed in a cell's footnote.
@@ -57,6 +57,7 @@ pub fn matrix(scenario: &Scenario, matrix: &Matrix) -> String {
 pub type Paths = BTreeMap<String, BTreeMap<String, Path>>;
 
 /// How a node reaches another.
+#[derive(Debug)]
 pub struct Path {
     /// `direct`, `relayed`, `connecting` or `down`.
     pub state: String,
@@ -74,10 +75,16 @@ impl Path {
         self.state == "relayed" && !["", "udp"].contains(&self.transport.as_str())
     }
 
-    /// Whether it is direct, or everything was tried.
+    /// Whether it is as good as it can be between those two and, if that is not direct, everything was tried and it says why.
     #[must_use]
-    pub fn is_settled(&self) -> bool {
-        self.state == "direct" || !["", "NotTriedYet"].contains(&self.reason.as_str())
+    pub fn is_at_its_best(&self, wanted: Connection) -> bool {
+        let is_relayed = self.state == "relayed" && !["", "NotTriedYet"].contains(&self.reason.as_str());
+        match wanted {
+            Connection::Direct => self.state == "direct",
+            // To a relay on the node itself by QUIC, and to others by UDP.
+            Connection::Relayed => is_relayed && self.transport != "tls",
+            Connection::Tls => is_relayed && self.transport == "tls",
+        }
     }
 }
 
