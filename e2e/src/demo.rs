@@ -38,6 +38,9 @@ pub fn run(scenario: Scenario, exe: &Path, progress: &Progress) -> Result<()> {
             if unsettled.is_empty() { Ok(paths) } else { Err(unsettled.join("; ")) }
         })
     })?;
+    progress.step("every MeshNode counts its paths", || {
+        crate::wait::until("every MeshNode to count all its paths", warren::CONVERGED, || all_counted(&lab))
+    })?;
     let report = progress.step("nothing in clear on the internet", || lab.sniffer().verdict())?;
     println!("\n{}", picture::topology(lab.scenario()));
     println!("{}", lab.kubectl(&["get", "nodes", "-o", "wide"])?);
@@ -86,6 +89,16 @@ pub fn unsettled(scenario: &Scenario, paths: &picture::Paths) -> Vec<String> {
             }
         })
         .collect()
+}
+
+/// Agents write what lasts: the counts come some seconds after the paths.
+fn all_counted(lab: &Lab) -> Result<(), String> {
+    let list = lab.kubectl_json(&["get", "meshnodes"]).map_err(|error| format!("{error:#}"))?;
+    let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let connected = |node: &Value| ["direct", "relayed"].map(|how| node["status"]["paths"][how].as_u64().unwrap_or(0));
+    let counts: Vec<u64> = items.iter().map(|node| connected(node).iter().sum()).collect();
+    let peers = lab.running().len() as u64 - 1;
+    if counts.iter().all(|count| *count == peers) { Ok(()) } else { Err(format!("{counts:?} of {peers}")) }
 }
 
 fn next_steps(lab: &Lab) -> String {

@@ -75,6 +75,10 @@ impl Path {
         self.state == "relayed" && !["", "udp"].contains(&self.transport.as_str())
     }
 
+    fn is_over_tls(&self) -> bool {
+        self.is_carried() && self.transport == "tls"
+    }
+
     /// Whether it is as good as it can be between those two and, if that is not direct, everything was tried and it says why.
     #[must_use]
     pub fn is_at_its_best(&self, wanted: Connection) -> bool {
@@ -82,8 +86,8 @@ impl Path {
         match wanted {
             Connection::Direct => self.state == "direct",
             // To a relay on the node itself by QUIC, and to others by UDP.
-            Connection::Relayed => is_relayed && self.transport != "tls",
-            Connection::Tls => is_relayed && self.transport == "tls",
+            Connection::Relayed => is_relayed && !self.is_over_tls(),
+            Connection::Tls => is_relayed && self.is_over_tls(),
         }
     }
 }
@@ -95,7 +99,7 @@ pub fn paths(scenario: &Scenario, paths: &Paths) -> String {
         let over = if path.is_carried() { format!(" over {}", path.transport) } else { String::new() };
         let by = if path.relay.is_empty() { String::new() } else { format!("by the relay on {}{over}, ", path.relay) };
         let why = (path.state != "direct").then(|| format!("{by}because of {}", path.reason));
-        (if path.is_carried() { path.transport.to_uppercase() } else { path.state.clone() }, why)
+        (if path.is_over_tls() { "TLS".to_owned() } else { path.state.clone() }, why)
     })
 }
 
