@@ -7,6 +7,7 @@
 mod deaths;
 mod direct;
 mod speed;
+mod tls;
 
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
@@ -34,21 +35,37 @@ const OFTEN: Duration = Duration::from_millis(20);
 
 /// Measures all of it; each table is shown when it is ready.
 pub fn measure(runs: usize, seconds: u8, progress: &Progress, mut show: impl FnMut(&str)) -> Result<()> {
-    cluster::with(Scenario::paths(LAB), progress, |lab| {
-        let hard = Hard { lab, progress, stuck: Cell::new(0), disagree: Cell::new(0) };
-        progress.step("the hard pair is relayed", || hard.stream())?;
-        show(&table("From end to end through the relay, without delay", &speed::measure(&hard, runs, seconds)?));
-        let mut rows = deaths::measure(&hard, runs)?;
+    with_hard_pair(progress, |hard| {
+        show(&table("From end to end through the relay, without delay", &speed::measure(hard, runs, seconds)?));
+        let mut rows = deaths::measure(hard, runs)?;
         let count = |what, cell: &Cell<u32>| {
             Row::new(what, "times", Spread::of([f64::from(cell.get())])).goal(Goal::Limit(0.0))
         };
         rows.push(count("the pair never came to rest afterwards", &hard.stuck));
         rows.push(count("at rest, and the ends name different relays", &hard.disagree));
         show(&table("When a relay ends", &rows));
-        show(&table("Restarts of a relayed pair's agent", &restarts(&hard, runs)?));
-        show(&table("Between relay and direct path", &direct::measure(lab, runs, progress)?));
-        show(&table("When the only relay ends", &deaths::measure_only(&hard, runs)?));
+        show(&table("Restarts of a relayed pair's agent", &restarts(hard, runs)?));
+        show(&table("Between relay and direct path", &direct::measure(hard.lab, runs, progress)?));
+        show(&table("When the only relay ends", &deaths::measure_only(hard, runs)?));
+        show(&tls_table(hard, runs, seconds)?);
         Ok(())
+    })
+}
+
+/// The last table alone.
+pub fn measure_tls(runs: usize, seconds: u8, progress: &Progress) -> Result<String> {
+    with_hard_pair(progress, |hard| tls_table(hard, runs, seconds))
+}
+
+fn tls_table(hard: &Hard<'_>, runs: usize, seconds: u8) -> Result<String> {
+    Ok(table("By a relay where only TCP to port 443 gets out", &tls::measure(hard, runs, seconds)?))
+}
+
+fn with_hard_pair<T>(progress: &Progress, measure: impl FnOnce(&Hard<'_>) -> Result<T>) -> Result<T> {
+    cluster::with(Scenario::paths(LAB), progress, |lab| {
+        let hard = Hard { lab, progress, stuck: Cell::new(0), disagree: Cell::new(0) };
+        progress.step("the hard pair is relayed", || hard.stream())?;
+        measure(&hard)
     })
 }
 

@@ -25,7 +25,7 @@ struct Args {
     /// How long each TCP stream is, in seconds.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=60))]
     seconds: u8,
-    /// How often each figure of `relayed` is measured.
+    /// How often each figure of `relayed` and `relayed-tls` is measured.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=100))]
     runs: u8,
     /// How many peers each end has in `userspace`; all but one are idle.
@@ -35,7 +35,7 @@ struct Args {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Everything but `userspace`, `relay`, `tls`, `latency`, `relayed` and `profile`.
+    /// Everything but `userspace`, `relay`, `tls`, `latency`, `relayed`, `relayed-tls` and `profile`.
     All,
     /// One TCP stream through Warren's device, a bare gotatun and wireguard-go.
     Throughput,
@@ -51,6 +51,8 @@ enum Part {
     Latency,
     /// Pairs that a relay carries, in a lab of their own: speed, starts, relays that end, changes between relay and direct path.
     Relayed,
+    /// The last of these alone: such pairs where only TCP to port 443 gets out.
+    RelayedTls,
     /// Where the time of a userspace device goes, by samples that perf takes.
     Profile,
     /// Restarted agents and a stopped control plane, in the lab.
@@ -62,7 +64,16 @@ enum Part {
 impl Part {
     /// Only measured when it is asked for by name.
     fn is_apart(self) -> bool {
-        matches!(self, Self::Userspace | Self::Relay | Self::Tls | Self::Latency | Self::Relayed | Self::Profile)
+        matches!(
+            self,
+            Self::Userspace
+                | Self::Relay
+                | Self::Tls
+                | Self::Latency
+                | Self::Relayed
+                | Self::RelayedTls
+                | Self::Profile
+        )
     }
 }
 
@@ -116,6 +127,9 @@ fn run(args: Args) -> Result<()> {
     }
     if wanted(Part::Relayed) {
         relayed::measure(runs.into(), seconds, &progress, |table| println!("{table}"))?;
+    }
+    if wanted(Part::RelayedTls) {
+        println!("{}", relayed::measure_tls(runs.into(), seconds, &progress)?);
     }
     if wanted(Part::Profile) {
         stream::check_machine()?;

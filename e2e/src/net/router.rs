@@ -122,14 +122,15 @@ table inet border {{
     )
 }
 
-/// What the control plane's node does so that its API server is reached on port 443. Relays are by their agents.
+/// What the control plane's node does so that its API server is reached on port 443, before its agent leads that to a relay. Relays of
+/// other nodes are by their agents.
 #[must_use]
 pub fn api_front() -> String {
     format!(
         r#"
 table ip front {{
   chain pre {{
-    type nat hook prerouting priority dstnat;
+    type nat hook prerouting priority dstnat - 1;
     fib daddr type local tcp dport {HTTPS_PORT} redirect to :{API_PORT}
   }}
 }}
