@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use blake2::{Blake2s256, Digest};
 use wire::PublicKey;
-use wire::control::{ToNode, ToRelay};
+use wire::control::{DeniedReason, ToNode, ToRelay};
 
 /// Relays known at a time: three in use by a mesh, their successors during an upgrade, and external ones.
 pub(crate) const MAX_RELAYS: usize = 8;
@@ -88,6 +88,9 @@ pub(crate) struct Relay {
     pub(crate) pinged: Option<Instant>,
     /// Names the relay's process.
     pub(crate) boot: Option<u64>,
+    /// It knows no such node and has never known one: this node is newer than the relay's list, and is let in within a moment. Whoever probes
+    /// meanwhile without order spoils the ports of both for half a minute.
+    pub(crate) is_early: bool,
     /// It is about to end.
     pub(crate) drains: bool,
     /// Whom to meet, or to meet no longer, as soon as the queue has room: after a start that is everybody.
@@ -193,6 +196,17 @@ impl Relay {
         self.over_tcp = false;
         self.drains = false;
         self.unsaid = peers.map(|peer| (peer, true)).collect();
+    }
+
+    /// It lets this node in. Returns the process that did so before.
+    pub(crate) fn welcomed(&mut self, boot: u64) -> Option<u64> {
+        self.is_early = false;
+        self.boot.replace(boot)
+    }
+
+    /// It does not.
+    pub(crate) fn denied(&mut self, reason: DeniedReason) {
+        self.is_early = reason == DeniedReason::NotAdmitted && self.boot.is_none();
     }
 
     /// Where its UDP ports are.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use path::{Candidate, Input, RelayNews, Transmit};
 use support::{Bench, addr, config, host, reflexive};
+use wire::control::{DeniedReason, ToNode};
 use wire::probe::Probe;
 use wire::probe::signal::{Signal, Step};
 use wire::stun::TransactionId;
@@ -239,6 +240,38 @@ fn what_waits_for_a_channel_goes_when_it_is_lost_and_after_three_seconds_when_it
     assert_eq!(pings(&never, &early, NAT), []);
     let late = never.run(MS(200));
     assert!(!pings(&never, &late, NAT).is_empty());
+}
+
+/// A new node asks relays sooner than they have heard of it, and is let in at the second attempt.
+#[test]
+fn who_is_too_new_for_the_relay_waits_for_the_next_attempt_and_not_for_ever() {
+    let too_new = || {
+        let mut bench = Bench::new(true);
+        bench.input(Input::HostCandidates(vec!["192.168.1.10/24".parse().unwrap()]));
+        bench.relay(RelayNews::Open { addresses: vec!["192.0.2.9".parse().unwrap()] });
+        bench.add_peer_with(candidates().to_vec());
+        bench.hear(ToNode::Denied(DeniedReason::NotAdmitted));
+        bench.relay(RelayNews::Closed);
+        bench
+    };
+    let mut bench = too_new();
+    let early = bench.run(MS(2000));
+    assert_eq!(pings(&bench, &early, NAT), []);
+    bench.open_relay();
+    bench.meet();
+    let ordered = bench.run(MS(500));
+    assert_eq!(pings(&bench, &ordered, NAT), []);
+
+    let mut never = too_new();
+    let late = never.run(S(7));
+    assert!(!pings(&never, &late, NAT).is_empty());
+
+    // A relay that is gone, or that knew this node before, is not waited for.
+    let mut put_out = bench;
+    put_out.hear(ToNode::Denied(DeniedReason::NotAdmitted));
+    put_out.relay(RelayNews::Closed);
+    let sent = put_out.run(MS(50));
+    assert!(!pings(&put_out, &sent, NAT).is_empty());
 }
 
 #[test]

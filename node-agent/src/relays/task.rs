@@ -89,11 +89,13 @@ impl Task {
                     Ok(None) => return end("the relay closed it".into()),
                     Err(e) => return end(format!("{e:#}")),
                 };
-                if let ToNode::Denied(reason) = message {
-                    return End { why: denied(reason).into(), denied: Some(reason) };
-                }
+                let refusal = if let ToNode::Denied(reason) = message { Some(reason) } else { None };
+                // Also what ends the channel: whether there will be one soon depends on why there is none.
                 if self.report(What::Said(message)).await.is_none() {
                     return end("the agent let go of it".into());
+                }
+                if let Some(reason) = refusal {
+                    return End { why: denied(reason).into(), denied: Some(reason) };
                 }
             }
         };

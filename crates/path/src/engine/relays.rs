@@ -20,7 +20,7 @@ impl Engine {
                     self.recognise_relays();
                 }
             }
-            RelayNews::Closed => self.channel_lost(id, ControlChannel::Absent),
+            RelayNews::Closed => self.channel_closed(id),
             RelayNews::Removed => self.removed(id),
             RelayNews::Open { addresses } => {
                 // What was told over a channel before this one is void.
@@ -54,13 +54,18 @@ impl Engine {
         let now = self.now;
         match message {
             ToNode::Welcome { boot, .. } => {
-                let before = self.shared.relays.entry(id).and_then(|relay| relay.boot.replace(boot));
+                let before = self.shared.relays.entry(id).and_then(|relay| relay.welcomed(boot));
                 if before.is_some_and(|before| before != boot) {
                     let shared = &mut self.shared;
                     self.peers.for_each(|peer| peer.on_relay_boot(id, shared, now));
                 }
             }
-            ToNode::Denied(_) => self.channel_lost(id, ControlChannel::Absent),
+            ToNode::Denied(reason) => {
+                if let Some(relay) = self.shared.relays.entry(id) {
+                    relay.denied(reason);
+                }
+                self.channel_closed(id);
+            }
             ToNode::Present { node, met } => {
                 if let Some(peer) = self.peers.get_mut(&node) {
                     peer.on_present(id, met, &mut self.shared, now);
@@ -106,6 +111,12 @@ impl Engine {
     fn recognise_relays(&mut self) {
         let (shared, now) = (&mut self.shared, self.now);
         self.peers.for_each(|peer| peer.recognise_relay(shared, now));
+    }
+
+    /// A channel that is gone is missed, but for that of a relay that has only not heard of this node yet.
+    fn channel_closed(&mut self, id: RelayId) {
+        let is_early = self.shared.relays.get(&id).is_some_and(|relay| relay.is_early);
+        self.channel_lost(id, if is_early { ControlChannel::Connecting } else { ControlChannel::Absent });
     }
 
     fn channel_lost(&mut self, id: RelayId, channel: ControlChannel) {
