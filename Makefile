@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each sets up what it needs, or says exactly what is missing.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help kernel-lane lifecycle guest-lane setup setup-tests parts build release images generate check test unit lab recovery faults sim fuzz demo demo-env demo-down bench bench-userspace bench-relay bench-kernel clean
+.PHONY: help kernel-lane lifecycle guest-lane setup setup-tests parts build release images generate check test unit lab recovery faults sim punch fuzz demo demo-env demo-down bench bench-userspace bench-relay bench-kernel clean
 
 TARGET := x86_64-unknown-linux-gnu
 OUT = $(or $(CARGO_TARGET_DIR),target)/$(TARGET)
@@ -44,6 +44,9 @@ test: ## everything: check, build, unit tests, the kernel's WireGuard in a virtu
 
 sim: setup ## the long form of the simulation: 10,000 runs in each cell of the ordered punch
 	@WARREN_SIM_PUNCH_SEEDS=10000 cargo test --locked --release -p sim --test punch -- --nocapture
+
+punch: setup-tests ## the ordered punch on real Linux boxes in namespaces, RUNS=100 in each cell, beside ordinary probing: ten minutes (root)
+	@PUNCH_RUNS=$(or $(RUNS),100) REQUIRE_LAB=1 cargo test --locked --workspace --test=punch_lab -- --nocapture
 
 fuzz: setup ## every parser and the relay's state machine under libFuzzer: 10 million executions each (FUZZ_RUNS), some minutes
 	@./crates/fuzz/run.sh

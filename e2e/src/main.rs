@@ -259,7 +259,9 @@ fn internal(role: Internal) -> Result<()> {
         Internal::Init { boot } => cluster::init::run_forever(&boot),
         Internal::Guest => guest::runner::run_forever(),
         Internal::Sniff { dir } => net::sniffer::run_forever(&dir),
-        Internal::Shape { delay, sites } => net::shaper::run_forever(&sites, Duration::from_millis(delay)),
+        Internal::Shape { delay, sites } => {
+            net::shaper::run_forever(net::shaper::DETOUR, &sites, || Duration::from_millis(delay))
+        }
         Internal::Api { server, ca, token, method, path, body } => {
             println!("{}", api::send(&server, &ca, &token, &method, &path, &body)?);
             Ok(())

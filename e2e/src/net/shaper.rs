@@ -16,24 +16,35 @@ use anyhow::{Context, Result};
 use crate::command::{command, run};
 use crate::net::namespace::Namespace;
 
-/// Name of the device.
+/// Name of the lab's device.
 pub const DEVICE: &str = "shaper";
-/// Routing table of the rules.
-const TABLE: &str = "100";
+/// The lab's way round, through which every packet between two sites goes.
+pub const DETOUR: Detour = Detour { device: DEVICE, table: "100" };
 /// Packets under way at most: 40 ms of 1 Gbit/s in full packets; beyond it the link drops, as links do.
 const QUEUE: usize = 4096;
 /// Longest packet that a link of the lab carries.
 const PACKET: usize = 2048;
 
-/// Runs in the internet's namespace until it is killed.
-pub fn run_forever(sites: &[String], delay: Duration) -> Result<()> {
-    let device = tun::open(DEVICE).context("making the shaper's TUN device (is /dev/net/tun there?)")?;
+/// A way round. A namespace may have several, each for other sites.
+#[derive(Clone, Copy, Debug)]
+pub struct Detour {
+    /// Its device.
+    pub device: &'static str,
+    /// The routing table that leads there.
+    pub table: &'static str,
+}
+
+/// Runs in the internet's namespace until it is killed, or the device is deleted, which is an error. `delay` is asked for each packet;
+/// none overtakes another.
+pub fn run_forever(detour: Detour, sites: &[String], delay: impl Fn() -> Duration) -> Result<()> {
+    let Detour { device: name, table } = detour;
+    let device = tun::open(name).context("making the shaper's TUN device (is /dev/net/tun there?)")?;
     let ip = |line: String| run(&mut command("ip", line.split(' '))).map(drop);
-    ip(format!("link set {DEVICE} up"))?;
+    ip(format!("link set {name} up"))?;
     for family in ["-4", "-6"] {
-        ip(format!("{family} route add default dev {DEVICE} table {TABLE}"))?;
+        ip(format!("{family} route add default dev {name} table {table}"))?;
         for site in sites {
-            ip(format!("{family} rule add iif {site} lookup {TABLE}"))?;
+            ip(format!("{family} rule add iif {site} lookup {table}"))?;
         }
     }
     let (enter, leave) = sync_channel(QUEUE);
@@ -45,17 +56,18 @@ pub fn run_forever(sites: &[String], delay: Duration) -> Result<()> {
 /// Takes the shaper out of the way of IPv4 between these sites, which have no delay then, or puts it back.
 pub fn set_in_the_way(internet: &Namespace, sites: &[String], is: bool) -> Result<()> {
     let verb = if is { "add" } else { "del" };
-    let lines: Vec<String> = sites.iter().map(|site| format!("rule {verb} iif {site} lookup {TABLE}")).collect();
+    let lines: Vec<String> =
+        sites.iter().map(|site| format!("rule {verb} iif {site} lookup {}", DETOUR.table)).collect();
     internet.ip(&lines.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-fn collect(mut device: File, enter: &SyncSender<(Instant, Vec<u8>)>, delay: Duration) -> Result<()> {
+fn collect(mut device: File, enter: &SyncSender<(Instant, Vec<u8>)>, delay: impl Fn() -> Duration) -> Result<()> {
     let mut buffer = [0; PACKET];
     loop {
         let length = device.read(&mut buffer).context("reading from the shaper's device")?;
         if let Some(packet) = buffer.get(..length) {
             // A full queue drops the packet.
-            let _ = enter.try_send((Instant::now() + delay, packet.to_vec()));
+            let _ = enter.try_send((Instant::now() + delay(), packet.to_vec()));
         }
     }
 }
