@@ -30,8 +30,9 @@ use crate::seldom::AsMade;
 use crate::shared::Shared;
 use crate::snapshot::PeerNat;
 
-/// How long a round waits for the control channel, the peer on it, and the verdict on this node's own NAT.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a round waits for the control channel, the peer on it, and the verdict on this node's own NAT. A relay half a second away takes
+/// three seconds for these alone, an agent that starts on a busy machine longer, and a round that begins too soon poisons for half a minute.
+const PATIENCE: Duration = Duration::from_secs(6);
 /// CALLs of one round, in milliseconds: one may be lost, and the peer may just be starting.
 const CALL_AT: [u64; 6] = [0, 500, 1000, 2000, 4000, 8000];
 /// Without READY for so long, signals do not reach the peer, or the peer does not know them.
