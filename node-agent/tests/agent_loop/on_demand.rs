@@ -2,13 +2,7 @@
 
 use super::{relays::*, *};
 use std::net::Ipv4Addr;
-use wire::{
-    control::{self, ToNode, ToRelay},
-    relay::{AllocationId, Body, LegKey, Side, Token, seal},
-};
-
-/// Where the pair's port on the relay is.
-const AT: &str = "198.51.100.7:51900";
+use wire::control::{ToNode, ToRelay};
 
 /// A message of WireGuard's of this type, and a number to know it by.
 fn message(kind: u8, number: u8, length: usize) -> Vec<u8> {
@@ -74,19 +68,7 @@ async fn the_first_packet_to_an_idle_peer_makes_a_path_and_goes_by_it() {
     socket.send_to(&initiation, bell).unwrap();
     socket.send_to(&data, bell).unwrap();
     while relay.hears().await != Some(ToRelay::Allocate { partner: b, hint: None }) {}
-    let (key, side) = (LegKey::from_bytes([5; 32]), if a < b { Side::Low } else { Side::High });
-    let leg = control::Leg { allocation: AllocationId(77), side, port: 51900, key: key.clone(), counter: 0 };
-    relay.says(ToNode::Allocated { partner: b, leg });
-    let at: SocketAddr = AT.parse().unwrap();
-    let (header, body) = bound_for(&device, at, &key).await;
-    assert_eq!(body, Body::Bind);
-    let answer = |body: Body| {
-        let payload = seal(&key, &header, &body).to_vec();
-        assert!(device.deliver(Datagram { remote: at, local: Some("192.0.2.10".parse().unwrap()), payload }));
-    };
-    answer(Body::Challenge(Token([9; 16])));
-    while bound_for(&device, at, &key).await.1 != Body::Answer(Token([9; 16])) {}
-    answer(Body::Bound { observed: "192.0.2.10:21820".parse().unwrap() });
+    bind(&relay, &device, [a, b]).await;
     relay.says(ToNode::Ready(b));
     sends(&device, &[data, initiation]).await;
     let paths = lab.ask(Question::Paths(Some("b".into()))).await.body;

@@ -11,6 +11,9 @@ use wire::{
     relay::{AllocationId, Body, Frame, Header, LegKey, Side, Token, seal},
 };
 
+/// Where the pair's port on the relay is.
+pub const AT: &str = "198.51.100.7:51900";
+
 /// The relay's end of a channel that the agent has opened.
 pub struct Dialled {
     relay: Relay,
@@ -188,13 +191,11 @@ async fn a_relay_that_went_is_left_and_one_that_moved_is_sought_where_it_is() {
 async fn a_relay_with_another_key_is_asked_for_the_legs_that_the_one_before_had() {
     let (api, _dir, _, lab, mut dialled) = relayed().await;
     let (a, b) = (own_key(&lab).await, peer("b", 2).0);
-    let (key, side) = (LegKey::from_bytes([5; 32]), if a < b { Side::Low } else { Side::High });
     let mut relay = next(&mut dialled).await;
     relay.says(ToNode::Present { node: b, met: true });
     while relay.hears().await != Some(ToRelay::Allocate { partner: b, hint: None }) {}
-    let leg = control::Leg { allocation: AllocationId(77), side, port: 51900, key: key.clone(), counter: 0 };
-    relay.says(ToNode::Allocated { partner: b, leg });
-    bound_for(&lab.machine.device(), "198.51.100.7:51900".parse().unwrap(), &key).await;
+    let (key, _) = name_leg(&relay, [a, b]);
+    bound_for(&lab.machine.device(), AT.parse().unwrap(), &key).await;
     put_relay(&api, "r", "r", [9; 32], &["198.51.100.7"]);
     relay.hears_the_end().await;
     let mut relay = next(&mut dialled).await;
@@ -232,7 +233,7 @@ async fn a_denied_channel_says_why() {
 }
 
 /// What of the device's datagrams goes to the pair's port on the relay, opened.
-pub async fn bound_for(device: &Fake, to: SocketAddr, key: &LegKey) -> (Header, Body) {
+async fn bound_for(device: &Fake, to: SocketAddr, key: &LegKey) -> (Header, Body) {
     let sent = async {
         loop {
             let mut sent = device.take_sent().into_iter().filter(|datagram| datagram.remote == to);
@@ -246,6 +247,29 @@ pub async fn bound_for(device: &Fake, to: SocketAddr, key: &LegKey) -> (Header, 
     tokio::time::timeout(DEADLINE, sent).await.unwrap()
 }
 
+/// The relay names the leg of the first node with the second. Returns its key and side.
+fn name_leg(relay: &Dialled, [own, partner]: [PublicKey; 2]) -> (LegKey, Side) {
+    let (key, side) = (LegKey::from_bytes([5; 32]), if own < partner { Side::Low } else { Side::High });
+    let leg = control::Leg { allocation: AllocationId(77), side, port: 51900, key: key.clone(), counter: 0 };
+    relay.says(ToNode::Allocated { partner, leg });
+    (key, side)
+}
+
+/// The same, and the agent binds it.
+pub async fn bind(relay: &Dialled, device: &Fake, nodes: [PublicKey; 2]) {
+    let (key, side) = name_leg(relay, nodes);
+    let at = AT.parse().unwrap();
+    let (header, body) = bound_for(device, at, &key).await;
+    assert_eq!((header.allocation, header.side, body), (AllocationId(77), side, Body::Bind));
+    let answer = |body: Body| {
+        let payload = seal(&key, &header, &body).to_vec();
+        assert!(device.deliver(Datagram { remote: at, local: Some("192.0.2.10".parse().unwrap()), payload }));
+    };
+    answer(Body::Challenge(Token([9; 16])));
+    while bound_for(device, at, &key).await.1 != Body::Answer(Token([9; 16])) {}
+    answer(Body::Bound { observed: "192.0.2.10:21820".parse().unwrap() });
+}
+
 #[tokio::test]
 async fn a_leg_is_bound_from_wireguards_port_and_then_wireguard_is_pointed_there() {
     let (_api, _dir, _, lab, mut dialled) = relayed().await;
@@ -256,19 +280,8 @@ async fn a_leg_is_bound_from_wireguards_port_and_then_wireguard_is_pointed_there
     relay.say.send(ToNode::Welcome { boot: 1, observed: "192.0.2.10:4000".parse().unwrap() }).unwrap();
     relay.say.send(ToNode::Present { node: b, met: true }).unwrap();
     while relay.hears().await != Some(ToRelay::Allocate { partner: b, hint: None }) {}
-    let (key, side) = (LegKey::from_bytes([5; 32]), if a < b { Side::Low } else { Side::High });
-    let leg = control::Leg { allocation: AllocationId(77), side, port: 51900, key: key.clone(), counter: 0 };
-    relay.say.send(ToNode::Allocated { partner: b, leg }).unwrap();
-    let (device, at) = (lab.machine.device(), "198.51.100.7:51900".parse().unwrap());
-    let (header, body) = bound_for(&device, at, &key).await;
-    assert_eq!((header.allocation, header.side, body), (AllocationId(77), side, Body::Bind));
-    let answer = |body: Body| {
-        let payload = seal(&key, &header, &body).to_vec();
-        assert!(device.deliver(Datagram { remote: at, local: Some("192.0.2.10".parse().unwrap()), payload }));
-    };
-    answer(Body::Challenge(Token([9; 16])));
-    while bound_for(&device, at, &key).await.1 != Body::Answer(Token([9; 16])) {}
-    answer(Body::Bound { observed: "192.0.2.10:21820".parse().unwrap() });
+    let (device, at) = (lab.machine.device(), AT.parse().unwrap());
+    bind(&relay, &device, [a, b]).await;
     let pointed = || device.take_applied().iter().flat_map(|d| &d.upsert).any(|u| u.endpoint == Some(at));
     assert!(!pointed(), "not before both legs are bound");
     relay.say.send(ToNode::Ready(b)).unwrap();
