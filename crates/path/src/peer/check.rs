@@ -95,8 +95,7 @@ impl Peer {
                 self.endpoint = None;
                 self.set_endpoint(direct.remote, shared, now);
             }
-            self.traffic.echoed = Some(now);
-            shared.events.push_back(Event::SendEcho { peer, token });
+            self.traffic.send_echo(peer, token, shared, now);
         }
         let Some(check) = &mut self.check else {
             return;

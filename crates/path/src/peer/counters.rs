@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use wire::PublicKey;
+
 use super::{Direct, Peer};
 use crate::candidate::canonical;
 use crate::event::Event;
@@ -158,6 +160,12 @@ impl Traffic {
         }
         let news = [(counters.rx_bytes, self.rx), (counters.tx_bytes, self.tx)];
         news.into_iter().any(|(new, old)| without_handshake(new.saturating_sub(old)) > 2 * KEEPALIVE_BYTES)
+    }
+
+    /// Sends an echo into the tunnel. It is no packet of a user's.
+    pub(super) fn send_echo(&mut self, peer: PublicKey, token: u64, shared: &mut Shared, now: Instant) {
+        self.echoed = Some(now);
+        shared.events.push_back(Event::SendEcho { peer, token });
     }
 
     /// The pair rests: what was on its way is no reason for anything any more.

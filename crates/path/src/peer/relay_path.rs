@@ -217,8 +217,7 @@ impl Peer {
             if due {
                 let token = shared.nonces.token();
                 echoes.sent.push((token, now));
-                self.traffic.echoed = Some(now);
-                shared.events.push_back(Event::SendEcho { peer, token });
+                self.traffic.send_echo(peer, token, shared, now);
             }
             if due && echoes.sent.len() == 2 && path.confirmed {
                 self.suspect_relay(path, shared, now);

@@ -227,8 +227,7 @@ impl Peer {
         if trial.echo_due().is_some_and(|due| due <= now) {
             trial.echoes += 1;
             let token = trial.token;
-            self.traffic.echoed = Some(now);
-            shared.events.push_back(Event::SendEcho { peer, token });
+            self.traffic.send_echo(peer, token, shared, now);
             let (remote, again) = (trial.remote, trial.echoes > 1);
             if again {
                 // Tells a path that died from one that carries probes only.
@@ -264,8 +263,7 @@ impl Peer {
         {
             trial.prompted += 1;
             let token = trial.token;
-            self.traffic.echoed = Some(now);
-            shared.events.push_back(Event::SendEcho { peer, token });
+            self.traffic.send_echo(peer, token, shared, now);
         }
     }
 
