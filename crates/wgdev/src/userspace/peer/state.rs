@@ -33,9 +33,14 @@ const REKEY_AFTER: Duration = Duration::from_secs(120);
 const REKEY_RECEIVING_AFTER: Duration = Duration::from_secs(165);
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 
-/// Ages of a session at which the core has something to do: rekey (twice), forget, erase.
-const MILESTONES: [Duration; 4] =
-    [REKEY_AFTER, REKEY_RECEIVING_AFTER, Duration::from_secs(181), Duration::from_secs(541)];
+/// Ages of a session at which the core has something to do: rekey (twice), forget.
+const MILESTONES: [Duration; 3] = [REKEY_AFTER, REKEY_RECEIVING_AFTER, Duration::from_secs(181)];
+
+/// The age at which the core erases a session's keys.
+const ERASE_AFTER: Duration = Duration::from_secs(541);
+
+/// Longer than the usual keepalive of 25 s takes: a pair that is silent for this long is kept by neither side.
+const KEPT: Duration = Duration::from_secs(28);
 
 /// The core gives an attempt up after 90 s; one that is older than this is started afresh on demand.
 const STALE_ATTEMPT: Duration = Duration::from_secs(60);
@@ -256,8 +261,11 @@ impl PeerState {
         });
         let data = self.talk().last_data.filter(|&at| now < at + DATA_TIMERS).map(|_| now + ACTIVE);
         let session = self.talk().session.and_then(|made| {
-            let milestones = MILESTONES.iter().map(|&age| made + age);
-            milestones.filter(|&at| at > now).min()
+            // The core rekeys a session for having been used once. Nobody needs that of a pair that rests: its next packet finds the
+            // core polled first, and WireGuard rekeys when it sends.
+            let kept_until = self.talk().last_packet.map_or(now, |at| at + KEPT);
+            let milestones = MILESTONES.iter().map(|&age| made + age).filter(|&at| at <= kept_until);
+            milestones.chain([made + ERASE_AFTER]).filter(|&at| at > now).min()
         });
         let keepalive = self.core.keepalive().map(|secs| {
             let due = |at| at + Duration::from_secs(secs.into());

@@ -145,6 +145,31 @@ fn an_idle_session_with_a_keepalive_is_rekeyed_by_its_initiator() {
     assert!(answers.iter().any(is_initiation));
 }
 
+#[test]
+fn a_session_is_rekeyed_by_the_clock_only_while_somebody_keeps_it() {
+    let (a, b) = Side::pair();
+    let made = Instant::now();
+    let ((), initiation) = a.act(|state, out| state.initiate(made, out));
+    let (_, response) = b.receive(initiation, &a, made);
+    let (_, confirmation) = a.receive(response, &b, made);
+    b.receive(confirmation, &a, made);
+    let at = |seconds| made + Duration::from_secs(seconds);
+    let next_poll = |now| a.act(|state, _| state.next_poll(now)).0;
+    // Data, and nothing after it: what is left to do is to erase the keys.
+    a.send(&[9; 16], at(20));
+    assert_eq!(next_poll(at(21)), Some(at(22)), "timers of the data");
+    assert_eq!(next_poll(at(40)), Some(at(541)));
+    // A keepalive of the peer's.
+    let ((), keepalive) = b.act(|state, out| {
+        state.set_endpoint(a.address);
+        state.set_keepalive(Some(25));
+        state.touch(at(95), out);
+    });
+    assert_eq!(keepalive.len(), 1);
+    a.receive(keepalive, &b, at(95));
+    assert_eq!(next_poll(at(95)), Some(at(120)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
