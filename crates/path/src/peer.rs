@@ -96,10 +96,7 @@ pub(crate) struct Peer {
     /// What WireGuard was told.
     endpoint: Option<(SocketAddr, Option<Duration>)>,
     traffic: Seldom<Traffic>,
-    last_switch: Option<Instant>,
     hold: Option<Box<Hold>>,
-    /// No better path is tried before this, because the device could not be kept on one.
-    resigned_until: Option<Instant>,
     shown: Option<report::Shown>,
 }
 
@@ -138,9 +135,7 @@ impl Peer {
             lost: None,
             endpoint: None,
             traffic: Seldom::made(),
-            last_switch: None,
             hold: None,
-            resigned_until: None,
             shown: None,
         }
     }
@@ -220,8 +215,7 @@ impl Peer {
         for pair in self.pairs.values_mut() {
             pair.forgive();
         }
-        self.nomination.reset_retries();
-        self.resigned_until = None;
+        self.nomination.start_over();
         self.begin(shared, now);
     }
 

@@ -367,7 +367,7 @@ impl Peer {
             return;
         }
         self.direct = Some(Direct { remote: from, since: direct.since });
-        self.last_switch = Some(now);
+        self.nomination.switched = Some(now);
         self.set_endpoint(from, shared, now);
         self.check = None;
         self.traffic.checked = None;

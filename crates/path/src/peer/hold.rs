@@ -111,7 +111,7 @@ impl Peer {
             return false;
         };
         if hold.rounds >= MAX_ROUNDS {
-            self.resigned_until = Some(now + RESIGNED);
+            self.nomination.resigned_until = Some(now + RESIGNED);
             return false;
         }
         let until = now + self.hold_round(endpoint);

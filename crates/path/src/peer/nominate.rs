@@ -43,11 +43,25 @@ pub(super) struct Nomination {
     heeded: Option<Instant>,
     retry_at: Option<Instant>,
     retries: u32,
+    /// No better path is tried before this, because the device could not be kept on one.
+    pub(super) resigned_until: Option<Instant>,
+    /// When the path last became another one.
+    pub(super) switched: Option<Instant>,
 }
 
 impl AsMade for Nomination {
-    const MADE: Self =
-        Self { epoch: 0, remote: None, pending: None, ask_at: None, asks: 0, heeded: None, retry_at: None, retries: 0 };
+    const MADE: Self = Self {
+        epoch: 0,
+        remote: None,
+        pending: None,
+        ask_at: None,
+        asks: 0,
+        heeded: None,
+        retry_at: None,
+        retries: 0,
+        resigned_until: None,
+        switched: None,
+    };
 
     fn made() -> &'static Self {
         static MADE: Nomination = Nomination::MADE;
@@ -65,6 +79,12 @@ impl Nomination {
         self.retries = 0;
         self.ask_at = None;
         self.asks = 0;
+    }
+
+    /// What was tried in vain may be tried again at once.
+    pub(super) fn start_over(&mut self) {
+        self.reset_retries();
+        self.resigned_until = None;
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -101,7 +121,7 @@ impl Peer {
             // What is relayed has something to lose, so the peer's word is waited for.
             (None, Some(best)) => self.nominate(best, !self.relayed.is_confirmed(), shared, now),
             (None, None) => {}
-            (Some(_), _) if self.resigned_until.is_some_and(|until| now < until) => {}
+            (Some(_), _) if self.nomination.resigned_until.is_some_and(|until| now < until) => {}
             (Some(Direct { remote, .. }), Some(best)) if best != remote => {
                 let beats = match (self.pairs.get(&best), self.pairs.get(&remote)) {
                     (Some(best), Some(current)) => best.beats(current),

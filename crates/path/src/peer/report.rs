@@ -162,7 +162,7 @@ impl Peer {
             nominates: self.nominates,
             wanted: self.asked,
             endpoint: self.endpoint.map(|(remote, _)| remote),
-            last_switch: self.last_switch,
+            last_switch: self.nomination.switched,
             nat: self.punch.told,
             pairs,
             met: self.met.iter().copied().collect(),

@@ -109,8 +109,7 @@ impl Peer {
         };
         self.wanted = false;
         (self.trial, self.check, self.hold, self.lost, self.direct) = (None, None, None, None, None);
-        self.resigned_until = None;
-        self.nomination.reset_retries();
+        self.nomination.start_over();
         self.punch.rest();
         self.ladder.pause();
         self.release_legs(shared);

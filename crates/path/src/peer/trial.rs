@@ -284,7 +284,7 @@ impl Peer {
         };
         shared.stats.confirmed += 1;
         if self.direct.is_none_or(|direct| direct.remote != trial.remote) {
-            self.last_switch = Some(now);
+            self.nomination.switched = Some(now);
         }
         self.relayed.path = None;
         self.relayed.echoes = None;
