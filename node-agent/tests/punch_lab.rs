@@ -103,8 +103,11 @@ fn work(jobs: VecDeque<Job>, limit: Duration) -> Option<Vec<(Job, Outcome)>> {
                 let next = || jobs.lock().unwrap().pop_front();
                 while let Some(job) = next() {
                     let outcome = pair::run(&boxes, job.cell, job.ordered, job.circumstances, limit).unwrap();
-                    if job.ordered && outcome.took.is_none() {
-                        println!("not direct: {:?}, {:?}: {}", job.cell, job.circumstances, outcome.said);
+                    if job.ordered
+                        && let Some(logs) = &outcome.logs
+                    {
+                        let log = keep(&job, logs);
+                        println!("not direct: {:?}, {:?}, {log}: {}", job.cell, job.circumstances, outcome.said);
                     }
                     done.lock().unwrap().push((job, outcome));
                 }
@@ -112,6 +115,15 @@ fn work(jobs: VecDeque<Job>, limit: Duration) -> Option<Vec<(Job, Outcome)>> {
         }
     });
     Some(Arc::into_inner(done).unwrap().into_inner().unwrap())
+}
+
+/// Keeps what the agents of a run logged. Returns where.
+fn keep(job: &Job, logs: &str) -> String {
+    let name = format!("{:?}-{:?}-{}.log", job.cell[0], job.cell[1], job.circumstances.number);
+    let file = e2e::images::workspace().join("target/lab-logs/punch").join(name);
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, logs).unwrap();
+    file.display().to_string()
 }
 
 /// All runs of one cell in one manner.

@@ -31,6 +31,8 @@ const PACKETS: [u32; 2] = [2, 50];
 /// What differs from run to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances {
+    /// Which run of its cell it is.
+    pub number: u32,
     /// Which of the two starts first.
     first: usize,
     /// How much later the other one does.
@@ -48,6 +50,7 @@ impl Circumstances {
         let of = |least: u32, most: u32, nth: u32| least + (most - least) * nth / (runs - 1).max(1);
         let millis = |millis: u32| Duration::from_millis(millis.into());
         Self {
+            number,
             first: (number % 2) as usize,
             skew: millis(of(0, SKEW, number)),
             signals: millis(of(0, SIGNALS, nth(37))),
@@ -62,6 +65,8 @@ pub struct Outcome {
     pub took: Option<Duration>,
     /// What both said of it last.
     pub said: String,
+    /// What both logged, of a pair that was not direct in time.
+    pub logs: Option<String>,
 }
 
 /// Starts both agents behind such boxes, and waits until both are direct or the time is over.
@@ -90,7 +95,8 @@ pub fn run(boxes: &Boxes, sorts: [Nat; 2], ordered: bool, how: Circumstances, li
         let is_direct = are(|path| path["state"] == "direct");
         if is_direct || known.elapsed() >= limit {
             let said = paths.map(|path| path.unwrap_or_default().to_string()).join("\n");
-            return Ok(Outcome { took: is_direct.then(|| known.elapsed()), said });
+            let logs = (!is_direct).then(|| pair.logs());
+            return Ok(Outcome { took: is_direct.then(|| known.elapsed()), said, logs });
         }
     }
 }
