@@ -63,6 +63,8 @@ pub struct View {
     /// The slices on disk, and the peers in each.
     stored: BTreeMap<String, Arc<BTreeSet<String>>>,
     relays: BTreeMap<String, MeshRelay>,
+    /// Whether the API has ever said which relays there are.
+    relays_known: bool,
     table: PeerTable,
     /// Names of the entries that are others than when [`Self::take_changed`] was called last; `None` stands for all.
     changed: Option<BTreeSet<String>>,
@@ -84,12 +86,14 @@ impl View {
                 stored.insert(slice.name_any(), Arc::new(convert::names(&slice)));
             }
         }
+        let relays: Option<BTreeMap<String, MeshRelay>> = cache.load(&Name::single("relays"));
         Self {
             own_name: own_name.into(),
             mesh: cache.load(&Name::single("mesh")),
             node: cache.load::<MeshNode>(&Name::single("node")).filter(|n| n.name_any() == own_name),
             node_present: false,
-            relays: cache.load(&Name::single("relays")).unwrap_or_default(),
+            relays_known: relays.is_some(),
+            relays: relays.unwrap_or_default(),
             table: PeerTable::restore(own_name, entries, tombstones),
             told: stored.clone(),
             stored,
@@ -123,7 +127,10 @@ impl View {
                 changed.node = self.take_node(fed);
             }
             Told::Relays(fed) => {
-                changed.relays = take_relays(&mut self.relays, fed);
+                // That there is none is news too, the first time.
+                let are_known = matches!(fed, Fed::Listed(_));
+                changed.relays = take_relays(&mut self.relays, fed) | (are_known && !self.relays_known);
+                self.relays_known |= are_known;
                 if changed.relays {
                     self.keep("relays", &self.relays);
                 }
@@ -213,6 +220,11 @@ impl View {
     /// The relays that this node keeps a channel to, by name.
     pub fn relays(&self) -> impl Iterator<Item = Relay> {
         self.relays.values().filter_map(|r| relays::relay(r, &self.own_name))
+    }
+
+    /// Whether [`Self::relays`] are all there are, as far as the API ever said.
+    pub fn knows_relays(&self) -> bool {
+        self.relays_known
     }
 
     /// Ports of a relay on this node: those of UDP, and those of TCP.

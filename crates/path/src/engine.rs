@@ -137,6 +137,7 @@ impl Engine {
                     self.peers.for_each(|peer| peer.carrier_changed(shared, now));
                 }
             }
+            Input::RelaysUnknown(unknown) => self.set_relays_unknown(unknown),
             Input::OnDemand(on_demand) => self.set_on_demand(on_demand),
             Input::Called { peer } => {
                 if let Some(peer) = self.peers.get_mut(&peer) {

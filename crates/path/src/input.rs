@@ -81,6 +81,8 @@ pub enum Input {
     /// The port of the loopback socket by which the shell carries WireGuard's packets over relays' channels; nothing if it cannot. Another
     /// one makes every [`Event::Carry`](crate::Event::Carry) void.
     Carrier(Option<u16>),
+    /// Whether it is not known yet which relays there are. Meanwhile there may be one, so nobody is probed without order.
+    RelaysUnknown(bool),
     /// Whether peers that no packets of users go to or come from are let sleep; nothing keeps every pair of nodes connected.
     OnDemand(Option<OnDemand>),
     /// WireGuard has sent something to the address that stands for this peer ([`Event::Await`](crate::Event::Await)).

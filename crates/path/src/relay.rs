@@ -106,6 +106,8 @@ impl Relay {
 #[derive(Debug, Default)]
 pub(crate) struct Relays {
     known: BTreeMap<RelayId, Relay>,
+    /// Whether there may be others that nobody has named yet.
+    pub(crate) unknown: bool,
 }
 
 impl Relays {
@@ -135,7 +137,8 @@ impl Relays {
 
     /// The best that any of them offers.
     pub(crate) fn channel(&self) -> ControlChannel {
-        self.known.values().map(|relay| relay.channel).max().unwrap_or_default()
+        let least = if self.unknown { ControlChannel::Connecting } else { ControlChannel::Absent };
+        self.known.values().map(|relay| relay.channel).max().unwrap_or_default().max(least)
     }
 
     /// The relay that has this address.

@@ -275,6 +275,34 @@ fn who_is_too_new_for_the_relay_waits_for_the_next_attempt_and_not_for_ever() {
 }
 
 #[test]
+fn who_does_not_know_the_relays_yet_waits_for_them_and_not_for_ever() {
+    let unknowing = || {
+        let mut bench = Bench::new(true);
+        bench.input(Input::HostCandidates(vec!["192.168.1.10/24".parse().unwrap()]));
+        bench.input(Input::RelaysUnknown(true));
+        bench.add_peer_with(candidates().to_vec());
+        bench
+    };
+    let mut bench = unknowing();
+    let early = bench.run(MS(2000));
+    assert_eq!(pings(&bench, &early, NAT), []);
+    // There is none.
+    bench.input(Input::RelaysUnknown(false));
+    let sent = bench.run(MS(50));
+    assert!(!pings(&bench, &sent, NAT).is_empty());
+
+    let mut served = unknowing();
+    served.relay(RelayNews::Connecting { addresses: vec!["192.0.2.9".parse().unwrap()] });
+    served.input(Input::RelaysUnknown(false));
+    let waits = served.run(MS(2000));
+    assert_eq!(pings(&served, &waits, NAT), []);
+
+    let mut never = unknowing();
+    let late = never.run(S(7));
+    assert!(!pings(&never, &late, NAT).is_empty());
+}
+
+#[test]
 fn a_peer_that_this_node_does_not_want_is_answered_and_not_called() {
     let mut bench = Bench::behind_nat(false, true);
     let peer = bench.peer;

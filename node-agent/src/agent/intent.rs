@@ -86,6 +86,8 @@ pub struct Intent {
     pub stun_servers: Vec<SocketAddr>,
     /// Which relays to keep a channel to.
     pub relays: Vec<Relay>,
+    /// Whether that was ever said.
+    pub knows_relays: bool,
     /// After how long an idle pair is let go; nothing keeps every pair connected.
     pub idle: Option<Duration>,
     /// The CNI file.
@@ -156,6 +158,7 @@ pub fn intent(settings: &Settings, view: &View, found: &Found<'_>, plan: &NodePl
         last_port: mesh.listen_ports.last.max(spec.listen_port),
         mtu: object.spec.mtu.unwrap_or_else(|| found.survey.underlay.device_mtu()),
         relays: relays(view.relays(), &forbidden),
+        knows_relays: view.knows_relays(),
         forbidden,
         hosts: hosts(&found.survey.underlay),
         stun_servers: view.stun_servers(),

@@ -75,6 +75,7 @@ struct Fed {
     hosts: Option<Vec<ipnet::IpNet>>,
     stun_servers: Option<Vec<SocketAddr>>,
     on_demand: Option<path::OnDemand>,
+    knows_relays: Option<bool>,
 }
 
 /// What a turn of the engine brought to light.
@@ -342,6 +343,10 @@ impl Plane {
         // And relays before peers: what is said to one waits for its channel.
         for (relay, news) in self.relays.set(&intent.relays, now) {
             self.engine.handle_input(Input::Relay { relay, news }, now);
+        }
+        if self.fed.knows_relays != Some(intent.knows_relays) {
+            self.engine.handle_input(Input::RelaysUnknown(!intent.knows_relays), now);
+            self.fed.knows_relays = Some(intent.knows_relays);
         }
         if self.fed.stun_servers.as_ref() != Some(&intent.stun_servers) {
             self.engine.handle_input(Input::StunServers(intent.stun_servers.clone()), now);

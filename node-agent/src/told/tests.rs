@@ -46,6 +46,18 @@ fn what_was_told_is_there_after_a_restart() {
 }
 
 #[test]
+fn that_there_is_no_relay_is_news_once_and_remembered() {
+    let (_dir, cache) = open();
+    let mut view = View::restore(cache.clone(), "a");
+    assert!(!view.knows_relays());
+    let none = || Told::Relays(Fed::Listed(Vec::new().into()));
+    assert!(view.handle(none(), Duration::ZERO).relays);
+    assert!(view.knows_relays() && !view.handle(none(), Duration::ZERO).relays);
+    cache.flush();
+    assert!(View::restore(cache, "a").knows_relays());
+}
+
+#[test]
 fn a_deleted_or_missing_mesh_or_node_keeps_what_is_known() {
     let (_dir, cache) = open();
     let mut view = View::restore(cache, "a");

@@ -50,6 +50,11 @@ impl Engine {
         }
     }
 
+    pub(super) fn set_relays_unknown(&mut self, unknown: bool) {
+        self.shared.relays.unknown = unknown;
+        self.channel_changed();
+    }
+
     fn handle_said(&mut self, id: RelayId, message: ToNode) {
         let now = self.now;
         match message {
