@@ -1,9 +1,10 @@
 //! Everything about one peer: its pairs, the ladder that probes them, the path in use and its health.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use litemap::LiteMap;
 use wire::PublicKey;
 use wire::pair::PairKeys;
 
@@ -79,7 +80,7 @@ pub(crate) struct Peer {
     offered: Vec<Candidate>,
     /// Those that came by signal, which are fresher.
     signalled: Vec<Candidate>,
-    pairs: BTreeMap<SocketAddr, Pair>,
+    pairs: LiteMap<SocketAddr, Pair>,
     requests: Requests,
     /// The relays where this node and the peer have met, so that they pass signals.
     met: BTreeSet<RelayId>,
@@ -121,7 +122,7 @@ impl Peer {
             round: 0,
             offered: Vec::new(),
             signalled: Vec::new(),
-            pairs: BTreeMap::new(),
+            pairs: LiteMap::new(),
             requests: Requests::default(),
             met: BTreeSet::new(),
             ladder: Ladder::idle(),
@@ -212,7 +213,7 @@ impl Peer {
     }
 
     fn start_over(&mut self, shared: &mut Shared, now: Instant) {
-        for pair in self.pairs.values_mut() {
+        for (_, pair) in self.pairs.iter_mut() {
             pair.forgive();
         }
         self.nomination.start_over();

@@ -1,12 +1,13 @@
-//! What a peer costs that is only known: it is named by the directory, says of no address of its own, and was never spoken to.
+//! What a peer costs that is only known: it is named by the directory, and was never spoken to.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use std::time::Duration;
 
-use path::{Input, PathState, PeerConfig, PeerCounters, Reason};
-use support::Bench;
+use path::{Input, OnDemand, PathState, PeerConfig, PeerCounters, Reason};
+use support::{Bench, host};
+use wire::control::ToNode;
 use wire::{PrivateKey, PublicKey};
 
 #[global_allocator]
@@ -16,6 +17,9 @@ const PEERS: u16 = 2_000;
 
 /// Bytes of the heap for each: those of the peer with its pair keys, and what finds it by key, by key id and by time.
 const MOST: usize = 760;
+
+/// The same of a peer that sleeps and has said where it is, with a pair for each of four addresses, its bell and where it was met.
+const MOST_ASLEEP: usize = 2_100;
 
 fn key(n: u16) -> PublicKey {
     let mut secret = [200; 32];
@@ -98,4 +102,25 @@ fn a_peer_that_is_only_known_is_small() {
     assert_eq!(bench.engine.stats().looks, looks, "there is nothing to ask it, and nobody to ask");
     let report = &bench.engine.snapshot().peers[&key(7)];
     assert_eq!(report.state, PathState::Down { reason: Reason::NoCandidates });
+}
+
+#[test]
+fn a_peer_that_sleeps_is_small_although_it_has_addresses() {
+    let at =
+        |n: u16| ["192.0.2", "198.51.100", "203.0.113", "198.18.0"].map(|net| host(&format!("{net}.7:{n}"))).to_vec();
+    let named = |n: u16| PeerConfig { public_key: key(n), candidates: at(n + 1), round: 1, wanted: true };
+    let mut bench = Bench::new(true);
+    bench.input(Input::OnDemand(Some(OnDemand { idle: Duration::from_secs(300), port: 9_999 })));
+    bench.open_relay();
+    let ((), bytes) = footprint::held(|| {
+        bench.input(Input::Peers { upsert: (0..PEERS).map(named).collect(), remove: Vec::new() });
+        for n in 0..PEERS {
+            bench.hear(ToNode::Present { node: key(n), met: true });
+        }
+        drop((bench.events(), bench.asked()));
+        pass(&mut bench, Duration::from_secs(60));
+    });
+    let each = usize::try_from(bytes).unwrap() / usize::from(PEERS);
+    assert!(each <= MOST_ASLEEP, "{each} bytes");
+    assert_eq!(bench.engine.snapshot().peers[&key(7)].state, PathState::Idle);
 }

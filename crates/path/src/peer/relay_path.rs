@@ -11,7 +11,6 @@ use super::Peer;
 use super::leg::Leg;
 use super::trial::SESSION_LIFETIME;
 use crate::event::Event;
-use crate::pair::Pair;
 use crate::relay::RelayId;
 use crate::shared::Shared;
 use crate::timer::earliest;
@@ -164,7 +163,7 @@ impl Peer {
         }
         self.relayed.failures = 0;
         shared.stats.relayed += 1;
-        self.pairs.values_mut().for_each(Pair::forgive_doubtful);
+        self.pairs.iter_mut().for_each(|(_, pair)| pair.forgive_doubtful());
         // The first one had to wait for the session and tells nothing of the round trip.
         self.relayed.echoes = Some(Echoes::new(None, now));
         self.choose(shared, now);
