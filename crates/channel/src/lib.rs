@@ -17,6 +17,8 @@
 //! [`Ping`](wire::control::ToRelay::Ping) that the other end answers; neither leaves this crate. After [`IDLE`] without a sign the channel ends.
 //! Dropping the last sender closes it, after what was said last.
 //!
+//! All channels of a listener together hold no more than [`MESSAGES_LEN`] of messages and [`ROOM_LEN`] of packets.
+//!
 //! Packets of nodes that cannot send UDP travel on the same stream ([`Outlet::offer`], [`Receiver::hear`]). They wait behind all messages,
 //! in a lane for each allocation, and are dropped where a message would end the channel: who reads slowly loses packets and nothing else.
 //!
@@ -51,7 +53,7 @@ pub use message::Message;
 pub use packets::{PACKET_COST, PACKETS_COST, Packets};
 pub use proxy::Proxy;
 pub use queue::QUEUE_LEN;
-pub use room::ROOM_LEN;
+pub use room::{MESSAGES_LEN, ROOM_LEN};
 
 /// Why something could not be said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

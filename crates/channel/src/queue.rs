@@ -23,6 +23,9 @@ const WRITE_LEN: usize = 64 * 1024;
 /// Who has had nothing written for so long does not read: above the time after which TCP sends again on most paths.
 const IDLE: Duration = Duration::from_millis(250);
 
+/// The same where it costs the channel: on nearly every path TCP has sent again by then.
+const DEAF: Duration = Duration::from_secs(1);
+
 /// Bytes of a frame before its packet: length, kind, allocation.
 pub(crate) const FRAME_HEAD: usize = wire::control::LENGTH_LEN + 1 + 8;
 
@@ -41,8 +44,12 @@ struct State {
     lanes: Lanes,
     /// Bytes of packets that were taken last: they are being written.
     writing: usize,
-    /// Bytes that this channel holds of the room: both.
+    /// Bytes that this channel holds of the room for packets: both.
     held: usize,
+    /// Bytes of messages that were taken last.
+    saying: usize,
+    /// Bytes that this channel holds of the room for messages: those and what waits.
+    said: usize,
     /// When it last held nothing, or something of it was written.
     moved: Option<Instant>,
     phase: Phase,
@@ -58,7 +65,7 @@ enum Phase {
 }
 
 impl Queue {
-    /// An empty one, whose packets wait in that room.
+    /// An empty one, whose messages and packets wait in that room.
     pub(crate) fn new(room: &Arc<Room>) -> Arc<Self> {
         let (filled, emptied, changed) = Default::default();
         let queue = Arc::new(Self { room: Arc::clone(room), state: Mutex::default(), filled, emptied, changed });
@@ -66,20 +73,23 @@ impl Queue {
         queue
     }
 
-    /// Adds a message, or says why not.
+    /// Adds a message, or says why not: the channel's queue has no room for it, or that of all channels together has none.
     pub(crate) fn push(&self, message: &impl Message) -> Result<(), SendError> {
         let mut state = self.lock();
         if state.phase != Phase::Open {
             return Err(SendError::Closed);
         }
+        state.begin();
         let before = state.bytes.len();
         message.append(&mut state.bytes);
-        if state.bytes.len() > QUEUE_LEN {
+        let length = state.bytes.len() - before;
+        if state.bytes.len() > QUEUE_LEN || !self.room.messages.take(&mut state.said, length) {
             state.bytes.truncate(before);
             return Err(SendError::Full);
         }
         drop(state);
         self.filled.notify_one();
+        self.room.make_room_for_messages();
         Ok(())
     }
 
@@ -93,14 +103,12 @@ impl Queue {
         if state.phase != Phase::Open {
             return Err(SendError::Closed);
         }
-        if state.held == 0 {
-            state.moved = Some(Instant::now());
-        }
+        state.begin();
         let mut dropped = 0;
         for (allocation, packet) in packets {
             let mut frame = Vec::with_capacity(FRAME_HEAD + packet.len());
             M::append_data(allocation, packet, &mut frame);
-            if self.room.take(&mut state.held, frame.len()) {
+            if self.room.packets.take(&mut state.held, frame.len()) {
                 dropped += state.lanes.push(allocation, frame, is_handshake(packet));
                 state.settle(&self.room);
             } else {
@@ -136,7 +144,8 @@ impl Queue {
                 let mut state = self.lock();
                 if !state.bytes.is_empty() || !state.lanes.is_empty() {
                     let mut bytes = std::mem::take(&mut state.bytes);
-                    let limit = WRITE_LEN.min(self.room.write_len());
+                    state.saying = bytes.len();
+                    let limit = WRITE_LEN.min(self.room.packets.write_len());
                     let packets = state.lanes.take(limit.saturating_sub(bytes.len()));
                     state.writing = packets.iter().map(Vec::len).sum();
                     let length = state.writing;
@@ -159,14 +168,24 @@ impl Queue {
     /// Drops its oldest packets until it holds no more than its share, if it is among those who are asked. Returns how many.
     pub(crate) fn give_up(&self, victims: Victims, share: usize) -> usize {
         let mut state = self.lock();
-        let is_idle = || state.moved.is_some_and(|moved| moved.elapsed() >= IDLE);
-        if victims == Victims::Idle && !is_idle() {
+        if victims == Victims::Idle && !state.is_idle(IDLE) {
             return 0;
         }
         let limit = share.saturating_sub(state.writing);
         let dropped = state.lanes.shrink(limit);
         state.settle(&self.room);
         dropped
+    }
+
+    /// Ends the channel if it holds more messages than its share, and is among those who are asked. Returns whether it did.
+    pub(crate) fn end_for_messages(&self, victims: Victims, share: usize) -> bool {
+        let state = self.lock();
+        let ends = state.said > share && (victims == Victims::All || state.is_idle(DEAF));
+        drop(state);
+        if ends {
+            self.end();
+        }
+        ends
     }
 
     /// No more is taken in.
@@ -208,7 +227,7 @@ impl Queue {
         if phase == Phase::Ended {
             state.bytes = Vec::new();
             // Whoever was writing is stopped.
-            state.writing = 0;
+            (state.writing, state.saying) = (0, 0);
         }
         state.settle(&self.room);
         drop(state);
@@ -225,22 +244,35 @@ impl Queue {
 impl Drop for Queue {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.room.give(&mut state.held, 0);
+        self.room.packets.give(&mut state.held, 0);
+        self.room.messages.give(&mut state.said, 0);
     }
 }
 
 impl State {
+    /// Something will wait from now on, unless something does already.
+    fn begin(&mut self) {
+        if self.held == 0 && self.said == 0 {
+            self.moved = Some(Instant::now());
+        }
+    }
+
+    /// Whether nothing of what waits was written for so long.
+    fn is_idle(&self, time: Duration) -> bool {
+        self.moved.is_some_and(|moved| moved.elapsed() >= time)
+    }
+
     /// What was taken last has been written.
     fn written(&mut self, room: &Room) {
-        self.writing = 0;
+        (self.writing, self.saying) = (0, 0);
         self.moved = Some(Instant::now());
         self.settle(room);
     }
 
     /// Gives the room back what is neither waiting nor being written any more.
     fn settle(&mut self, room: &Room) {
-        let left = self.lanes.len() + self.writing;
-        room.give(&mut self.held, left);
+        room.packets.give(&mut self.held, self.lanes.len() + self.writing);
+        room.messages.give(&mut self.said, self.bytes.len() + self.saying);
     }
 }
 
@@ -250,6 +282,12 @@ impl Queue {
     pub(crate) fn waits(&self) -> bool {
         let state = self.lock();
         !state.bytes.is_empty() || !state.lanes.is_empty()
+    }
+
+    /// Bytes that it holds of the room for messages, counted anew.
+    pub(crate) fn said(&self) -> usize {
+        let state = self.lock();
+        state.bytes.len() + state.saying
     }
 
     /// Bytes that it holds of the room, counted anew.

@@ -1,8 +1,9 @@
-//! Room for packets that wait, shared by all channels of a relay.
+//! Room for what waits to be written, shared by all channels of a relay.
 //!
-//! Who does not read costs what its lanes hold, and a thousand of those a thousand times that. So all channels that came in by one listener
-//! have one room. When it is nearly full, whoever holds more than its share and has read nothing for a while gives up its oldest packets, so
-//! that whoever reads loses nothing and waits for nobody. Only where that is not enough, whoever holds most does.
+//! Who does not read costs what its lanes and its messages hold, and a thousand of those a thousand times that. So all channels that came in by
+//! one listener have one room for packets and one for messages. When one is nearly full, whoever holds more than its share of it and has read
+//! nothing for a while gives way, so that whoever reads loses nothing and waits for nobody: with its oldest packets, or, since messages are
+//! never dropped, with the channel. Only where that is not enough, whoever holds most does.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -12,20 +13,30 @@ use crate::queue::Queue;
 /// Bytes that wait for all channels of a relay: full lanes of 64 channels, and a quarter of the memory that the chart gives a relay.
 pub const ROOM_LEN: usize = 64 * 1024 * 1024;
 
+/// Bytes of messages that wait for all channels of a relay: full queues of 128 channels, and an eighth of that memory.
+pub const MESSAGES_LEN: usize = 32 * 1024 * 1024;
+
 /// Channels are told apart from memory that is gone whenever there are this many more.
 const PRUNE: usize = 64;
 
 /// What all channels together may hold, and who they are.
 #[derive(Debug)]
 pub(crate) struct Room {
+    pub(crate) packets: Account,
+    pub(crate) messages: Account,
+    channels: Mutex<Channels>,
+}
+
+/// What is held of one sort, in bytes.
+#[derive(Debug)]
+pub(crate) struct Account {
     length: usize,
-    /// Bytes that are held, those being written included.
+    /// What is held, what is being written included.
     taken: AtomicUsize,
     /// Channels that hold any.
     holders: AtomicUsize,
-    /// Bytes that were taken since it was last swept.
+    /// What was taken since it was last swept.
     fresh: AtomicUsize,
-    channels: Mutex<Channels>,
 }
 
 #[derive(Debug, Default)]
@@ -46,9 +57,14 @@ pub(crate) enum Victims {
 }
 
 impl Room {
-    pub(crate) fn new(length: usize) -> Arc<Self> {
-        let (taken, holders, fresh) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(Self { length, taken, holders, fresh, channels: Mutex::default() })
+    /// One with so many bytes for packets, and as many for messages as there are.
+    pub(crate) fn new(packets: usize) -> Arc<Self> {
+        Self::of(packets, MESSAGES_LEN)
+    }
+
+    pub(crate) fn of(packets: usize, messages: usize) -> Arc<Self> {
+        let (packets, messages) = (Account::new(packets), Account::new(messages));
+        Arc::new(Self { packets, messages, channels: Mutex::default() })
     }
 
     /// Makes a channel's queue known here.
@@ -59,6 +75,54 @@ impl Room {
             channels.prune_at = channels.all.len() * 2 + PRUNE;
         }
         channels.all.push(Arc::downgrade(queue));
+    }
+
+    /// Takes packets back from those who hold more than their share, if their room is nearly full. Returns how many. Nobody's lock may be held.
+    pub(crate) fn make_room(&self) -> usize {
+        let give_up = |queue: &Queue, victims, share| queue.give_up(victims, share);
+        self.make_room_in(&self.packets, give_up)
+    }
+
+    /// Ends channels that hold more messages than their share, if the room for those is nearly full. Returns how many. Nobody's lock may be held.
+    pub(crate) fn make_room_for_messages(&self) -> usize {
+        let end = |queue: &Queue, victims, share| usize::from(queue.end_for_messages(victims, share));
+        self.make_room_in(&self.messages, end)
+    }
+
+    fn make_room_in(&self, account: &Account, give_way: impl Fn(&Queue, Victims, usize) -> usize) -> usize {
+        if !account.is_tight() {
+            return 0;
+        }
+        // Somebody else may be at it.
+        self.channels.try_lock().map_or(0, |mut channels| sweep(account, &mut channels, give_way))
+    }
+}
+
+/// Goes round until enough is free for a while, and no further: forwarding waits for this.
+fn sweep(account: &Account, channels: &mut Channels, give_way: impl Fn(&Queue, Victims, usize) -> usize) -> usize {
+    account.fresh.store(0, Ordering::Relaxed);
+    let holders = account.holders();
+    let enough = account.taken().saturating_sub(account.length / 16);
+    let mut count = 0;
+    let rounds = [(Victims::Idle, account.length / 4 / holders), (Victims::All, account.length / 2 / holders)];
+    for (victims, share) in rounds {
+        for _ in 0..channels.all.len() {
+            channels.next = (channels.next + 1) % channels.all.len();
+            if let Some(queue) = channels.all[channels.next].upgrade() {
+                count += give_way(&queue, victims, share);
+            }
+            if account.taken() <= enough {
+                return count;
+            }
+        }
+    }
+    count
+}
+
+impl Account {
+    const fn new(length: usize) -> Self {
+        let (taken, holders, fresh) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { length, taken, holders, fresh }
     }
 
     /// Takes so many bytes for a channel that holds `held`, if they fit in.
@@ -78,7 +142,10 @@ impl Room {
     /// Takes back what a channel holds no longer: it holds `left`, which is no more than before.
     pub(crate) fn give(&self, held: &mut usize, left: usize) {
         let left = left.min(*held);
-        if *held > 0 && left == 0 {
+        if left == *held {
+            return;
+        }
+        if left == 0 {
             self.holders.fetch_sub(1, Ordering::Relaxed);
         }
         self.taken.fetch_sub(*held - left, Ordering::Relaxed);
@@ -87,49 +154,21 @@ impl Room {
 
     /// Bytes that a channel may have under way at once: nobody can take those back, so together they stay far below the room.
     pub(crate) fn write_len(&self) -> usize {
-        self.length / 8 / self.holders.load(Ordering::Relaxed).max(1)
+        self.length / 8 / self.holders()
     }
 
-    /// Takes packets back from those who hold more than their share, if the room is nearly full. Returns how many. Nobody's lock may be held.
-    pub(crate) fn make_room(&self) -> usize {
-        let is_tight = self.taken.load(Ordering::Relaxed) > self.length / 8 * 7;
-        // Where there is nothing to take back, do not look for it with each packet.
-        if !is_tight || self.fresh.load(Ordering::Relaxed) < self.length / 256 {
-            return 0;
-        }
-        // Somebody else may be at it.
-        self.channels.try_lock().map_or(0, |mut channels| self.sweep(&mut channels))
-    }
-
-    /// Goes round until enough is free for a while, and no further: forwarding waits for this.
-    fn sweep(&self, channels: &mut Channels) -> usize {
-        self.fresh.store(0, Ordering::Relaxed);
-        let holders = self.holders.load(Ordering::Relaxed).max(1);
-        let enough = self.taken.load(Ordering::Relaxed).saturating_sub(self.length / 16);
-        let mut dropped = 0;
-        let rounds = [(Victims::Idle, self.length / 4 / holders), (Victims::All, self.length / 2 / holders)];
-        for (victims, share) in rounds {
-            for _ in 0..channels.all.len() {
-                channels.next = (channels.next + 1) % channels.all.len();
-                if let Some(queue) = channels.all[channels.next].upgrade() {
-                    dropped += queue.give_up(victims, share);
-                }
-                if self.taken.load(Ordering::Relaxed) <= enough {
-                    return dropped;
-                }
-            }
-        }
-        dropped
-    }
-
-    #[cfg(test)]
+    /// Bytes that are held.
     pub(crate) fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
     }
 
-    #[cfg(test)]
-    pub(crate) fn holders(&self) -> usize {
-        self.holders.load(Ordering::Relaxed)
+    /// Nearly full, and more than a little was taken since that was last so: where there is nothing to take back, it is not looked for each time.
+    fn is_tight(&self) -> bool {
+        self.taken() > self.length / 8 * 7 && self.fresh.load(Ordering::Relaxed) >= self.length / 256
+    }
+
+    fn holders(&self) -> usize {
+        self.holders.load(Ordering::Relaxed).max(1)
     }
 }
 
@@ -184,11 +223,11 @@ mod tests {
                     queue.take().await.unwrap();
                 }
                 offer(queue, round * 32..(round + 1) * 32);
-                assert!(room.taken() <= ROOM_LEN);
+                assert!(room.packets.taken() <= ROOM_LEN);
             }
         }
         let held: usize = slow.iter().chain([&quick]).map(|queue| queue.held()).sum();
-        assert_eq!(room.taken(), held, "what is taken is what is there");
+        assert_eq!(room.packets.taken(), held, "what is taken is what is there");
         assert!(held > ROOM_LEN / 2, "the room is used: {held}");
         // Who reads after all has some of the newest.
         for queue in &slow {
@@ -208,7 +247,74 @@ mod tests {
             assert_eq!(read(queue).await, (0..64).collect::<Vec<_>>(), "nothing of what fits into its share is lost");
             offer(queue, 0..64);
         }
-        assert!(room.taken() <= ROOM_LEN);
+        assert!(room.packets.taken() <= ROOM_LEN);
+    }
+
+    fn signal() -> ToNode {
+        ToNode::Signal { from: wire::key::PublicKey::from_bytes([1; 32]), bytes: vec![0; 1024] }
+    }
+
+    /// Says something to everybody until nobody has room for more. Returns who ended.
+    fn fill(queues: &[Arc<Queue>], room: &Room) -> usize {
+        let mut ended = vec![false; queues.len()];
+        for _ in 0..crate::QUEUE_LEN / 1200 {
+            for (queue, ended) in queues.iter().zip(&mut ended) {
+                // As a relay does.
+                if queue.push(&signal()).is_err() {
+                    queue.end();
+                    *ended = true;
+                }
+                assert!(room.messages.taken() <= room.messages.length);
+            }
+        }
+        ended.iter().filter(|ended| **ended).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_do_not_read_messages_stay_within_their_room_and_who_reads_stays() {
+        let room = Room::of(ROOM_LEN, 1024 * 1024);
+        let quick = Queue::new(&room);
+        let mut slow = Vec::new();
+        // Each round would fill the room four times over.
+        for _ in 0..8 {
+            slow.extend((0..16).map(|_| Queue::new(&room)));
+            let begun = slow.len() - 16;
+            for _ in 0..crate::QUEUE_LEN / 1200 {
+                for queue in &slow[begun..] {
+                    let _ = queue.push(&signal());
+                    assert!(room.messages.taken() <= room.messages.length);
+                }
+                for _ in 0..2 {
+                    quick.push(&signal()).expect("who reads has room");
+                }
+                assert!(quick.take().await.is_some());
+                tokio::time::advance(std::time::Duration::from_millis(10)).await;
+            }
+        }
+        let said: usize = slow.iter().chain([&quick]).map(|queue| queue.said()).sum();
+        assert_eq!(room.messages.taken(), said, "what is taken is what is there");
+        assert!(said > room.messages.length / 2, "the room is used: {said}");
+        let mut left = 0;
+        for queue in &slow {
+            left += usize::from(queue.push(&signal()) != Err(crate::SendError::Closed));
+        }
+        assert!((2..64).contains(&left), "{left} of {} channels are left", slow.len());
+    }
+
+    #[tokio::test]
+    async fn messages_that_come_faster_than_anybody_can_be_found_deaf_end_those_who_hold_most() {
+        let room = Room::of(ROOM_LEN, 1024 * 1024);
+        let quick = Queue::new(&room);
+        let slow: Vec<Arc<Queue>> = (0..16).map(|_| Queue::new(&room)).collect();
+        quick.push(&signal()).expect("who holds little has room");
+        assert!(fill(&slow, &room) > 8);
+        quick.push(&signal()).expect("who holds little goes on");
+        slow.iter().for_each(|queue| queue.end());
+        assert_eq!(room.messages.taken(), quick.said());
+        assert!(quick.take().await.is_some());
+        quick.close();
+        assert!(quick.take().await.is_none());
+        assert_eq!((room.messages.taken(), room.messages.holders.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[tokio::test]
@@ -218,7 +324,7 @@ mod tests {
         for queue in [&closed, &ended, &gone, &read_out] {
             offer(queue, 0..100);
         }
-        assert_eq!(room.holders(), 4);
+        assert_eq!(room.packets.holders.load(Ordering::Relaxed), 4);
         closed.close();
         ended.take().await.unwrap();
         ended.end();
@@ -227,6 +333,6 @@ mod tests {
         // The last that was taken is under way until the next is.
         read_out.close();
         assert!(read_out.take().await.is_none());
-        assert_eq!((room.taken(), room.holders()), (0, 0));
+        assert_eq!((room.packets.taken(), room.packets.holders.load(Ordering::Relaxed)), (0, 0));
     }
 }

@@ -53,7 +53,7 @@ async fn nodes_that_do_not_read_have_one_room_together_and_whoever_reads_gets_ev
         let packets = burst(number..number + 8);
         for (_, channel) in &slow {
             dropped += offer(channel, &packets);
-            most = most.max(room.taken());
+            most = most.max(room.packets.taken());
         }
         offer(&incoming.channel, &packets);
         let mut got = Vec::new();
@@ -66,6 +66,43 @@ async fn nodes_that_do_not_read_have_one_room_together_and_whoever_reads_gets_ev
         got.sort_by_key(|(_, packet)| packet[16..20].to_vec());
         assert_eq!(got, packets);
         number += 8;
+    }
+    assert!((LENGTH / 2..=LENGTH).contains(&most), "{most}");
+    drop((slow, quick, incoming));
+}
+
+#[tokio::test]
+async fn nodes_that_do_not_read_their_messages_have_one_room_together_and_whoever_reads_goes_on() {
+    let identity = Identity::from_seed([1; 32]);
+    let room = Room::of(LENGTH, LENGTH);
+    let mut listener = Listener::new(&identity).expect("a good key").with_room(&room);
+    listener.open(Transport::Tls, LOOPBACK.parse().expect("an address")).expect("loopback has room");
+    let mut relay = Relay { identity, listener };
+    let mut slow = Vec::new();
+    for _ in 0..SLOW {
+        let stream = deaf(&relay).await;
+        slow.push((stream, relay.accept().await.channel));
+    }
+    let (mut quick, incoming) = open(&mut relay, Transport::Tls).await;
+    let signal = |number: u64| ToNode::Signal { from: NODE, bytes: number.to_be_bytes().repeat(128) };
+    let (mut number, mut most, mut ended) = (0, 0, 0);
+    while ended < SLOW / 4 {
+        assert!(number < 100_000, "nobody reads, and hardly a channel ends");
+        slow.retain(|(_, channel)| match channel.sender().try_send(&signal(number)) {
+            Ok(()) => true,
+            Err(error) => {
+                assert_eq!(error, SendError::Closed, "the queue of one is no limit here");
+                ended += 1;
+                false
+            }
+        });
+        most = most.max(room.messages.taken());
+        incoming.channel.sender().try_send(&signal(number)).expect("who reads has room");
+        match quick.receiver_mut().recv().await.expect("an open channel") {
+            Some(ToNode::Signal { bytes, .. }) => assert_eq!(bytes[..8], number.to_be_bytes()),
+            other => panic!("{other:?}"),
+        }
+        number += 1;
     }
     assert!((LENGTH / 2..=LENGTH).contains(&most), "{most}");
     drop((slow, quick, incoming));
