@@ -38,11 +38,14 @@ fn main() -> ExitCode {
             ("full_size_packets_fit", checks::full_size_packets),
             ("long_transfers_are_whole", checks::transfers),
             ("what_relays_carry_stays_on_the_underlay", what_relays_carry_stays_on_the_underlay),
+            ("relayed_nodes_are_counted_and_told_of_once", relayed_nodes_are_told_of),
             ("udp_takes_a_path_back_as_soon_as_it_gets_out", udp_takes_a_path_back),
             ("a_relay_that_starts_anew_goes_on_carrying", a_relay_starts_anew),
             ("a_relay_that_is_killed_costs_moments", a_relay_is_killed),
             ("an_agent_that_starts_anew_finds_its_relayed_pairs", an_agent_starts_anew),
             ("a_removed_node_is_no_members_partner_any_more", a_node_is_removed),
+            // The last one: it leaves relays with too few ports.
+            ("who_finds_no_port_on_any_relay_says_so", relays_have_one_port),
         ],
     )
 }
@@ -85,6 +88,11 @@ fn hard_nats_are_relayed_and_say_why(lab: &Lab) -> Result<()> {
             path => Err(format!("{from} to {to}: {path}")),
         })?;
     }
+    Ok(())
+}
+
+/// An Event takes most of a minute, so this is asked when other things have been.
+fn relayed_nodes_are_told_of(lab: &Lab) -> Result<()> {
     wait::until("an Event that says so", SOON, || {
         let list = lab.kubectl_json(&["get", "events", "-A", "--field-selector=reason=PathRelayed"]);
         let items = list.map_err(|error| format!("{error:#}"))?["items"].as_array().cloned().unwrap_or_default();
@@ -315,4 +323,29 @@ fn a_node_is_removed(lab: &Lab) -> Result<()> {
     warren::wait_ready(lab)?;
     reach(lab, "after hard-b is a member again")?;
     wait_relayed(lab).map(drop)
+}
+
+/// A relay needs a port for each pair of a node. With one each, the nodes that only relays can connect get no further than their first pairs.
+fn relays_have_one_port(lab: &Lab) -> Result<()> {
+    const REASON: &str = "RelayPortsExhausted";
+    let relayed = |name: &Value| name == TLS || HARD.iter().any(|(node, _)| name == node);
+    warren::upgrade(lab, &["--set", "relay.relayPorts=1"])?;
+    let event = wait::until("an Event of a node with peers that no relay has a port for", SOON, || {
+        let list = lab.kubectl_json(&["get", "events", "-A", &format!("--field-selector=reason={REASON}")]);
+        let items = list.map_err(|error| format!("{error:#}"))?["items"].as_array().cloned().unwrap_or_default();
+        let told = |event: &&Value| relayed(&event["involvedObject"]["name"]);
+        items.iter().find(told).cloned().ok_or_else(|| format!("{items:?}"))
+    })?;
+    let name = event["involvedObject"]["name"].as_str().context("a name")?.to_owned();
+    eprintln!("           {name}: {}", event["message"]);
+    ensure!(event["type"] == "Warning" && event["involvedObject"]["kind"] == "MeshNode", "{event}");
+    let object = lab.kubectl_json(&["get", "meshnode", &name])?;
+    let conditions = object["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let is_said = conditions.iter().any(|one| one["type"] == REASON && one["status"] == "True");
+    ensure!(is_said, "{name} has no such condition: {}", object["status"]["conditions"]);
+    let report = agent::ask(lab, &name, "/v1/paths")?;
+    let peers = report["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let portless = |path: &&Value| path["state"] == "down" && path["reason"] == REASON && relayed(&path["name"]);
+    ensure!(peers.iter().any(|path| portless(&path)), "{name} reaches everybody, or says something else: {report}");
+    Ok(())
 }
