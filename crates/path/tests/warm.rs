@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use path::{Event, Input, PathState, Reason, RelayId, RelayNews};
+use path::{Event, Input, OnDemand, PathState, Reason, RelayId, RelayNews};
 use support::legs::{PEER, SOCKET, TOKEN, allocate, answer, direct, key, ready, relayed, state, token};
 use support::{Bench, RELAY, addr};
 use wire::control::{Leg, RefusedReason, ReleasedReason, ToNode, ToRelay};
@@ -88,6 +88,21 @@ fn while_packets_flow_the_side_that_nominates_asks_for_a_second_leg_and_lets_it_
     let mut follower = with_two(false);
     talk(&mut follower, 0, S(6));
     assert_eq!(allocations(&mut follower), 0);
+}
+
+#[test]
+fn a_pair_that_nobody_uses_sleeps_when_the_leg_in_use_is_let_go_and_not_when_the_warm_one_is() {
+    let mut bench = with_two(false);
+    let partner = bench.peer;
+    talk(&mut bench, 0, S(4));
+    make_warm(&mut bench);
+    bench.input(Input::OnDemand(Some(OnDemand { idle: S(10), port: 9_999 })));
+    bench.keep_alive(S(12));
+    let released = || ToNode::Released { partner, reason: ReleasedReason::Asked };
+    other(&mut bench, RelayNews::Said(released()));
+    assert_eq!(relay(&bench), Some(RELAY), "{:?}", state(&bench));
+    bench.hear(released());
+    assert_eq!(state(&bench), PathState::Idle);
 }
 
 #[test]

@@ -80,7 +80,9 @@ impl Peer {
             return;
         };
         leg.forget(shared);
-        if reason == ReleasedReason::Asked && self.direct.is_none() && self.rest.is_let_go() {
+        // A warm leg goes soon after the last packet, however long a pair may rest.
+        let in_use = self.relayed.path.is_none_or(|path| path.relay == relay);
+        if reason == ReleasedReason::Asked && in_use && self.direct.is_none() && self.rest.is_let_go() {
             // Neither side needs it, and the peer was the first to find that out.
             self.drop_leg(relay, shared);
             self.fall_asleep(shared, now);
