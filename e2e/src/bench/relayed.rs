@@ -6,6 +6,7 @@
 
 mod deaths;
 mod direct;
+mod first;
 mod speed;
 mod tls;
 
@@ -14,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use crate::bench::cluster::{self, mesh_address, path};
 use crate::bench::echo::Stream;
@@ -30,35 +32,98 @@ const HARD: [&str; 2] = ["hard-a", "hard-b"];
 const AT_REST: Duration = Duration::from_secs(60);
 /// First ping of a relayed pair, in seconds: with its identity, and with a new one.
 const GOALS: [f64; 2] = [0.4, 1.0];
+/// What the last table is about.
+const TLS_ALONE: &str = "By a relay where only TCP to port 443 gets out";
 /// 50 Hz: silences are told to 20 ms.
 const OFTEN: Duration = Duration::from_millis(20);
 
-/// Measures all of it; each table is shown when it is ready.
-pub fn measure(runs: usize, seconds: u8, progress: &Progress, mut show: impl FnMut(&str)) -> Result<()> {
+/// What can be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Piece {
+    /// From end to end through the relay, without delay.
+    Speed,
+    /// A relay that is gone without a word, another there.
+    Gone,
+    /// A relay that is told to end, another there.
+    ToldToEnd,
+    /// A relay that is killed, another there.
+    Killed,
+    /// An agent that is killed and has its identity.
+    IdentityKept,
+    /// An agent that is killed and has a new one.
+    NewIdentity,
+    /// From a pair without a path to its first byte.
+    FirstByte,
+    /// A direct path that opens, dies without a word and heals.
+    Direct,
+    /// The only relay, killed and started in its place.
+    OnlyKilled,
+    /// The only relay, whose pod is replaced.
+    OnlyReplaced,
+    /// Where only TCP to port 443 gets out.
+    Tls,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort<'a> {
+    /// How often each figure.
+    pub runs: usize,
+    /// How long each TCP stream, in seconds.
+    pub seconds: u8,
+    /// These pieces alone; all of them if none is named.
+    pub only: &'a [Piece],
+}
+
+impl Effort<'_> {
+    fn wants(self, piece: Piece) -> bool {
+        self.only.is_empty() || self.only.contains(&piece)
+    }
+}
+
+/// Measures all of it, or what is wanted; each table is shown when it is ready.
+pub fn measure(effort: Effort<'_>, progress: &Progress, mut show: impl FnMut(&str)) -> Result<()> {
+    let Effort { runs, seconds, .. } = effort;
+    let mut show_rows = |heading: &str, rows: &[Row]| {
+        if !rows.is_empty() {
+            show(&table(heading, rows));
+        }
+    };
     with_hard_pair(progress, |hard| {
-        show(&table("From end to end through the relay, without delay", &speed::measure(hard, runs, seconds)?));
-        let mut rows = deaths::measure(hard, runs)?;
+        if effort.wants(Piece::Speed) {
+            show_rows("From end to end through the relay, without delay", &speed::measure(hard, runs, seconds)?);
+        }
+        show_rows("When a relay ends", &ends(hard, effort)?);
+        show_rows("Restarts of a relayed pair's agent", &restarts(hard, effort)?);
+        if effort.wants(Piece::FirstByte) {
+            show_rows("From a pair without a path to its first byte", &first::measure(hard, runs)?);
+        }
+        if effort.wants(Piece::Direct) {
+            show_rows("Between relay and direct path", &direct::measure(hard.lab, runs, progress)?);
+        }
+        show_rows("When the only relay ends", &deaths::measure_only(hard, effort)?);
+        if effort.wants(Piece::Tls) {
+            show_rows(TLS_ALONE, &tls::measure(hard, runs, seconds)?);
+        }
+        Ok(())
+    })
+}
+
+fn ends(hard: &Hard<'_>, effort: Effort<'_>) -> Result<Vec<Row>> {
+    let mut rows = deaths::measure(hard, effort)?;
+    if !rows.is_empty() {
         let count = |what, cell: &Cell<u32>| {
             Row::new(what, "times", Spread::of([f64::from(cell.get())])).goal(Goal::Limit(0.0))
         };
         rows.push(count("the pair never came to rest afterwards", &hard.stuck));
         rows.push(count("at rest, and the ends name different relays", &hard.disagree));
-        show(&table("When a relay ends", &rows));
-        show(&table("Restarts of a relayed pair's agent", &restarts(hard, runs)?));
-        show(&table("Between relay and direct path", &direct::measure(hard.lab, runs, progress)?));
-        show(&table("When the only relay ends", &deaths::measure_only(hard, runs)?));
-        show(&tls_table(hard, runs, seconds)?);
-        Ok(())
-    })
+    }
+    Ok(rows)
 }
 
 /// The last table alone.
 pub fn measure_tls(runs: usize, seconds: u8, progress: &Progress) -> Result<String> {
-    with_hard_pair(progress, |hard| tls_table(hard, runs, seconds))
-}
-
-fn tls_table(hard: &Hard<'_>, runs: usize, seconds: u8) -> Result<String> {
-    Ok(table("By a relay where only TCP to port 443 gets out", &tls::measure(hard, runs, seconds)?))
+    with_hard_pair(progress, |hard| Ok(table(TLS_ALONE, &tls::measure(hard, runs, seconds)?)))
 }
 
 fn with_hard_pair<T>(progress: &Progress, measure: impl FnOnce(&Hard<'_>) -> Result<T>) -> Result<T> {
@@ -159,9 +224,10 @@ fn other_relays(lab: &Lab, relay: &str) -> Result<Vec<String>> {
         .collect())
 }
 
-fn restarts(hard: &Hard<'_>, runs: usize) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for identity in [Identity::Kept, Identity::New] {
+fn restarts(hard: &Hard<'_>, effort: Effort<'_>) -> Result<Vec<Row>> {
+    let (mut rows, runs) = (Vec::new(), effort.runs);
+    let both = [(Identity::Kept, Piece::IdentityKept), (Identity::New, Piece::NewIdentity)];
+    for (identity, _) in both.into_iter().filter(|(_, piece)| effort.wants(*piece)) {
         let starts: Vec<Start> = hard.progress.step(&format!("relayed pair, {} x {runs}", identity.name()), || {
             (0..runs).map(|_| restart(hard.lab, HARD[0], HARD[1], "relayed", identity)).collect::<Result<_>>()
         })?;

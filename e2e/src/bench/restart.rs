@@ -64,21 +64,25 @@ pub fn restart(lab: &Lab, node: &str, peer: &str, state: &str, identity: Identit
     renew_pod(lab, node, peer, state)?;
     let to = mesh_address(lab, peer)?;
     let pings = whole_stream(lab, node, to, INTERVAL)?;
+    let began = usage::started(kill_agent(lab, node, identity)?)?;
+    let settled = until(began, || is_reached(lab, node, peer, state));
+    let echoed = until(began, || pings.first_echo_after(began).is_some());
+    let first_ping = pings.first_echo_after(began).map_or(echoed, |at| (at - began).as_secs_f64());
+    until(began, || is_whole(&pings).is_ok());
+    Ok(Start { first_ping, settled, outage: pings.stop().outage })
+}
+
+/// Kills the agent of a node, and returns the process that kubelet starts in its place.
+pub fn kill_agent(lab: &Lab, node: &str, identity: Identity) -> Result<i32> {
     let old = agent(lab, node).with_context(|| format!("no agent runs on {node}"))?;
     if identity == Identity::New {
         signal(old, Signal::SIGSTOP)?;
         empty_state(lab, node)?;
     }
     signal(old, Signal::SIGKILL)?;
-    let new = wait::until("kubelet to start the agent again", REPLACED, || {
+    wait::until("kubelet to start the agent again", REPLACED, || {
         agent(lab, node).filter(|pid| *pid != old).ok_or_else(|| "there is none".into())
-    })?;
-    let began = usage::started(new)?;
-    let settled = until(began, || is_reached(lab, node, peer, state));
-    let echoed = until(began, || pings.first_echo_after(began).is_some());
-    let first_ping = pings.first_echo_after(began).map_or(echoed, |at| (at - began).as_secs_f64());
-    until(began, || is_whole(&pings).is_ok());
-    Ok(Start { first_ping, settled, outage: pings.stop().outage })
+    })
 }
 
 /// Seconds since `began` when it first held, or never.
@@ -97,16 +101,20 @@ pub fn within(deadline: Duration, began: Instant, mut holds: impl FnMut() -> boo
     f64::INFINITY
 }
 
-/// A new pod: kubelet starts the container of one that has failed before only after a pause of its own.
+/// A new pod whose agent reaches the peer as it is to be.
 pub fn renew_pod(lab: &Lab, node: &str, peer: &str, state: &str) -> Result<()> {
+    replace_pod(lab, node)?;
+    wait::until(&format!("the new agent of {node} to reach {peer}"), REPLACED, || {
+        if is_reached(lab, node, peer, state) { Ok(()) } else { Err(format!("it has no {state} path")) }
+    })
+}
+
+/// A new pod: kubelet starts the container of one that has failed before only after a pause of its own.
+pub fn replace_pod(lab: &Lab, node: &str) -> Result<()> {
     let old = agent(lab, node);
     warren::delete_pods(lab, "agent", &format!("spec.nodeName={node}"))?;
-    wait::until(&format!("the new agent of {node} to reach {peer}"), REPLACED, || {
-        match agent(lab, node).filter(|pid| Some(*pid) != old) {
-            None => Err("there is none".into()),
-            Some(_) if !is_reached(lab, node, peer, state) => Err(format!("it has no {state} path")),
-            Some(_) => Ok(()),
-        }
+    wait::until(&format!("the new agent of {node}"), REPLACED, || {
+        agent(lab, node).filter(|pid| Some(*pid) != old).map(drop).ok_or_else(|| "there is none".into())
     })
 }
 

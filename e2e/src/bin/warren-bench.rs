@@ -28,6 +28,9 @@ struct Args {
     /// How often each figure of `relayed` and `relayed-tls` is measured.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=100))]
     runs: u8,
+    /// Of `relayed`, measure these alone.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<relayed::Piece>,
     /// How many peers each end has in `userspace`; all but one are idle.
     #[arg(long, value_delimiter = ',', default_value = "1,100,1000", value_parser = clap::value_parser!(u16).range(1..))]
     peers: Vec<u16>,
@@ -88,7 +91,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    let Args { parts: named, rounds, seconds, runs, peers } = args;
+    let Args { parts: named, rounds, seconds, runs, only, peers } = args;
     let rounds = usize::from(rounds);
     let _lock = lock()?;
     interrupt::take_down_on_interrupt(LAB, &binary("warren-lab"))?;
@@ -126,7 +129,8 @@ fn run(args: Args) -> Result<()> {
         println!("{}", forward::measure_latency(rounds, &progress)?);
     }
     if wanted(Part::Relayed) {
-        relayed::measure(runs.into(), seconds, &progress, |table| println!("{table}"))?;
+        let effort = relayed::Effort { runs: runs.into(), seconds, only: &only };
+        relayed::measure(effort, &progress, |table| println!("{table}"))?;
     }
     if wanted(Part::RelayedTls) {
         println!("{}", relayed::measure_tls(runs.into(), seconds, &progress)?);

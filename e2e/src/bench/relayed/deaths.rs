@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use super::{Hard, other_relays};
+use super::{Effort, Hard, Piece, other_relays};
 use crate::bench::echo::{Stream, Summary};
 use crate::bench::restart::{REPLACED, is_whole, signal, until};
 use crate::bench::{Goal, LAB, Row, Spread, usage};
@@ -39,38 +39,50 @@ struct Anew {
     from_start: f64,
 }
 
-pub fn measure(hard: &Hard<'_>, runs: usize) -> Result<Vec<Row>> {
-    let progress = hard.progress;
-    let gone = repeat(progress, "the relay is gone", runs, || gone(hard))?;
-    let ended = repeat(progress, "the relay is told to end", runs, || told_to_end(hard))?;
-    let killed = repeat(progress, "the relay is killed", runs, || killed(hard))?;
-    let row = |what: &str, each: Vec<f64>| Row::new(what, "s", Spread::of(each));
-    let silences = |of: &[Summary]| of.iter().map(|one| one.outage).collect();
-    let lost = Spread::of(ended.iter().map(|one| one.lost as f64));
-    Ok(vec![
-        row("gone without a word, another there: longest silence", silences(&gone)).goal(GONE),
-        row("killed, another there: longest silence", silences(&killed)).goal(GONE),
-        Row::new("told to end, another there: pings lost", "pings", lost),
-        row("told to end, another there: longest silence", silences(&ended)),
-    ])
+pub fn measure(hard: &Hard<'_>, effort: Effort<'_>) -> Result<Vec<Row>> {
+    let row = |what: &str, of: &[Summary]| Row::new(what, "s", Spread::of(of.iter().map(|one| one.outage)));
+    let mut rows = Vec::new();
+    if effort.wants(Piece::Gone) {
+        let gone = repeat(hard.progress, "the relay is gone", effort.runs, || gone(hard))?;
+        rows.push(row("gone without a word, another there: longest silence", &gone).goal(GONE));
+    }
+    if effort.wants(Piece::Killed) {
+        let killed = repeat(hard.progress, "the relay is killed", effort.runs, || killed(hard))?;
+        rows.push(row("killed, another there: longest silence", &killed).goal(GONE));
+    }
+    if effort.wants(Piece::ToldToEnd) {
+        let ended = repeat(hard.progress, "the relay is told to end", effort.runs, || told_to_end(hard))?;
+        let lost = Spread::of(ended.iter().map(|one| one.lost as f64));
+        rows.push(Row::new("told to end, another there: pings lost", "pings", lost));
+        rows.push(row("told to end, another there: longest silence", &ended));
+    }
+    Ok(rows)
 }
 
 /// A relay that is killed and comes back in its place, or whose pod is replaced, while all others are cut off.
-pub fn measure_only(hard: &Hard<'_>, runs: usize) -> Result<Vec<Row>> {
+pub fn measure_only(hard: &Hard<'_>, effort: Effort<'_>) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    if !effort.wants(Piece::OnlyKilled) && !effort.wants(Piece::OnlyReplaced) {
+        return Ok(rows);
+    }
     let (only, _) = hard.stream()?;
     let others = other_relays(hard.lab, &only)?;
     let _cut = others.iter().map(|other| Cut::new(hard.lab, other)).collect::<Result<Vec<_>>>()?;
-    let times = |what, end| repeat(hard.progress, what, runs, || started_anew(hard, &only, end));
-    let killed = times("the only relay is killed", End::Killed)?;
-    let replaced = times("the only relay's pod is replaced", End::Replaced)?;
+    let times = |what, end| repeat(hard.progress, what, effort.runs, || started_anew(hard, &only, end));
     let silence = |of: &[Anew]| Spread::of(of.iter().map(|one| one.silence));
     let from_start = |of: &[Anew]| Spread::of(of.iter().map(|one| one.from_start));
-    Ok(vec![
-        Row::new("killed and started in its place: longest silence", "s", silence(&killed)).goal(RESTARTED),
-        Row::new("of it from the new process's start", "s", from_start(&killed)),
-        Row::new("its pod replaced, with another key: longest silence", "s", silence(&replaced)),
-        Row::new("of it from the new pod's process on", "s", from_start(&replaced)),
-    ])
+    if effort.wants(Piece::OnlyKilled) {
+        let killed = times("the only relay is killed", End::Killed)?;
+        let longest = Row::new("killed and started in its place: longest silence", "s", silence(&killed));
+        rows.push(longest.goal(RESTARTED));
+        rows.push(Row::new("of it from the new process's start", "s", from_start(&killed)));
+    }
+    if effort.wants(Piece::OnlyReplaced) {
+        let replaced = times("the only relay's pod is replaced", End::Replaced)?;
+        rows.push(Row::new("its pod replaced, with another key: longest silence", "s", silence(&replaced)));
+        rows.push(Row::new("of it from the new pod's process on", "s", from_start(&replaced)));
+    }
+    Ok(rows)
 }
 
 fn repeat<T>(progress: &Progress, what: &str, runs: usize, run: impl Fn() -> Result<T>) -> Result<Vec<T>> {
