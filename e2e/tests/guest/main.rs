@@ -2,6 +2,7 @@
 //! and relay beside ordinary nodes, and what happens to an agent happens to no packet.
 
 mod faults;
+mod on_demand;
 mod pings;
 mod relayed;
 mod restarts;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
             ("an_agent_that_is_restarted_costs_no_packet", restarts::restarted),
             ("an_agent_that_is_upgraded_costs_no_packet", restarts::upgraded),
             ("an_agent_that_is_away_costs_no_packet", restarts::away),
+            ("idle_pairs_sleep_and_lose_no_first_ping", on_demand::direct),
             ("fault_1_api_and_operators_gone", control_plane::api_and_operators_gone),
             ("fault_5_operators_killed", control_plane::operators_killed),
             ("fault_14_reboot_without_control_plane", control_plane::reboots_without_control_plane),
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
             ("fault_32_lossy_link", network::lossy_link),
             // From here on the guests stand behind NATs that draw their ports, until the last of them.
             ("relayed_by_a_relay_and_nothing_else", relayed::hard_nats),
+            ("relayed_idle_pairs_sleep_and_lose_no_first_ping", on_demand::relayed),
             ("relayed_an_agent_restarts", relayed::agents_restarted),
             ("relayed_moves_to_another_relay", relayed::moved),
             ("relayed_fault_47_relay_killed_in_place", relayed::killed_in_place),

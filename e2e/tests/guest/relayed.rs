@@ -2,7 +2,7 @@
 //! happens to their relay, or to an agent, happens to no session, and where it can be helped to no packet.
 
 mod load;
-mod scene;
+pub mod scene;
 mod tls;
 
 pub use load::drained;

@@ -157,14 +157,14 @@ fn relay(lab: &Lab) -> Result<String, String> {
 }
 
 /// How `from` reaches `to`, as its agent says.
-fn path(lab: &Lab, from: &str, to: &str) -> Result<Value, String> {
+pub fn path(lab: &Lab, from: &str, to: &str) -> Result<Value, String> {
     let report = member::report(lab, from, "paths").map_err(|error| format!("{error:#}"))?;
     let peers = report["peers"].as_array().cloned().unwrap_or_default();
     peers.into_iter().find(|peer| peer["name"] == to).ok_or_else(|| format!("{from} has no peer {to}"))
 }
 
 /// What the kernel of a node says of a peer.
-fn of_peer(lab: &Lab, node: &str, peer: &str, what: &str) -> Result<String> {
+pub fn of_peer(lab: &Lab, node: &str, peer: &str, what: &str) -> Result<String> {
     let status = member::report(lab, peer, "status")?;
     let key = status["publicKey"].as_str().context("a key")?;
     let all = lab.exec(node, "wg", &["show", DEVICE, what])?;
