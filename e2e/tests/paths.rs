@@ -19,9 +19,11 @@ use e2e::{checks, command, harness, wait};
 use serde_json::Value;
 
 /// Seconds of traffic around what breaks and heals within them.
-const STREAM: u64 = 30;
+const STREAM: u64 = 20;
 /// The same where nothing heals.
 const BREAK: u64 = 15;
+/// The same when a pair is woken: most are direct in the second second.
+const WAKES: u64 = 8;
 /// How long nothing may happen.
 const ASLEEP: Duration = Duration::from_secs(75);
 /// The nodes that have a relay.
@@ -103,7 +105,7 @@ fn idle_pairs_sleep(lab: &Lab) -> Result<()> {
     // Falling asleep takes most of the time, so both pairs are woken at once: first from one side, then from the other.
     for both in [[HARD, EASY], [(HARD.1, HARD.0), (EASY.1, EASY.0)]] {
         asleep()?;
-        let wake = |(from, to)| during(lab, on(&pods, from)?, on(&pods, to)?, BREAK, || Ok(()));
+        let wake = |(from, to)| during(lab, on(&pods, from)?, on(&pods, to)?, WAKES, || Ok(()));
         let results = std::thread::scope(|scope| {
             both.map(|pair| scope.spawn(move || wake(pair))).map(|stream| stream.join().expect("it does not panic"))
         });
