@@ -63,8 +63,9 @@ pub fn running(program: &str, namespace: &Namespace) -> Vec<i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is).collect()
 }
 
+/// A probe that is about to end, and has a name but no arguments any more, is none either.
 fn is_service(cmdline: &str) -> bool {
-    cmdline.split('\0').nth(1) != Some("probe")
+    !cmdline.is_empty() && cmdline.split('\0').nth(1) != Some("probe")
 }
 
 /// When the process was started, to 10 ms.
@@ -97,7 +98,7 @@ mod tests {
     #[test]
     fn a_probe_is_no_service() {
         assert!(is_service("/warren-agent\0run\0--state-dir=/x\0") && is_service("/warren-relay\0"));
-        assert!(!is_service("/warren-agent\0probe\0ready\0"));
+        assert!(!is_service("/warren-agent\0probe\0ready\0") && !is_service(""));
     }
 
     #[test]
