@@ -93,6 +93,11 @@ impl Reconciler {
         }
     }
 
+    /// Whether the last pass led to its end: everything that it planned was written, or is tried again.
+    pub fn leading(&self) -> bool {
+        self.leading
+    }
+
     /// Takes a change in.
     pub fn absorb(&mut self, change: Change) -> Effect {
         absorb(&mut self.cluster, &mut self.prover, change)
@@ -183,6 +188,7 @@ impl Reconciler {
     async fn plan_and_write(&mut self, lane: Lane, mesh: topology::mesh::MeshConfig, protection: Protection) -> WakeUp {
         let Some(plan) = self.confirmed_plan(&mesh).await else { return Some(Instant::now() + UNCONFIRMED_PAUSE) };
         if !self.applier.fence().holds() {
+            self.leading = false;
             return None;
         }
         let now = k8s_openapi::jiff::Timestamp::now();

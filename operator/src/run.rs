@@ -75,7 +75,7 @@ async fn turn(
     health: &Health,
 ) {
     let mut coalescer = Coalescer::new(Instant::now());
-    let (mut ready, mut leading) = (false, false);
+    let mut ready = false;
     loop {
         health.turned();
         if !ready && reconciler.cluster.synced() {
@@ -100,8 +100,8 @@ async fn turn(
                     note(&mut coalescer, reconciler.absorb(change));
                 }
             }
-            // It also changes with every renewal, which is no news.
-            true = fence.changed() => if std::mem::replace(&mut leading, fence.holds()) != leading { coalescer.wake(now) },
+            // It also changes with every renewal, which is no news. A term that ran out and was renewed is: no pass wrote meanwhile.
+            true = fence.changed() => if fence.holds() != reconciler.leading() { coalescer.wake(now) },
             () = tokio::time::sleep_until(due.into()) => {}
         }
     }

@@ -38,6 +38,7 @@ const SCENARIOS: &[(&str, Scenario)] = scenarios![
     replicas::it_waits_for_definitions_and_then_serves,
     replicas::one_of_two_replicas_writes_and_the_other_takes_over,
     replicas::replicas_that_slept_past_the_lease_leave_one_writer,
+    replicas::a_leader_that_slept_alone_makes_up_for_what_it_missed,
     replicas::nothing_is_written_when_nothing_changed,
     protection::no_key_is_admitted_without_the_policies,
     protection::altered_policies_are_noticed,
@@ -82,7 +83,7 @@ async fn run(binaries: &std::path::Path, filters: &[String]) -> ExitCode {
         println!("FAILED to install the definitions: {error:#}");
         return ExitCode::FAILURE;
     }
-    let mut failures = 0;
+    let mut failures = Vec::new();
     for (name, scenario) in SCENARIOS {
         if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
             continue;
@@ -96,10 +97,12 @@ async fn run(binaries: &std::path::Path, filters: &[String]) -> ExitCode {
         match result {
             Ok(()) => println!("{name} ... ok ({seconds:.1} s)"),
             Err(error) => {
-                failures += 1;
                 println!("{name} ... FAILED ({seconds:.1} s): {error:#}\n  logs: {}", cluster.parts.dir.display());
+                failures.push(format!("{name} ... FAILED: {error:#}"));
             }
         }
     }
-    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    // Again, where whoever reads only the end of a long log finds them.
+    failures.iter().for_each(|failure| println!("{failure}"));
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

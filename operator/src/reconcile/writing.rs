@@ -67,7 +67,9 @@ impl Reconciler {
                 self.retries.succeeded(&target);
             } else if outcome == Outcome::Conflict {
                 self.retries.overtaken(target.clone(), now);
-            } else if outcome != Outcome::NotLeading {
+            } else if outcome == Outcome::NotLeading {
+                self.leading = false;
+            } else {
                 self.retries.failed(target.clone(), now);
             }
             self.learn(&target, outcome);

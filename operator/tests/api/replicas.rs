@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use crds::{Mesh, MeshNode, MeshPeerSlice, MeshRelay};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::DeleteParams;
-use operator::lease::LEASE_DURATION;
+use operator::lease::{LEASE_DURATION, RENEW_DEADLINE};
 use serde_json::json;
 use std::{
     io::{Read, Write},
@@ -149,16 +149,16 @@ pub async fn replicas_that_slept_past_the_lease_leave_one_writer(cluster: &Clust
     let before = cluster.slices().await?;
 
     // The leader alone sleeps: the other takes over, and the sleeper writes nothing when it wakes up to a change.
+    let sleeper = cluster.writes("a")?;
     first.signal(libc::SIGSTOP);
     cluster.until_held_by("b").await?;
     cluster.add_node("n3", 3).await?;
     cluster.until_node("n3", "made", |node| !node.spec.mesh_ips.is_empty()).await?;
     first.signal(libc::SIGCONT);
-    cluster.until_passed("a").await?;
-    let sleeper = cluster.writes("a")?;
+    cluster.until_planned("a", 3).await?;
     cluster.add_node("n4", 4).await?;
     cluster.until_node("n4", "made", |node| !node.spec.mesh_ips.is_empty()).await?;
-    cluster.until_passed("a").await?;
+    cluster.until_planned("a", 4).await?;
     ensure!(cluster.writes("a")? == sleeper, "a leader that slept past its lease writes nothing");
 
     // Both sleep past the lease and wake up together.
@@ -179,6 +179,21 @@ pub async fn replicas_that_slept_past_the_lease_leave_one_writer(cluster: &Clust
     let addresses: std::collections::BTreeSet<_> = nodes.items.iter().flat_map(|node| &node.spec.mesh_ips).collect();
     ensure!(addresses.len() == 10, "five nodes have ten addresses, all different: {addresses:?}");
     Ok(())
+}
+
+pub async fn a_leader_that_slept_alone_makes_up_for_what_it_missed(cluster: &Cluster) -> Result<()> {
+    cluster.install_policies().await?;
+    let replica = cluster.operator("a", &[])?;
+    cluster.until_held_by("a").await?;
+    cluster.settle(&["n1"]).await?;
+    let challenge = cluster.challenge().await?;
+    replica.signal(libc::SIGSTOP);
+    cluster.add_node("n2", 2).await?;
+    tokio::time::sleep(RENEW_DEADLINE + Duration::from_secs(1)).await;
+    replica.signal(libc::SIGCONT);
+    cluster.until_node("n2", "made", |node| !node.spec.mesh_ips.is_empty()).await?;
+    // A term that ran out has ended: keys are asked for anew, not with a challenge whose other half is gone.
+    cluster.until_challenged_anew(challenge.as_deref()).await
 }
 
 pub async fn nothing_is_written_when_nothing_changed(cluster: &Cluster) -> Result<()> {
@@ -223,11 +238,11 @@ impl Cluster {
         .await
     }
 
-    /// Waits until a replica has planned once more.
-    async fn until_passed(&self, replica: &str) -> Result<()> {
-        let passes = || self.metric(replica, "warren_operator_passes_total", "");
-        let before = passes()?;
-        self.until(&format!("{replica} to plan"), || async { Ok((passes()? > before).then_some(())) }).await
+    /// Waits until a replica has planned for `count` nodes.
+    async fn until_planned(&self, replica: &str, count: u32) -> Result<()> {
+        let planned = || self.metric(replica, "warren_mesh_nodes{", "");
+        let what = format!("{replica} to plan for {count} nodes");
+        self.until(&what, || async { Ok((planned()? == f64::from(count)).then_some(())) }).await
     }
 
     /// Waits until both the numbers in `Mesh.status` and the conditions of the nodes have been written.
