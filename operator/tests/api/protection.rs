@@ -112,12 +112,7 @@ pub async fn agents_write_only_their_own_status(cluster: &Cluster) -> Result<()>
     cluster.grant_agents().await?;
     let own = cluster.agent(Some("n1")).await?;
     let unbound = cluster.agent(None).await?;
-    // A policy acts a moment after it was made.
-    cluster
-        .until("the policy to act", || async {
-            Ok(patch(&unbound, "n1", json!({ "round": 1 })).await.is_err().then_some(()))
-        })
-        .await?;
+    cluster.until_refused("bound to node (none)", || patch(&unbound, "n1", json!({ "round": 1 }))).await?;
     patch(&own, "n1", json!({ "round": 2 })).await?;
     refused(patch(&own, "n2", json!({ "round": 2 })).await, "bound to node n1, not to n2")?;
     refused(patch(&unbound, "n1", json!({ "round": 3 })).await, "bound to node (none)")?;
@@ -176,7 +171,7 @@ pub async fn relays_write_only_their_own_status(cluster: &Cluster) -> Result<()>
         let api: Api<MeshRelay> = Api::all(client.clone());
         async move { api.patch_status(name, &PatchParams::default(), &stun("203.0.113.7:3478")).await }
     };
-    cluster.until("the policy to act", || async { Ok(write(&unbound, "n1").await.is_err().then_some(())) }).await?;
+    cluster.until_refused("bound to node (none)", || write(&unbound, "n1")).await?;
     write(&own, "n1").await?;
     refused(write(&own, "n2").await, "bound to node n1, not to n2")?;
     refused(write(&unbound, "n1").await, "bound to node (none)")?;
@@ -233,6 +228,15 @@ fn refused<T>(result: kube::Result<T>, with: &str) -> Result<()> {
 }
 
 impl Cluster {
+    /// Waits until a policy refuses a write and `says` why: it acts a moment after it was made. So does a role, and until then
+    /// the same write is refused for want of it.
+    pub async fn until_refused<T, F>(&self, says: &str, write: impl Fn() -> F) -> Result<()>
+    where
+        F: Future<Output = kube::Result<T>>,
+    {
+        self.until(&format!("a refusal that says {says:?}"), async || Ok(refused(write().await, says).ok())).await
+    }
+
     async fn grant_agents(&self) -> Result<()> {
         self.grant("warren-agent", "meshnodes/status").await
     }
