@@ -4,6 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 summary=()
+log=$(mktemp)
 
 stage_check() { ./e2e/check.sh; }
 stage_parts() { make -s parts; }
@@ -34,7 +35,14 @@ stage_faults() {
 		FAULT_SECONDS=60 lab_tests faults
 }
 
+# Where a reader of the end alone finds it.
+say_what_failed() {
+	printf '\n== what failed in %s\n' "$1"
+	grep -aE 'FAILED|panicked at|in vain|^error' "$2" | tail -n 15
+}
+
 finish() {
+	rm -f "$log"
 	printf '\n%s\n' "stage        seconds"
 	printf '%s\n' "${summary[@]}"
 }
@@ -43,8 +51,8 @@ make -s setup-tests || exit 1
 for stage in "$@"; do
 	printf '\n== %s\n' "$stage"
 	start=$SECONDS
-	"stage_$stage"
-	code=$?
-	summary+=("$(printf '%-12s %6d%s' "$stage" $((SECONDS - start)) "$([ $code = 0 ] || echo '  FAILED')")")
-	[ $code = 0 ] || exit $code
+	"stage_$stage" 2>&1 | tee "$log"
+	code=${PIPESTATUS[0]}
+	summary+=("$(printf '%-12s %6d%s' "$stage" $((SECONDS - start)) "$([ "$code" = 0 ] || echo '  FAILED')")")
+	[ "$code" = 0 ] || { say_what_failed "$stage" "$log"; exit "$code"; }
 done
