@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_rustls::TlsConnector;
 use wire::control::{ALPN, ToRelay};
 
+use crate::ahead::Ahead;
 use crate::ends::{Channel, KEEPALIVE, Transport};
 use crate::identity::{IDENTITY_LEN, Identity};
 use crate::proxy::Proxy;
@@ -236,7 +237,7 @@ impl Dial {
         };
         tls::prepare(&stream)?;
         let name = ServerName::IpAddress(address.ip().into());
-        let stream = TlsConnector::from(Arc::new(self.config.clone())).connect(name, stream).await?;
+        let stream = TlsConnector::from(Arc::new(self.config.clone())).connect(name, Ahead::new(stream)).await?;
         if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,

@@ -4,12 +4,12 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 use wire::control::{ToNode, ToRelay};
 use wire::relay::AllocationId;
 
 use crate::SendError;
+use crate::ahead::Ahead;
 use crate::message::Message;
 use crate::queue::Queue;
 use crate::room::Room;
@@ -80,12 +80,7 @@ impl<Out: Message, In: Message> Channel<Out, In> {
     }
 
     /// With a keepalive if this end is to send one.
-    pub(crate) fn tls(
-        stream: TlsStream<TcpStream>,
-        remote: SocketAddr,
-        keepalive: Option<&Out>,
-        room: &Arc<Room>,
-    ) -> Self {
+    pub(crate) fn tls(stream: TlsStream<Ahead>, remote: SocketAddr, keepalive: Option<&Out>, room: &Arc<Room>) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         let keepalive = keepalive.map(|message| {
             let mut bytes = Vec::new();

@@ -2,19 +2,30 @@
 //!
 //! What a network between two nodes does with packets, this does for those whose network is a channel: it forgets what it has no room for,
 //! the oldest first, because a late packet is worth less than a new one. Handshakes pass data, so that a full lane does not cost a session.
+//!
+//! A lane is short, so that a slow path does not fill up with what is old. What comes at once, because whoever reads or writes had to wait for
+//! its turn, is more than that and gone in a moment: a lane may be longer for as long as nothing in it is old.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use wire::relay::AllocationId;
 
-/// Packets that wait for one allocation.
+/// Packets that wait for one allocation, if the oldest is old.
 pub const LANE_PACKETS: usize = 64;
 
-/// Bytes that wait for one allocation: 64 full packets on a common path.
+/// Bytes that wait for one allocation, if the oldest is old: 64 full packets on a common path.
 pub const LANE_LEN: usize = 96 * 1024;
 
 /// Bytes that wait for one channel in all its lanes: those of ten partners at once, and what who does not read costs at most.
 pub const LANES_LEN: usize = 1024 * 1024;
+
+/// Bytes that wait for one channel beyond which no lane may be longer than that: it leaves room for six whose packets are old.
+pub const BURSTS_LEN: usize = 448 * 1024;
+
+/// From this age on a packet is old: a few turns of everybody who works on the same machine.
+pub const OLD: Duration = Duration::from_millis(20);
 
 /// Bytes that a lane earns each round: above the largest packet, so that every round moves something.
 const QUANTUM: usize = 16 * 1024;
@@ -31,27 +42,32 @@ pub(crate) struct Lanes {
 #[derive(Debug, Default)]
 struct Lane {
     handshakes: VecDeque<Vec<u8>>,
-    data: VecDeque<Vec<u8>>,
+    /// With the time of each.
+    data: VecDeque<(Instant, Vec<u8>)>,
     bytes: usize,
     credit: usize,
 }
 
 impl Lanes {
     /// Adds a frame. Returns how many were dropped for it, or instead of it.
-    pub(crate) fn push(&mut self, allocation: AllocationId, frame: Vec<u8>, is_handshake: bool) -> usize {
+    pub(crate) fn push(&mut self, allocation: AllocationId, frame: Vec<u8>, is_handshake: bool, now: Instant) -> usize {
         let lane = self.lanes.entry(allocation).or_insert_with(|| {
             self.turns.push_back(allocation);
             Lane::default()
         });
         let mut dropped = 0;
-        while !lane.has_room(frame.len()) || self.bytes + frame.len() > LANES_LEN {
+        while !lane.has_room(frame.len(), self.bytes, now) || self.bytes + frame.len() > LANES_LEN {
             let Some(oldest) = lane.drop_oldest(is_handshake) else { return dropped + 1 };
             self.bytes -= oldest;
             dropped += 1;
         }
         self.bytes += frame.len();
         lane.bytes += frame.len();
-        if is_handshake { &mut lane.handshakes } else { &mut lane.data }.push_back(frame);
+        if is_handshake {
+            lane.handshakes.push_back(frame);
+        } else {
+            lane.data.push_back((now, frame));
+        }
         dropped
     }
 
@@ -106,22 +122,26 @@ impl Lanes {
     /// Bytes that wait, counted anew.
     #[cfg(test)]
     pub(crate) fn count(&self) -> usize {
-        let frames = self.lanes.values().flat_map(|lane| lane.handshakes.iter().chain(&lane.data));
-        frames.map(Vec::len).sum()
+        let data = |lane: &Lane| lane.data.iter().map(|(_, frame)| frame.len()).sum::<usize>();
+        let all = |lane: &Lane| lane.handshakes.iter().map(Vec::len).sum::<usize>() + data(lane);
+        self.lanes.values().map(all).sum()
     }
 }
 
 impl Lane {
-    fn has_room(&self, length: usize) -> bool {
-        self.handshakes.len() + self.data.len() < LANE_PACKETS && self.bytes + length <= LANE_LEN
+    /// Whether so many bytes more fit in, beside which the channel holds `all`.
+    fn has_room(&self, length: usize, all: usize, now: Instant) -> bool {
+        let is_short = self.handshakes.len() + self.data.len() < LANE_PACKETS && self.bytes + length <= LANE_LEN;
+        let is_old = |since: &Instant| now.saturating_duration_since(*since) >= OLD;
+        is_short || (all + length <= BURSTS_LEN && self.data.front().is_some_and(|(since, _)| !is_old(since)))
     }
 
     fn next_len(&self) -> Option<usize> {
-        self.handshakes.front().or(self.data.front()).map(Vec::len)
+        self.handshakes.front().or(self.data.front().map(|(_, frame)| frame)).map(Vec::len)
     }
 
     fn pop(&mut self) -> Option<Vec<u8>> {
-        let frame = self.handshakes.pop_front().or_else(|| self.data.pop_front())?;
+        let frame = self.handshakes.pop_front().or_else(|| self.data.pop_front().map(|(_, frame)| frame))?;
         self.bytes -= frame.len();
         Some(frame)
     }
@@ -129,7 +149,7 @@ impl Lane {
     /// Makes room for data at the cost of older data, for a handshake at that of an older handshake too. Returns its bytes.
     fn drop_oldest(&mut self, for_handshake: bool) -> Option<usize> {
         let handshake = || if for_handshake { self.handshakes.pop_front() } else { None };
-        let oldest = self.data.pop_front().or_else(handshake)?.len();
+        let oldest = self.data.pop_front().map(|(_, frame)| frame).or_else(handshake)?.len();
         self.bytes -= oldest;
         Some(oldest)
     }
@@ -149,6 +169,12 @@ mod tests {
         frame
     }
 
+    /// Moments so far apart that what came at the one before is old.
+    fn late(number: u16) -> Instant {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        *START.get_or_init(Instant::now) + OLD * u32::from(number)
+    }
+
     fn numbers(frames: &[Vec<u8>]) -> Vec<u16> {
         frames.iter().map(|frame| u16::from_be_bytes([frame[0], frame[1]])).collect()
     }
@@ -156,7 +182,7 @@ mod tests {
     #[test]
     fn the_oldest_packets_go_when_there_are_too_many() {
         let mut lanes = Lanes::default();
-        let dropped: usize = (0..100).map(|number| lanes.push(ONE, frame(number, 100), false)).sum();
+        let dropped: usize = (0..100).map(|number| lanes.push(ONE, frame(number, 100), false, late(number))).sum();
         assert_eq!(dropped, 100 - LANE_PACKETS);
         assert_eq!(numbers(&lanes.take(usize::MAX)), (36..100).collect::<Vec<_>>());
         assert!(lanes.is_empty());
@@ -166,7 +192,7 @@ mod tests {
     fn a_lane_is_bounded_in_bytes_too() {
         let mut lanes = Lanes::default();
         for number in 0..100 {
-            lanes.push(ONE, frame(number, 9011), false);
+            lanes.push(ONE, frame(number, 9011), false, late(number));
         }
         let taken = lanes.take(usize::MAX);
         assert_eq!(taken.len(), LANE_LEN / 9011);
@@ -174,22 +200,36 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_at_once_waits_together_and_is_cut_when_it_is_old() {
+        let mut lanes = Lanes::default();
+        let all = u16::try_from(BURSTS_LEN / 1400).unwrap();
+        let dropped: usize = (0..all).map(|number| lanes.push(ONE, frame(number, 1400), false, late(0))).sum();
+        assert_eq!((dropped, lanes.len()), (0, usize::from(all) * 1400));
+        assert_eq!(lanes.push(ONE, frame(all, 1400), false, late(0)), 1, "there is an end to it");
+        assert_eq!(lanes.push(OTHER, frame(all, 1400), false, late(0)), 0, "which is not that of others");
+        lanes.push(ONE, frame(all + 1, 1400), false, late(1));
+        let taken = lanes.take(usize::MAX);
+        let newest: Vec<u16> = numbers(&taken).into_iter().filter(|number| *number != all).collect();
+        assert_eq!(newest, (all + 2 - u16::try_from(LANE_PACKETS).unwrap()..all).chain([all + 1]).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn handshakes_pass_data_and_are_not_dropped_for_it() {
         let mut lanes = Lanes::default();
         for number in 0..64 {
-            lanes.push(ONE, frame(number, 1000), false);
+            lanes.push(ONE, frame(number, 1000), false, late(number));
         }
-        lanes.push(ONE, frame(1000, 148), true);
+        lanes.push(ONE, frame(1000, 148), true, late(1000));
         for number in 64..128 {
-            lanes.push(ONE, frame(number, 1000), false);
+            lanes.push(ONE, frame(number, 1000), false, late(number));
         }
         let taken = numbers(&lanes.take(usize::MAX));
         assert_eq!((taken[0], taken[1], taken.len()), (1000, 65, 64));
         for number in 0..64 {
-            lanes.push(ONE, frame(number, 148), true);
+            lanes.push(ONE, frame(number, 148), true, late(number));
         }
-        assert_eq!(lanes.push(ONE, frame(64, 1000), false), 1, "data does not displace a handshake");
-        assert_eq!(lanes.push(ONE, frame(65, 148), true), 1, "a newer handshake does");
+        assert_eq!(lanes.push(ONE, frame(64, 1000), false, late(64)), 1, "data does not displace a handshake");
+        assert_eq!(lanes.push(ONE, frame(65, 148), true, late(65)), 1, "a newer handshake does");
         let mut expected: Vec<u16> = (1..64).collect();
         expected.push(65);
         assert_eq!(numbers(&lanes.take(usize::MAX)), expected);
@@ -200,7 +240,7 @@ mod tests {
         let mut lanes = Lanes::default();
         for allocation in 0..100 {
             for number in 0..64 {
-                lanes.push(AllocationId(allocation), frame(number, 1500), false);
+                lanes.push(AllocationId(allocation), frame(number, 1500), false, late(number));
             }
             assert!(lanes.bytes <= LANES_LEN);
         }
@@ -212,10 +252,10 @@ mod tests {
     fn a_full_lane_leaves_others_their_share() {
         let mut lanes = Lanes::default();
         for number in 0..64 {
-            lanes.push(ONE, frame(number, 1400), false);
+            lanes.push(ONE, frame(number, 1400), false, late(number));
         }
         for number in 100..103 {
-            lanes.push(OTHER, frame(number, 1400), false);
+            lanes.push(OTHER, frame(number, 1400), false, late(number));
         }
         let taken = numbers(&lanes.take(2 * QUANTUM));
         assert!(taken.iter().filter(|number| **number >= 100).count() == 3, "{taken:?}");
@@ -225,12 +265,12 @@ mod tests {
     #[test]
     fn what_is_given_up_is_the_oldest_of_the_fullest_lane_and_no_handshake_before_data() {
         let mut lanes = Lanes::default();
-        lanes.push(ONE, frame(1000, 148), true);
+        lanes.push(ONE, frame(1000, 148), true, late(1000));
         for number in 0..40 {
-            lanes.push(ONE, frame(number, 1000), false);
+            lanes.push(ONE, frame(number, 1000), false, late(number));
         }
         for number in 100..110 {
-            lanes.push(OTHER, frame(number, 1000), false);
+            lanes.push(OTHER, frame(number, 1000), false, late(number));
         }
         assert_eq!((lanes.shrink(20_148), lanes.len()), (30, 20_148));
         let taken = numbers(&lanes.take(usize::MAX));
@@ -243,7 +283,7 @@ mod tests {
     fn a_limit_below_a_packet_lets_one_through() {
         let mut lanes = Lanes::default();
         for number in 0..3 {
-            lanes.push(ONE, frame(number, 9000), false);
+            lanes.push(ONE, frame(number, 9000), false, late(number));
         }
         assert_eq!(numbers(&lanes.take(1)), [0]);
         assert_eq!(numbers(&lanes.take(0)), [1]);

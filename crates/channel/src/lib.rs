@@ -20,7 +20,8 @@
 //! All channels of a listener together hold no more than [`MESSAGES_LEN`] of messages and [`ROOM_LEN`] of packets.
 //!
 //! Packets of nodes that cannot send UDP travel on the same stream ([`Outlet::offer`], [`Receiver::hear`]). They wait behind all messages,
-//! in a lane for each allocation, and are dropped where a message would end the channel: who reads slowly loses packets and nothing else.
+//! in a lane for each allocation, and are dropped where a message would end the channel: who reads slowly loses packets and nothing else. What is
+//! here already is heard in one turn, whatever pieces it came in.
 //!
 //! # What it refuses
 //!
@@ -29,6 +30,7 @@
 //!   for it, what is no message ends it too, and newcomers have [`MAX_NEWCOMERS`] places, [`MAX_NEWCOMERS_OF_SOURCE`] from one site.
 //! * To know what the messages mean.
 
+mod ahead;
 mod connect;
 mod ends;
 mod gate;
@@ -47,7 +49,7 @@ pub use connect::{Attempt, ConnectError, HEAD_START, MAX_ADDRESSES, Options, STA
 pub use ends::{Channel, Heard, IDLE, KEEPALIVE, Outlet, Receiver, RelayChannel, Sender, Transport};
 pub use gate::{MAX_NEWCOMERS, MAX_NEWCOMERS_OF_SOURCE, Place};
 pub use identity::{IDENTITY_LEN, Identity};
-pub use lanes::{LANE_LEN, LANE_PACKETS, LANES_LEN};
+pub use lanes::{BURSTS_LEN, LANE_LEN, LANE_PACKETS, LANES_LEN, OLD};
 pub use listen::{HANDSHAKE_TIMEOUT, Incoming, ListenError, Listener};
 pub use message::Message;
 pub use packets::{PACKET_COST, PACKETS_COST, Packets};

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use wire::control::ALPN;
 
+use crate::ahead::Ahead;
 use crate::ends::{RelayChannel, Transport};
 use crate::gate::{Gate, Place};
 use crate::identity::{IDENTITY_LEN, Identity};
@@ -275,7 +276,7 @@ async fn tls_handshake(
     room: Arc<Room>,
 ) -> io::Result<([u8; IDENTITY_LEN], RelayChannel)> {
     tls::prepare(&stream)?;
-    let stream = acceptor.accept(stream).await?;
+    let stream = acceptor.accept(Ahead::new(stream)).await?;
     let (_, session) = stream.get_ref();
     let identity = tls::proven(session.peer_certificates()).ok_or_else(no_key)?;
     // TLS lets a client leave the protocol out; this one has nothing else to say.

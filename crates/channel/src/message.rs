@@ -155,6 +155,11 @@ impl Frames {
         }
     }
 
+    /// Whether no whole frame is here: then what comes next may be packets too.
+    pub(crate) fn wants_more(&self) -> bool {
+        matches!(self.whole(), Ok(None))
+    }
+
     /// Whether nothing of a next frame has come.
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()

@@ -79,7 +79,7 @@ impl Queue {
         if state.phase != Phase::Open {
             return Err(SendError::Closed);
         }
-        state.begin();
+        state.begin(Instant::now());
         let before = state.bytes.len();
         message.append(&mut state.bytes);
         let length = state.bytes.len() - before;
@@ -103,13 +103,14 @@ impl Queue {
         if state.phase != Phase::Open {
             return Err(SendError::Closed);
         }
-        state.begin();
+        let now = Instant::now();
+        state.begin(now);
         let mut dropped = 0;
         for (allocation, packet) in packets {
             let mut frame = Vec::with_capacity(FRAME_HEAD + packet.len());
             M::append_data(allocation, packet, &mut frame);
             if self.room.packets.take(&mut state.held, frame.len()) {
-                dropped += state.lanes.push(allocation, frame, is_handshake(packet));
+                dropped += state.lanes.push(allocation, frame, is_handshake(packet), now);
                 state.settle(&self.room);
             } else {
                 dropped += 1;
@@ -251,9 +252,9 @@ impl Drop for Queue {
 
 impl State {
     /// Something will wait from now on, unless something does already.
-    fn begin(&mut self) {
+    fn begin(&mut self, now: Instant) {
         if self.held == 0 && self.said == 0 {
-            self.moved = Some(Instant::now());
+            self.moved = Some(now);
         }
     }
 

@@ -16,6 +16,7 @@ use crate::*;
 
 mod crowded;
 mod proxied;
+mod turns;
 
 const LOOPBACK: &str = "127.0.0.1:0";
 const BOTH: [Transport; 2] = [Transport::Quic, Transport::Tls];

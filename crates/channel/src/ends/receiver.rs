@@ -1,16 +1,19 @@
 //! The half that hears, and what that means for the channel.
 
+use std::future::poll_fn;
 use std::marker::PhantomData;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, ReadHalf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsStream;
 use wire::control::ToNode;
 
 use crate::RecvError;
+use crate::ahead::Ahead;
 use crate::message::{Frames, Message};
 use crate::packets::Packets;
 use crate::queue::Queue;
@@ -36,19 +39,21 @@ pub struct Receiver<In = ToNode> {
     /// When silence has lasted too long; nothing where the transport has a limit of its own.
     idle_at: Option<Instant>,
     is_over: bool,
+    /// What the last read came to, if packets that were here before it were handed over first.
+    after: Option<Result<bool, RecvError>>,
     messages: PhantomData<fn() -> In>,
 }
 
 #[derive(Debug)]
 pub(super) enum Reader {
     Quic(quinn::Connection, quinn::RecvStream),
-    Tls(ReadHalf<TlsStream<TcpStream>>),
+    Tls(ReadHalf<TlsStream<Ahead>>),
 }
 
 impl<In: Message> Receiver<In> {
     pub(super) fn new(reader: Reader, queue: Arc<Queue>) -> Self {
         let idle_at = matches!(reader, Reader::Tls(_)).then(|| Instant::now() + IDLE);
-        Self { reader, frames: Frames::default(), queue, idle_at, is_over: false, messages: PhantomData }
+        Self { reader, frames: Frames::default(), queue, idle_at, is_over: false, after: None, messages: PhantomData }
     }
 
     /// The next message; `None` when the channel was closed, by either end. May be dropped at any time without loss.
@@ -100,10 +105,15 @@ impl<In: Message> Receiver<In> {
     async fn next_or_packets(&mut self, packets: &mut Packets) -> Result<Option<Heard<In>>, RecvError> {
         loop {
             // Before each message, keepalives too: what is behind one may be packets.
-            self.frames.packets::<In>(packets)?;
+            let taken = self.frames.packets::<In>(packets);
             if !packets.is_empty() {
+                // What is wrong behind them is so the next time too.
+                if taken.is_ok() {
+                    self.gather(packets).await;
+                }
                 return Ok(Some(Heard::Packets));
             }
+            taken?;
             if let Some(message) = self.frames.next()? {
                 if let Some(message) = self.unless_keepalive(message) {
                     return Ok(Some(Heard::Message(message)));
@@ -126,20 +136,40 @@ impl<In: Message> Receiver<In> {
         None
     }
 
+    /// Adds what is here already, without waiting: TLS hands over one record at a time, and whoever takes packets has work with each turn.
+    async fn gather(&mut self, packets: &mut Packets) {
+        while !packets.is_full() && self.frames.wants_more() {
+            let read = {
+                let mut read = pin!(self.reader.read(self.frames.room()));
+                poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await
+            };
+            let Poll::Ready(read) = read else { return };
+            match self.came(read) {
+                Ok(true) if self.frames.packets::<In>(packets).is_ok() => {}
+                Ok(true) => return,
+                end => {
+                    self.after = Some(end);
+                    return;
+                }
+            }
+        }
+    }
+
     /// Reads once; `false` at the end.
     async fn read(&mut self) -> Result<bool, RecvError> {
-        let room = self.frames.room();
-        let read = async {
-            match &mut self.reader {
-                Reader::Quic(_, stream) => stream.read_buf(room).await,
-                Reader::Tls(stream) => stream.read_buf(room).await,
-            }
-        };
+        if let Some(after) = self.after.take() {
+            return after;
+        }
         let read = tokio::select! {
-            read = read => read,
+            read = self.reader.read(self.frames.room()) => read,
             () = self.queue.ended() => return Ok(false),
             () = passed(self.idle_at) => return Err(RecvError::Idle),
         };
+        self.came(read)
+    }
+
+    /// Takes note of a read; `false` at the end.
+    fn came(&mut self, read: std::io::Result<usize>) -> Result<bool, RecvError> {
         match read {
             Ok(0) if self.frames.is_empty() => Ok(false),
             Ok(0) => Err(RecvError::Truncated),
@@ -161,6 +191,15 @@ impl<In: Message> Receiver<In> {
             Some(ApplicationClosed(_) | LocallyClosed) => Err(RecvError::Truncated),
             Some(TimedOut) => Err(RecvError::Idle),
             _ => Err(RecvError::Lost(error)),
+        }
+    }
+}
+
+impl Reader {
+    async fn read(&mut self, room: &mut bytes::BytesMut) -> std::io::Result<usize> {
+        match self {
+            Self::Quic(_, stream) => stream.read_buf(room).await,
+            Self::Tls(stream) => stream.read_buf(room).await,
         }
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt, WriteHalf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_rustls::TlsStream;
 
+use crate::ahead::Ahead;
 use crate::queue::Queue;
 
 /// How often a node shows that it is there, where the transport does not do so by itself.
@@ -19,7 +19,7 @@ const CLOSE_GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) enum Writer {
     Quic(quinn::Connection, quinn::SendStream),
-    Tls(WriteHalf<TlsStream<TcpStream>>),
+    Tls(WriteHalf<TlsStream<Ahead>>),
 }
 
 /// Writes until the channel is closed and everything is written, or nobody takes it.
