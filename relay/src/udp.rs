@@ -68,7 +68,7 @@ pub struct Forwarder {
 pub struct Control {
     commands: mpsc::Sender<Command>,
     bell: Arc<Bell>,
-    inlet: Inlet,
+    inlet: Arc<Inlet>,
     /// How many channels were named.
     named: Arc<AtomicU64>,
 }
@@ -94,7 +94,7 @@ impl Forwarder {
         let signals = run::Signals { bell: Arc::clone(&bell), stop: Arc::clone(&stop), inbox, lines };
         let run = run::Run::new(config, seed, sockets, signals, Arc::clone(&snapshot))?;
         let thread = std::thread::Builder::new().name("relay-udp".into()).spawn(move || run.run())?;
-        let control = Control { commands, bell, inlet, named: Arc::default() };
+        let control = Control { commands, bell, inlet: Arc::new(inlet), named: Arc::default() };
         Ok(Self { control, stop, snapshot, thread: Some(thread) })
     }
 
@@ -152,10 +152,10 @@ impl Control {
         self.command(Command::Open(channel, outlet)).await
     }
 
-    /// Where packets of channels go in.
+    /// Where packets of one more channel go in.
     #[must_use]
     pub fn inlet(&self) -> Inlet {
-        self.inlet.clone()
+        self.inlet.another()
     }
 
     /// The events from now on; those that nobody took until then come first. The subscriber before gets no more, and its channels are

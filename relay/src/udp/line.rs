@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use channel::{Outlet, Packets};
 use nix::sys::eventfd::EventFd;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use udpsock::{Outgoing, Run};
 use wire::control::ToNode;
 use wire::relay::AllocationId;
@@ -19,6 +19,10 @@ use crate::server::plane::{Carried, ChannelId, Destination, End, Onward, Plane};
 /// Turns of channels that wait for the thread, each at most [`channel::PACKETS_COST`]. Beyond that a channel is not read.
 const TURNS: usize = 64;
 
+/// Turns of one channel that wait: while the thread works on one the next is read. More would be packets that nobody could write in the
+/// meantime, because the thread that reads channels writes them too.
+const TURNS_OF_ONE: usize = 2;
+
 /// Turns of channels that are served before ports have theirs again.
 const SERVED: usize = 16;
 
@@ -27,6 +31,8 @@ const SERVED: usize = 16;
 pub(super) struct Load {
     channel: ChannelId,
     packets: Packets,
+    /// Held until they are passed on.
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 /// Wakes the thread, if it sleeps.
@@ -65,20 +71,28 @@ impl Bell {
     }
 }
 
-/// Where packets of channels go in.
-#[derive(Debug, Clone)]
+/// Where packets of one channel go in.
+#[derive(Debug)]
 pub struct Inlet {
     loads: mpsc::Sender<Load>,
     bell: Arc<Bell>,
+    turns: Arc<Semaphore>,
 }
 
 impl Inlet {
-    /// Hands over what came by a channel, once there is room: each channel waits for its turn.
+    /// The same for another channel.
+    pub(super) fn another(&self) -> Self {
+        Self { loads: self.loads.clone(), bell: Arc::clone(&self.bell), turns: Arc::new(Semaphore::new(TURNS_OF_ONE)) }
+    }
+
+    /// Hands over what came by a channel, once there is room: each channel waits for its turn, and until the turns before are passed on.
     ///
     /// # Errors
     /// When the data plane has ended.
     pub async fn carry(&self, channel: ChannelId, packets: Packets) -> Result<(), Ended> {
-        self.loads.send(Load { channel, packets }).await.map_err(|_| Ended)?;
+        // Never closed.
+        let turn = Arc::clone(&self.turns).acquire_owned().await.ok();
+        self.loads.send(Load { channel, packets, _turn: turn }).await.map_err(|_| Ended)?;
         self.bell.ring();
         Ok(())
     }
@@ -93,7 +107,8 @@ pub(super) struct Lines {
 
 pub(super) fn lines(bell: Arc<Bell>) -> (Inlet, Lines) {
     let (sender, loads) = mpsc::channel(TURNS);
-    (Inlet { loads: sender, bell }, Lines { loads, outlets: BTreeMap::new() })
+    let turns = Arc::new(Semaphore::new(TURNS_OF_ONE));
+    (Inlet { loads: sender, bell, turns }, Lines { loads, outlets: BTreeMap::new() })
 }
 
 /// The index of a port, and where packets go from there.
@@ -172,5 +187,35 @@ impl Lines {
             counters.full += sent.full as u64;
             counters.send_errors += sent.errors as u64;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::{Pin, pin};
+    use std::task::Poll;
+
+    use super::*;
+
+    async fn is_ready<F: Future>(mut future: Pin<&mut F>) -> bool {
+        poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_ready())).await
+    }
+
+    #[tokio::test]
+    async fn a_channel_is_read_no_further_while_its_turns_wait_and_others_are() {
+        let (inlet, mut lines) = lines(Arc::new(Bell::new(EventFd::new().unwrap())));
+        let (one, other) = (inlet.another(), inlet.another());
+        let (first, second) = (ChannelId(1), ChannelId(2));
+        for _ in 0..TURNS_OF_ONE {
+            one.carry(first, Packets::default()).await.unwrap();
+        }
+        let mut next = pin!(one.carry(first, Packets::default()));
+        assert!(!is_ready(next.as_mut()).await);
+        other.carry(second, Packets::default()).await.unwrap();
+        let passed_on = lines.loads.try_recv().unwrap();
+        assert!(!is_ready(next.as_mut()).await, "it is taken, and not passed on yet");
+        drop(passed_on);
+        assert!(is_ready(next.as_mut()).await);
     }
 }
