@@ -7,6 +7,7 @@
 //! lost among others would be worse than all of them being said anew.
 
 pub mod backoff;
+pub mod last;
 pub mod link;
 pub mod proxy;
 mod task;
@@ -134,7 +135,8 @@ pub struct Report {
 
 #[derive(Debug)]
 enum What {
-    Open(Transport),
+    /// Over this; and whether the one before it went over TLS too, if it does.
+    Open(Transport, bool),
     Closed(String),
     Said(wire::control::ToNode),
 }
@@ -238,11 +240,11 @@ impl Relays {
                 channel.row.since = now;
             }
         };
-        let mut over_tcp = false;
+        let mut over_tcp = None;
         let news = match what {
-            What::Open(transport) => {
+            What::Open(transport, again) => {
                 show(State::Open(transport));
-                over_tcp = transport == Transport::Tls;
+                over_tcp = (transport == Transport::Tls).then_some(RelayNews::OverTcp { again });
                 RelayNews::Open { addresses: channel.row.relay.udp.clone() }
             }
             What::Closed(why) => {
@@ -262,7 +264,7 @@ impl Relays {
             }
             What::Said(message) => RelayNews::Said(message),
         };
-        let after = over_tcp.then_some((id, RelayNews::OverTcp));
+        let after = over_tcp.map(|news| (id, news));
         std::iter::once((id, news)).chain(after).collect()
     }
 

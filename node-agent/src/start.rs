@@ -15,7 +15,10 @@ use crate::{
     local::{self, Answer, Ask, Question, server},
     metrics::Metrics,
     process,
-    relays::proxy::{self, Proxies, ProxyUrl},
+    relays::{
+        last::LastOverTls,
+        proxy::{self, Proxies, ProxyUrl},
+    },
     told::View,
 };
 use anyhow::{Context, bail};
@@ -90,7 +93,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
             relay_tls_port: Some(relay_tls_port).filter(|port| *port != 0),
             housekeeping: Settings::HOUSEKEEPING,
         },
-        host: Arc::new(System::new(originals, proxies)),
+        host: Arc::new(System::new(originals, proxies, LastOverTls::load(cache.clone()))),
         connection,
         relist_slices,
         cache,

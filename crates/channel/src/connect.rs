@@ -49,13 +49,16 @@ pub struct Options {
     pub fwmark: Option<u32>,
     /// The time for all attempts together.
     pub timeout: Duration,
+    /// Whether TLS begins together with QUIC, because QUIC was of no use the last time. Where it is of use again it is quicker all the same: TLS
+    /// takes a round trip more.
+    pub tls_at_once: bool,
     /// A proxy, and the addresses to which TLS goes through it. QUIC goes through none.
     pub proxied: Option<(Proxy, Vec<SocketAddr>)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { fwmark: None, timeout: Duration::from_secs(10), proxied: None }
+        Self { fwmark: None, timeout: Duration::from_secs(10), tls_at_once: false, proxied: None }
     }
 }
 
@@ -94,14 +97,15 @@ fn list(attempts: &[Attempt]) -> String {
     if texts.is_empty() { "nothing".to_owned() } else { texts.join("; ") }
 }
 
-/// Opens a channel. QUIC goes first; TLS begins after [`HEAD_START`], or at once when QUIC has failed; the first that has finished its
+/// Opens a channel. QUIC goes first; TLS begins after [`HEAD_START`], or at once when QUIC has failed or the options say so; the first that has finished its
 /// handshake wins. The relay has then proven its identity, and this node its own.
 ///
 /// # Errors
 /// When there is no address, all of them fail, or none has succeeded in time.
 pub async fn connect(identity: &Identity, target: &Target, options: Options) -> Result<Channel, ConnectError> {
     let config = tls::client_config(identity, target.identity)?;
-    Race::new(Dial { config, fwmark: options.fwmark, proxied: options.proxied }, target)
+    let head_start = if options.tls_at_once { Duration::ZERO } else { HEAD_START };
+    Race::new(Dial { config, fwmark: options.fwmark, proxied: options.proxied }, target, head_start)
         .run(Instant::now() + options.timeout)
         .await
 }
@@ -132,10 +136,10 @@ impl Lane {
 }
 
 impl Race {
-    fn new(dial: Dial, target: &Target) -> Self {
+    fn new(dial: Dial, target: &Target, head_start: Duration) -> Self {
         let now = Instant::now();
         let lanes =
-            [Lane::new(Transport::Quic, &target.quic, now), Lane::new(Transport::Tls, &target.tls, now + HEAD_START)];
+            [Lane::new(Transport::Quic, &target.quic, now), Lane::new(Transport::Tls, &target.tls, now + head_start)];
         Self { dial: Arc::new(dial), lanes, attempts: JoinSet::new(), failed: Vec::new() }
     }
 

@@ -186,6 +186,27 @@ async fn tls_carries_the_channel_where_udp_is_dropped() {
 }
 
 #[tokio::test]
+async fn tls_begins_at_once_where_that_is_asked_for() {
+    let relay = Relay::open();
+    let black_hole = UdpSocket::bind(LOOPBACK).await.expect("a socket");
+    let quic = vec![black_hole.local_addr().expect("an address")];
+    let target = Target { quic, ..relay.target(Transport::Tls) };
+    // The time for all attempts ends before the head start does.
+    let options = |tls_at_once| Options { timeout: HEAD_START * 2 / 3, tls_at_once, ..Options::default() };
+    let late = connect(&node(), &target, options(false)).await;
+    assert!(matches!(late, Err(ConnectError::Timeout(_))), "{late:?}");
+    let mut at_once = connect(&node(), &target, options(true)).await;
+    // A machine that is busy may need more than one try.
+    for _ in 0..20 {
+        if at_once.is_ok() {
+            break;
+        }
+        at_once = connect(&node(), &target, options(true)).await;
+    }
+    assert_eq!(at_once.expect("by TLS").transport(), Transport::Tls);
+}
+
+#[tokio::test]
 async fn quic_is_taken_where_both_would_do() {
     let mut relay = Relay::open();
     let target = Target { tls: relay.target(Transport::Tls).tls, ..relay.target(Transport::Quic) };

@@ -52,8 +52,11 @@ pub enum RelayNews {
         /// Its name, the same for all relays in it; at most [`MAX_DOMAIN`] bytes.
         domain: Option<String>,
     },
-    /// Said after [`RelayNews::Open`] of a channel over TCP: one over UDP was tried first, and did not come about in time.
-    OverTcp,
+    /// Said after [`RelayNews::Open`] of a channel over TCP: one over UDP was tried as well, and did not come about in time.
+    OverTcp {
+        /// So it was with the channel before this one.
+        again: bool,
+    },
     /// It is gone, and not being made. What was not said over it yet is void.
     Closed,
     /// It is no relay of this mesh any more, and another may stand at its address.
@@ -82,6 +85,8 @@ pub(crate) struct Relay {
     pub(crate) domain: Option<String>,
     /// Its channel is one over TCP.
     pub(crate) over_tcp: bool,
+    /// And so was the one before it: UDP is not waited for.
+    pub(crate) over_tcp_again: bool,
     /// When its channel was last to be made anew, although it seemed to be there.
     pub(crate) renewed: Option<Instant>,
     /// When it was last pinged.
@@ -197,6 +202,7 @@ impl Relay {
         self.channel = ControlChannel::Open;
         self.stands_at(addresses);
         self.over_tcp = false;
+        self.over_tcp_again = false;
         self.drains = false;
         self.unsaid = peers.map(|peer| (peer, true)).collect();
     }

@@ -31,7 +31,7 @@ fn met(nominates: bool, over_tcp: bool) -> Bench {
 fn open(bench: &mut Bench, over_tcp: bool) {
     bench.open_relay();
     if over_tcp {
-        bench.relay(RelayNews::OverTcp);
+        bench.relay(RelayNews::OverTcp { again: false });
     }
 }
 
@@ -50,6 +50,12 @@ fn bound(bench: &mut Bench, counter: u64) {
     let header = Header { allocation: AllocationId(7), side: Side::Low, counter };
     let body = Body::Bound { observed: addr("198.51.100.1:21820") };
     bench.receive(SOCKET, relay::seal(&key(), &header, &body).to_vec());
+}
+
+/// A challenge arrives, in answer to the BIND with that counter.
+fn challenged(bench: &mut Bench, counter: u64) {
+    let header = Header { allocation: AllocationId(7), side: Side::Low, counter };
+    bench.receive(SOCKET, relay::seal(&key(), &header, &Body::Challenge(relay::Token([3; 16]))).to_vec());
 }
 
 /// The counters of the BINDs among what was sent.
@@ -185,6 +191,42 @@ fn a_bound_that_was_overtaken_by_the_channel_takes_nothing_back() {
     assert_eq!(leg(&bench), Some((LegPhase::Bound, true)), "the relay goes by what came last");
     let after = binds(&bench.transmits());
     assert_eq!(after.len(), 1, "UDP seems to pass: it is tried at once");
+    bound(&mut bench, after[0]);
+    assert_eq!(leg(&bench), Some((LegPhase::Bound, false)));
+}
+
+#[test]
+fn who_had_a_channel_over_tcp_the_last_time_too_does_not_wait_and_goes_by_udp_as_soon_as_it_answers() {
+    let mut bench = Bench::new(true);
+    bench.input(Input::Carrier(Some(5000)));
+    bench.open_relay();
+    bench.relay(RelayNews::OverTcp { again: true });
+    bench.add_peer(&[PEER]);
+    bench.meet();
+    let partner = bench.peer;
+    let both = [ToRelay::Allocate { partner, hint: None }, ToRelay::Attach { partner }];
+    let asked = bench.asked();
+    assert!(asked.windows(2).any(|two| two == both), "in one go: {asked:?}");
+    allocate(&mut bench);
+    let before = binds(&bench.collect(MS(0)));
+    assert_eq!((before.len(), attaches(&bench.asked()), leg(&bench)), (1, 0, Some((LegPhase::Bound, true))));
+    // What was known is true no more: this BIND was sent after the relay had the word, so its answer counts.
+    challenged(&mut bench, before[0]);
+    assert_eq!(binds(&bench.transmits()), before, "the answer has the counter of its BIND");
+    bound(&mut bench, before[0]);
+    assert_eq!(leg(&bench), Some((LegPhase::Bound, false)));
+}
+
+#[test]
+fn a_challenge_that_was_overtaken_by_the_channel_shows_that_udp_passes() {
+    let mut bench = met(true, true);
+    allocate(&mut bench);
+    let before = binds(&bench.collect(MS(400)));
+    assert_eq!(leg(&bench), Some((LegPhase::Bound, true)));
+    // To the relay an answer to it is void.
+    challenged(&mut bench, before[0]);
+    let after = binds(&bench.transmits());
+    assert!(after.len() == 1 && after[0] > before[before.len() - 1], "{before:?} {after:?}");
     bound(&mut bench, after[0]);
     assert_eq!(leg(&bench), Some((LegPhase::Bound, false)));
 }

@@ -5,7 +5,7 @@ use crate::{
     carry::Carrier,
     cni::{self, CniError, CniPlan},
     net::{self, Changed, Ground, NetPlan, OwnChanges, Problem, Report, Rerouting},
-    relays::{Credentials, Link, Relay, link, proxy::Proxies},
+    relays::{Credentials, Link, Relay, last::LastOverTls, link, proxy::Proxies},
     status::conditions::{Cni, Network},
 };
 use crds::mesh::Backend;
@@ -26,12 +26,14 @@ pub struct System {
     ground: Mutex<Option<Ground>>,
     own: OwnChanges,
     proxies: Proxies,
+    last: LastOverTls,
 }
 
 impl System {
-    /// The machine; `originals` is where the settings that it changes are remembered, `proxies` what leads to relays over TLS.
-    pub fn new(originals: net::Originals, proxies: Proxies) -> Self {
-        Self { originals, watch: Mutex::default(), ground: Mutex::default(), own: OwnChanges::default(), proxies }
+    /// The machine; `originals` is where the settings that it changes are remembered, `proxies` what leads to relays over TLS, and `last` which
+    /// were reached that way.
+    pub fn new(originals: net::Originals, proxies: Proxies, last: LastOverTls) -> Self {
+        Self { originals, watch: Mutex::default(), ground: Mutex::default(), own: OwnChanges::default(), proxies, last }
     }
 }
 
@@ -108,7 +110,7 @@ impl Host for System {
         relay: &'a Relay,
         patience: Duration,
     ) -> BoxFuture<'a, anyhow::Result<Link>> {
-        Box::pin(link::open(credentials, relay, &self.proxies, patience))
+        Box::pin(link::open(credentials, relay, &self.proxies, &self.last, patience))
     }
 
     fn changed(&self) -> BoxFuture<'_, Changed> {

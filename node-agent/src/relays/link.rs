@@ -1,6 +1,6 @@
 //! An open channel, as the tasks use it: the machine's is the crate `channel`'s, a test's is a queue.
 
-use super::{Credentials, Relay, Transport, proxy::Proxies};
+use super::{Credentials, Relay, Transport, last::LastOverTls, proxy::Proxies};
 use crate::carry::Outlet;
 use channel::{Channel, Heard, Options, Packets, Receiver, Sender, Target};
 use std::time::Duration;
@@ -11,6 +11,8 @@ use wire::control::{ToNode, ToRelay};
 pub struct Link {
     /// What carries it.
     pub transport: Transport,
+    /// Whether the one before it went over TLS.
+    pub again: bool,
     /// To the relay.
     pub outgoing: Box<dyn Outgoing>,
     /// From the relay.
@@ -31,22 +33,30 @@ pub trait Incoming: Send {
     fn hear<'a>(&'a mut self, packets: &'a mut Packets) -> BoxFuture<'a, anyhow::Result<Option<Heard<ToNode>>>>;
 }
 
-/// Opens a channel within `patience`, whose packets stay out of the mesh. Over TLS it goes through a proxy if there is one for the relay.
+/// Opens a channel within `patience`, whose packets stay out of the mesh. Over TLS it goes through a proxy if there is one for the relay, and
+/// begins at once if the last one went that way.
 pub async fn open(
     credentials: &Credentials,
     relay: &Relay,
     proxies: &Proxies,
+    last: &LastOverTls,
     patience: Duration,
 ) -> anyhow::Result<Link> {
     let Credentials { identity, fwmark } = credentials;
     let target = Target { identity: relay.id.0, quic: relay.quic.clone(), tls: relay.tls.clone() };
-    let options =
-        Options { fwmark: (*fwmark != 0).then_some(*fwmark), timeout: patience, proxied: proxies.through(&relay.tls) };
+    let again = last.was_over_tls(&relay.name);
+    let options = Options {
+        fwmark: (*fwmark != 0).then_some(*fwmark),
+        timeout: patience,
+        tls_at_once: again,
+        proxied: proxies.through(&relay.tls),
+    };
     let channel: Channel = channel::connect(identity, &target, options).await?;
     let transport = channel.transport();
+    last.opened(&relay.name, transport);
     let (sender, receiver) = channel.split();
     let outlet = Box::new(sender.outlet());
-    Ok(Link { transport, outgoing: Box::new(sender), incoming: Box::new(receiver), outlet })
+    Ok(Link { transport, again, outgoing: Box::new(sender), incoming: Box::new(receiver), outlet })
 }
 
 impl Outgoing for Sender {

@@ -59,12 +59,12 @@ impl Task {
 
     /// Hands on what each side says until one of them ends it. The engine introduces this node.
     async fn pipe(&self, link: Link, orders: &mut mpsc::Receiver<ToRelay>) -> End {
-        let Link { transport, mut outgoing, mut incoming, outlet } = link;
+        let Link { transport, again, mut outgoing, mut incoming, outlet } = link;
         let end = |why: String| End { why, denied: None };
         // What was meant for the channel before this one.
         while orders.try_recv().is_ok() {}
         self.lane.open(outlet);
-        if self.report(What::Open(transport)).await.is_none() {
+        if self.report(What::Open(transport, again)).await.is_none() {
             return end("the agent let go of it".into());
         }
         let writing = async {

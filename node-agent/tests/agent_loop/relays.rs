@@ -63,6 +63,7 @@ pub fn dial(machine: &Machine, credentials: &Credentials, relay: &Relay) -> anyh
     let transport = if machine.only_tcp.load(Ordering::Relaxed) { Transport::Tls } else { Transport::Quic };
     Ok(Link {
         transport,
+        again: false,
         outgoing: Box::new(Out(out.clone())),
         outlet: Box::new(Out(out)),
         incoming: Box::new(In(incoming)),

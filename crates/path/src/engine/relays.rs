@@ -39,9 +39,10 @@ impl Engine {
                     relay.domain = domain.filter(|domain| domain.len() <= MAX_DOMAIN);
                 }
             }
-            RelayNews::OverTcp => {
+            RelayNews::OverTcp { again } => {
                 if let Some(relay) = self.shared.relays.entry(id) {
                     relay.over_tcp = true;
+                    relay.over_tcp_again = again;
                 }
             }
             // What a relay without a channel said was said over one that is no more.

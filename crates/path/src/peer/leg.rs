@@ -69,6 +69,8 @@ pub(super) struct Leg {
     renew_at: Option<Instant>,
     /// Whether the relay has named it over the channel that there is now.
     named: bool,
+    /// Whether the relay was told to make it the channel before it has named it.
+    attaches: bool,
 }
 
 /// What a peer lets its legs do now.
@@ -125,6 +127,7 @@ impl Leg {
             left: None,
             renew_at: None,
             named: false,
+            attaches: false,
         }
     }
 
@@ -196,6 +199,7 @@ impl Leg {
             self.renew_at = None;
             return known.remote.is_none_or(|remote| remote.port() == told.port);
         }
+        let attaches = self.attaches;
         self.forget(shared);
         let control::Leg { allocation: id, side, port, key, counter } = told;
         self.hint = Some(port);
@@ -208,6 +212,9 @@ impl Leg {
         self.named = true;
         if let Some(remote) = remote {
             shared.legs.insert((remote, id), peer);
+        }
+        if attaches {
+            self.take_address(shared);
         }
         self.bind_now(now);
         true
@@ -246,6 +253,7 @@ impl Leg {
         self.unanswered = None;
         self.left = None;
         self.named = false;
+        self.attaches = false;
         self.uncarry(shared);
     }
 
@@ -282,6 +290,7 @@ impl Leg {
             self.asks = self.asks.saturating_add(1);
             self.ask_at = Some(now + gap);
             shared.send_control(self.relay, ToRelay::Allocate { partner: peer, hint: self.hint });
+            self.attach_with_it(peer, shared);
         }
         if may.refresh && self.bind.is_none() && self.refresh_due(may).is_some_and(|at| at <= now) {
             self.bind_now(now);
@@ -316,7 +325,9 @@ impl Leg {
         bind.sent = bind.sent.saturating_add(1);
         self.unanswered.get_or_insert(now);
         let has_had_its_share = bind.sent > 1 && bind.sent % BINDS_PER_ADDRESS == 1 && self.bound.is_none();
-        if (attached || has_had_its_share)
+        // Whatever it was that had this one sent came by the address that is in use.
+        let is_another_try = attached && bind.sent > 1;
+        if (is_another_try || has_had_its_share)
             && let Some(remote) = shared.relay_socket(&self.relay, allocation.port, allocation.nth + 1)
         {
             shared.legs.remove(&(before, allocation.id));
@@ -352,6 +363,11 @@ impl Leg {
             return false;
         }
         match frame.open(&allocation.key) {
+            Ok(Body::Challenge(_)) if self.is_overtaken(header.counter) => {
+                self.unanswered = None;
+                self.bind_now(now);
+                true
+            }
             Ok(Body::Challenge(token)) => {
                 self.unanswered = None;
                 allocation.send(header.counter, &Body::Answer(token), shared, now);

@@ -70,7 +70,7 @@ impl Leg {
         let Some(remote) = allocation.remote else {
             return may.use_own.then_some(allocation.since);
         };
-        let is_blocked = shared.nat.of(remote.ip()) == NatClass::Blocked;
+        let is_blocked = relay.over_tcp_again || shared.nat.of(remote.ip()) == NatClass::Blocked;
         let patience = match (relay.over_tcp, is_blocked) {
             (true, true) => Duration::ZERO,
             (true, false) => LITTLE_PATIENCE,
@@ -93,17 +93,36 @@ impl Leg {
         }
     }
 
-    fn attach(&mut self, peer: PublicKey, shared: &mut Shared, now: Instant) {
-        let Some(allocation) = &self.allocation else { return };
+    /// Says so together with the wish for a leg, if it would be said as soon as there is one: the relay takes one after the other.
+    pub(super) fn attach_with_it(&mut self, peer: PublicKey, shared: &mut Shared) {
+        let is_known = shared.relays.get(&self.relay).is_some_and(|relay| relay.over_tcp_again);
+        let has_socket = shared.relay_socket(&self.relay, 1, 0).is_some();
+        if self.allocation.is_none() && is_known && has_socket && shared.can_carry(&self.relay) {
+            self.attaches = true;
+            shared.stats.attached += 1;
+            shared.send_control(self.relay, ToRelay::Attach { partner: peer });
+        }
+    }
+
+    /// It is the channel: from now on an address stands for that. Returns whether there is one.
+    pub(super) fn take_address(&mut self, shared: &mut Shared) -> bool {
+        let Some(allocation) = &self.allocation else { return false };
         let at = match self.carried.take() {
             Some(carried) => carried.at,
             None => {
-                let Some((at, event)) = shared.carriage.take(self.relay, allocation.id) else { return };
+                let Some((at, event)) = shared.carriage.take(self.relay, allocation.id) else { return false };
                 shared.events.push_back(event);
                 at
             }
         };
         self.carried = Some(Carried { at, counter: self.counter, until: None });
+        true
+    }
+
+    fn attach(&mut self, peer: PublicKey, shared: &mut Shared, now: Instant) {
+        if !self.take_address(shared) {
+            return;
+        }
         if let Some(bind) = &mut self.bind {
             bind.due = now + RETRY_UDP;
         }
@@ -136,6 +155,12 @@ impl Leg {
         self.leave_channel(now);
     }
 
+    /// Whether this answers a BIND from before the word that the channel is the leg. Whatever comes of that BIND is void to the relay, but UDP
+    /// passes.
+    pub(super) fn is_overtaken(&self, counter: u64) -> bool {
+        self.carried.as_ref().is_some_and(|carried| carried.is_in_use() && counter <= carried.counter)
+    }
+
     /// The channel is the leg no more. What is on its way by it is still taken.
     pub(super) fn leave_channel(&mut self, now: Instant) {
         if let Some(carried) = self.carried.as_mut().filter(|carried| carried.is_in_use()) {
@@ -148,6 +173,7 @@ impl Leg {
     pub(in crate::peer) fn channel_lost(&mut self, shared: &mut Shared, now: Instant) -> bool {
         let was_attached = self.is_attached();
         self.named = false;
+        self.attaches = false;
         self.attach_at = None;
         self.uncarry(shared);
         if was_attached {
