@@ -41,9 +41,10 @@ fn say(mut node: TlsStream<TcpStream>, pieces: Vec<Vec<u8>>) -> tokio::task::Joi
 async fn packets_of_many_records_come_in_few_turns_none_of_which_is_too_large() {
     let mut relay = Relay::open();
     let (node, mut channel) = raw(&mut relay).await;
-    let _saying = say(node, (0..100).map(data).collect());
+    // As much as is here before anybody reads, in 40 records.
+    let _node = say(node, (0..40).map(data).collect()).await.expect("no panic");
     let (mut got, mut turns) = (Vec::new(), 0);
-    while got.len() < 100 {
+    while got.len() < 40 {
         let mut packets = Packets::default();
         let heard = channel.receiver_mut().hear(&mut packets).await.expect("an open channel");
         assert_eq!(heard, Some(Heard::Packets));
@@ -52,8 +53,8 @@ async fn packets_of_many_records_come_in_few_turns_none_of_which_is_too_large() 
         got.extend(packets.iter().map(|(of, packet)| (of, packet.to_vec())));
         turns += 1;
     }
-    assert_eq!(got, (0..100).map(|number| (ALLOCATION, packet(number))).collect::<Vec<_>>());
-    assert!(turns < 50, "{turns}");
+    assert_eq!(got, (0..40).map(|number| (ALLOCATION, packet(number))).collect::<Vec<_>>());
+    assert!(turns <= 3, "{turns}");
 }
 
 #[tokio::test]
