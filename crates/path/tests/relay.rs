@@ -48,6 +48,20 @@ fn a_channel_begins_with_hello_and_then_everybody_is_met() {
 }
 
 #[test]
+fn a_relay_that_was_given_up_is_tried_again_as_soon_as_it_says_that_the_pair_is_ready() {
+    let mut bench = bound(true);
+    ready(&mut bench);
+    // No echo comes back: the peer's leg is where it hears nothing any more.
+    bench.collect(S(20));
+    assert!(!matches!(state(&bench), PathState::Relayed { .. }));
+    let events = ready(&mut bench);
+    let leads = |event: &Event| matches!(event, Event::SetEndpoint { endpoint, .. } if *endpoint == addr(SOCKET));
+    let is_tried =
+        |event: &Event| matches!(event, Event::SendEcho { .. } | Event::StartHandshake { .. }) || leads(event);
+    assert!(events.iter().any(is_tried), "{events:?}");
+}
+
+#[test]
 fn a_leg_that_is_bound_and_not_ready_is_asked_about_also_by_who_was_told_of_it() {
     for nominates in [true, false] {
         let mut bench = bound(nominates);
