@@ -6,13 +6,11 @@ mod support;
 use std::time::Duration;
 
 use path::{Event, Input, LegPhase, PathState, Reason, RelayNews, Transmit};
+use support::legs::{self, PEER, SOCKET, TOKEN, answer};
 use support::{Bench, addr};
-use wire::control::{Leg, ToNode, ToRelay};
-use wire::relay::{self, AllocationId, Body, Frame, Header, LegKey, Side};
+use wire::control::{ToNode, ToRelay};
+use wire::relay::{AllocationId, Body, Frame};
 
-const PEER: &str = "203.0.113.7:21820";
-/// The address of the bench's relay, with the pair's port.
-const SOCKET: &str = "192.0.2.9:51907";
 /// The first address that stands for a channel.
 const CARRIED: &str = "127.77.0.1:5000";
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -35,27 +33,18 @@ fn open(bench: &mut Bench, over_tcp: bool) {
     }
 }
 
-fn key() -> LegKey {
-    LegKey::from_bytes([5; 32])
-}
-
 fn allocate(bench: &mut Bench) {
-    let leg = Leg { allocation: AllocationId(7), side: Side::Low, port: 51_907, key: key(), counter: 0 };
-    let partner = bench.peer;
-    bench.hear(ToNode::Allocated { partner, leg });
+    legs::allocate(bench, 0);
 }
 
 /// BOUND arrives, in answer to the BIND with that counter.
 fn bound(bench: &mut Bench, counter: u64) {
-    let header = Header { allocation: AllocationId(7), side: Side::Low, counter };
-    let body = Body::Bound { observed: addr("198.51.100.1:21820") };
-    bench.receive(SOCKET, relay::seal(&key(), &header, &body).to_vec());
+    answer(bench, counter, &Body::Bound { observed: addr("198.51.100.1:21820") });
 }
 
 /// A challenge arrives, in answer to the BIND with that counter.
 fn challenged(bench: &mut Bench, counter: u64) {
-    let header = Header { allocation: AllocationId(7), side: Side::Low, counter };
-    bench.receive(SOCKET, relay::seal(&key(), &header, &Body::Challenge(relay::Token([3; 16]))).to_vec());
+    answer(bench, counter, &Body::Challenge(TOKEN));
 }
 
 /// The counters of the BINDs among what was sent.

@@ -32,7 +32,7 @@ pub(super) struct Load {
     channel: ChannelId,
     packets: Packets,
     /// Held until they are passed on.
-    _turn: Option<OwnedSemaphorePermit>,
+    _turn: OwnedSemaphorePermit,
 }
 
 /// Wakes the thread, if it sleeps.
@@ -90,9 +90,8 @@ impl Inlet {
     /// # Errors
     /// When the data plane has ended.
     pub async fn carry(&self, channel: ChannelId, packets: Packets) -> Result<(), Ended> {
-        // Never closed.
-        let turn = Arc::clone(&self.turns).acquire_owned().await.ok();
-        self.loads.send(Load { channel, packets, _turn: turn }).await.map_err(|_| Ended)?;
+        let _turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Ended)?;
+        self.loads.send(Load { channel, packets, _turn }).await.map_err(|_| Ended)?;
         self.bell.ring();
         Ok(())
     }

@@ -100,14 +100,14 @@ impl Plane {
         leg.is_wanted = true;
         leg.active = now;
         let before = self.seat(leg_ref, Some(to), now);
+        let has_moved = !before.is_some_and(|before| before.is_at(&to));
         if let End::Address(Destination { remote, .. }) = to
-            && !before.is_some_and(|before| before.is_at(&to))
+            && has_moved
         {
             self.tell(slot, side, News::Bound { observed: remote });
         }
         if self.allocations.get(slot).is_some_and(Allocation::is_ready) {
             // Who binds an address has BOUND for an answer; who attaches has this. The partner may have given up on where the leg was before.
-            let has_moved = !before.is_some_and(|before| before.is_at(&to));
             let attaches = matches!(to, End::Channel(_));
             let is_told = |told: &Side| !was_ready || if *told == side { attaches } else { has_moved };
             for side in Side::BOTH.into_iter().filter(is_told) {

@@ -99,9 +99,13 @@ impl Leg {
         let has_socket = shared.relay_socket(&self.relay, 1, 0).is_some();
         if self.allocation.is_none() && is_known && has_socket && shared.can_carry(&self.relay) {
             self.attaches = true;
-            shared.stats.attached += 1;
-            shared.send_control(self.relay, ToRelay::Attach { partner: peer });
+            self.say_attach(peer, shared);
         }
+    }
+
+    fn say_attach(&self, partner: PublicKey, shared: &mut Shared) {
+        shared.stats.attached += 1;
+        shared.send_control(self.relay, ToRelay::Attach { partner });
     }
 
     /// It is the channel: from now on an address stands for that. Returns whether there is one.
@@ -126,8 +130,7 @@ impl Leg {
         if let Some(bind) = &mut self.bind {
             bind.due = now + RETRY_UDP;
         }
-        shared.stats.attached += 1;
-        shared.send_control(self.relay, ToRelay::Attach { partner: peer });
+        self.say_attach(peer, shared);
         let by_udp = shared.relays.get(&self.relay).is_some_and(|relay| !relay.over_tcp);
         if self.bound.take().is_some() || by_udp {
             // Of a pair that was ready the relay says so again only when it is asked; and its answer shows that the channel lives.
