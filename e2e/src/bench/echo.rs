@@ -120,8 +120,7 @@ fn run(socket: &Socket, to: Ipv4Addr, interval: Duration, pings: &Mutex<Vec<Ping
         if stop.load(Ordering::Relaxed) && end.is_none() {
             end = Some(now + LAST_ECHO);
         }
-        let all_back = || lock(pings).last().is_none_or(|ping| ping.echoed.is_some());
-        if end.is_some_and(|end| now >= end || all_back()) {
+        if end.is_some_and(|end| now >= end || is_complete(&lock(pings), now)) {
             return;
         }
         if end.is_none() && now >= due {
@@ -137,6 +136,12 @@ fn run(socket: &Socket, to: Ipv4Addr, interval: Duration, pings: &Mutex<Vec<Ping
         let left = due.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), interval);
         receive(socket, left, id, to, pings);
     }
+}
+
+/// Whether no echo is awaited any more. The last ping's is not the last to come: where a path became shorter it overtakes others.
+fn is_complete(pings: &[Ping], now: Instant) -> bool {
+    let mut awaited = pings.iter().rev().take_while(|ping| now - ping.sent < LAST_ECHO);
+    awaited.all(|ping| ping.echoed.is_some())
 }
 
 fn receive(socket: &Socket, wait: Duration, id: u16, from: Ipv4Addr, pings: &Mutex<Vec<Ping>>) {
@@ -215,6 +220,18 @@ mod tests {
         assert!((of(&[true, false, false, false]).outage - 0.1).abs() < 1e-9);
         assert_eq!(of(&[true, true]).outage, 0.0);
         assert_eq!(of(&[]).sent, 0);
+    }
+
+    #[test]
+    fn an_echo_that_was_overtaken_is_still_awaited() {
+        let sent = Instant::now();
+        let ping = |sent, echoed: bool| Ping { sent, echoed: echoed.then_some(sent) };
+        let (later, latest) = (sent + INTERVAL, sent + LAST_ECHO);
+        let pings = [ping(sent, false), ping(later, true)];
+        assert!(!is_complete(&pings, later));
+        assert!(is_complete(&pings, latest), "the first one is lost");
+        assert!(is_complete(&[ping(sent, true), ping(later, true)], later));
+        assert!(is_complete(&[], sent));
     }
 
     #[test]
