@@ -38,7 +38,6 @@ fn led(bench: &mut Bench, rx: u64) -> (Vec<Event>, Vec<Transmit>) {
     bench.counters(rx, rx, SOCKET);
     let sent = bench.transmits();
     bench.answer(&sent, PEER);
-    bench.events();
     bench.counters(rx, rx, SOCKET);
     (bench.events(), bench.transmits())
 }
@@ -132,9 +131,31 @@ fn a_follower_that_was_led_asks_and_in_the_end_goes_along_without_blaming_the_pa
 }
 
 #[test]
-fn a_check_points_the_device_back_before_it_concludes_anything() {
-    let mut bench = direct(true);
-    bench.input(Input::NetworkChanged);
-    assert!(!points_at(&bench.events(), PEER));
-    assert!(points_at(&bench.collect_events(MS(250)), PEER));
+fn a_device_that_was_led_from_a_path_that_is_silent_stays_where_it_is() {
+    for nominates in [true, false] {
+        let mut bench = direct(nominates);
+        // It answered until a moment ago.
+        bench.keep_alive(S(3));
+        let mut events = Vec::new();
+        for rx in 1..100 {
+            bench.counters(1000 * rx, 1000 * rx, SOCKET);
+            events.extend(bench.collect_events(MS(50)));
+        }
+        assert!(!points_at(&events, PEER), "nominates: {nominates}: {events:?}");
+        assert!(!bench.is_direct(), "nominates: {nominates}");
+    }
+}
+
+#[test]
+fn a_check_of_a_path_that_answers_points_the_device_back_before_it_concludes_anything() {
+    for answers in [true, false] {
+        let mut bench = direct(true);
+        bench.input(Input::NetworkChanged);
+        assert!(!points_at(&bench.events(), PEER));
+        if answers {
+            let sent = bench.transmits();
+            bench.answer(&sent, PEER);
+        }
+        assert_eq!(points_at(&bench.collect_events(MS(250)), PEER), answers);
+    }
 }

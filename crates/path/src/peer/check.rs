@@ -1,5 +1,6 @@
 //! Suspicion: does the path in use still carry probes and data?
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::Peer;
@@ -26,6 +27,8 @@ const MIN_GAP: Duration = Duration::from_secs(1);
 pub(super) struct Check {
     started: Instant,
     pub(super) ponged: bool,
+    /// Where the device was led to meanwhile: it is brought back if the path answers.
+    pub(super) led: Option<SocketAddr>,
     pings: u8,
     ping_due: Instant,
     token: u64,
@@ -71,6 +74,7 @@ impl Peer {
         self.check = Some(Box::new(Check {
             started: now,
             ponged: false,
+            led: None,
             pings: 0,
             ping_due: now,
             token: shared.nonces.token(),
@@ -90,8 +94,9 @@ impl Peer {
         if check.echo_due().is_some_and(|due| due <= now) {
             check.echoes += 1;
             let token = check.token;
-            if check.echoes == 2 && self.relayed.has_sockets() && !self.traffic.has_roamed() {
-                // What circulates by a relay may have led the device there, where nobody need answer.
+            if check.echoes > 1 && check.ponged && self.relayed.has_sockets() && !self.traffic.has_roamed() {
+                // What circulates by a relay may have led the device there, where nobody need answer. A path that does not even answer
+                // probes would only cost what is sent until the next packet leads the device away again.
                 self.endpoint = None;
                 self.set_endpoint(direct.remote, shared, now);
             }
@@ -129,6 +134,17 @@ impl Peer {
             // The ways out should be proven by the time that they are needed.
             self.ping_others(direct.remote, shared, now);
             self.seek_way_out(shared, now);
+        }
+    }
+
+    /// The path in use answered a probe.
+    pub(super) fn check_ponged(&mut self, direct: SocketAddr, shared: &mut Shared, now: Instant) {
+        let Some(check) = &mut self.check else {
+            return;
+        };
+        check.ponged = true;
+        if let Some(endpoint) = check.led.take() {
+            self.bring_back(direct, endpoint, shared, now);
         }
     }
 

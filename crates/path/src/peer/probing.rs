@@ -185,9 +185,7 @@ impl Peer {
         pair.on_pong(now.saturating_duration_since(sent), now);
         if self.direct.is_some_and(|direct| direct.remote == from) {
             self.traffic.alive(now);
-            if let Some(check) = &mut self.check {
-                check.ponged = true;
-            }
+            self.check_ponged(from, shared, now);
         }
         self.adopt_roamed(from, shared, now);
         self.on_proof(from, shared, now);

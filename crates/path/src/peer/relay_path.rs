@@ -18,7 +18,7 @@ use crate::timer::earliest;
 mod doubt;
 mod led;
 
-use doubt::{CONFIRM, SECOND_HANDSHAKE};
+use doubt::SECOND_HANDSHAKE;
 pub(super) use doubt::{Echoes, VAIN_GAP};
 
 /// For so long a handshake by relay is not disturbed by one over a direct pair: the device would answer the wrong one.

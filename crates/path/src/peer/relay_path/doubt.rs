@@ -12,7 +12,7 @@ use crate::shared::Shared;
 /// Echoes through the tunnel, in milliseconds.
 const ECHO_AT: [u64; 5] = [0, 200, 500, 1000, 1500];
 /// Without an answer for so long, the relay carries nothing.
-pub(super) const CONFIRM: Duration = Duration::from_secs(2);
+const CONFIRM: Duration = Duration::from_secs(2);
 /// The same if the relay's channel is gone: two echoes and their answers.
 const LOST_CHANNEL: Duration = Duration::from_millis(600);
 /// The same if a warm leg stands ready, unless three round trips are longer. To leave costs next to nothing.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::{CONFIRM, Echoes, RelayPath};
+use super::{Echoes, RelayPath};
 use crate::peer::Peer;
 use crate::peer::leg::{Heard, Leg};
 use crate::relay::RelayId;
@@ -135,14 +135,33 @@ impl Peer {
         Some((leg.relay, leg.remote()?))
     }
 
-    /// The same from a direct path. Either the peer has left it, or both devices follow what circulates by the relay. That tells
-    /// nothing of the path. If it answers the device goes back, and so does the peer's: the side that nominates says so again, the
-    /// other one asks for it. In the end this side goes along, for a while.
+    /// The same from a direct path. Either the peer has left it, because it has died, or both devices follow what circulates by the
+    /// relay. That tells nothing of the path, so it is asked, and to go back before it has answered would lose packets.
     fn led_from(&mut self, direct: SocketAddr, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
         self.start_check(shared, now);
-        let pong = self.pairs.get(&direct).and_then(|pair| pair.last_pong);
-        let answers = pong.is_some_and(|at| now.saturating_duration_since(at) < CONFIRM);
-        if !answers || !self.put_back(shared, now) {
+        match &mut self.check {
+            Some(check) if !check.ponged => check.led = Some(endpoint),
+            Some(_) => self.bring_back(direct, endpoint, shared, now),
+            // It has just been checked.
+            None => {
+                let pong = self.pairs.get(&direct).and_then(|pair| pair.last_pong);
+                if self.traffic.checked.zip(pong).is_some_and(|(checked, pong)| checked <= pong) {
+                    self.bring_back(direct, endpoint, shared, now);
+                }
+            }
+        }
+    }
+
+    /// The direct path answers. The device goes back there, and so does the peer's: the side that nominates says so again, the other one
+    /// asks for it. In the end this side goes along, for a while.
+    pub(in crate::peer) fn bring_back(
+        &mut self,
+        direct: SocketAddr,
+        endpoint: SocketAddr,
+        shared: &mut Shared,
+        now: Instant,
+    ) {
+        if !self.put_back(shared, now) {
             return;
         }
         self.relayed.led += 1;
