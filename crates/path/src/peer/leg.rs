@@ -320,8 +320,10 @@ impl Leg {
         let Some(before) = allocation.remote else {
             return;
         };
-        let attached = self.carried.as_ref().is_some_and(Carried::is_in_use);
-        bind.due = now + if attached { attached::RETRY_UDP } else { bind.gap() };
+        self.counter = self.counter.saturating_add(1);
+        let retry_gap = self.carried.as_ref().and_then(|carried| carried.retry_gap(self.counter));
+        let attached = retry_gap.is_some();
+        bind.due = now + retry_gap.unwrap_or_else(|| bind.gap());
         bind.sent = bind.sent.saturating_add(1);
         self.unanswered.get_or_insert(now);
         let has_had_its_share = bind.sent > 1 && bind.sent % BINDS_PER_ADDRESS == 1 && self.bound.is_none();
@@ -335,7 +337,6 @@ impl Leg {
             allocation.remote = Some(remote);
             shared.legs.insert((remote, allocation.id), peer);
         }
-        self.counter = self.counter.saturating_add(1);
         shared.stats.binds_sent += 1;
         allocation.send(self.counter, &Body::Bind, shared, now);
     }

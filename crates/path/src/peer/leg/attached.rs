@@ -19,8 +19,10 @@ use crate::timer::earliest;
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// The same for a channel over TCP: UDP was not there in time for the channel either. Two BINDs, and time for the answer.
 const LITTLE_PATIENCE: Duration = Duration::from_millis(300);
-/// Between two BINDs while the channel carries everything: the network may let UDP out again.
-pub(super) const RETRY_UDP: Duration = Duration::from_secs(30);
+/// Before the first BIND while the channel carries everything, doubled each time: the relay may have been silent altogether for a moment ..
+const RETRY_UDP: Duration = Duration::from_secs(2);
+/// .. up to this: the network may let UDP out again.
+const MAX_RETRY_UDP: Duration = Duration::from_secs(30);
 /// How long packets are taken in by way of the channel after UDP took the leg back: for what is on its way.
 const SETTLE: Duration = Duration::from_secs(5);
 /// A relay that does not answer over a channel by UDP for so long, when UDP to its other ports is dead, is not heard over it any more.
@@ -39,8 +41,14 @@ pub(super) struct Carried {
 }
 
 impl Carried {
-    pub(super) fn is_in_use(&self) -> bool {
+    fn is_in_use(&self) -> bool {
         self.until.is_none()
+    }
+
+    /// Until the BIND after the one with this counter, while it is in use.
+    pub(super) fn retry_gap(&self, counter: u64) -> Option<Duration> {
+        let tries = counter.saturating_sub(self.counter).min(4);
+        self.is_in_use().then(|| RETRY_UDP.saturating_mul(1 << tries).min(MAX_RETRY_UDP))
     }
 }
 
