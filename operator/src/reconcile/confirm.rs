@@ -95,19 +95,18 @@ pub async fn look_for(
     answers.into_iter().collect()
 }
 
-/// What the API server has of the objects in `seen`.
+/// What the API server has of the objects in `seen`, all asked for at once: a node that joins waits for the answers.
 pub async fn present_seal(client: &Client, seen: &Seal) -> kube::Result<Seal> {
-    let mut present = Seal::new();
-    for (kind, name) in seen.keys() {
+    let look = |(kind, name): (Kind, String)| async move {
         let meta = match kind {
-            Kind::Policy => meta::<ValidatingAdmissionPolicy>(client, name).await?,
-            _ => meta::<ValidatingAdmissionPolicyBinding>(client, name).await?,
+            Kind::Policy => meta::<ValidatingAdmissionPolicy>(client, &name).await?,
+            _ => meta::<ValidatingAdmissionPolicyBinding>(client, &name).await?,
         };
-        if let Some(meta) = meta {
-            present.insert((*kind, name.clone()), meta);
-        }
-    }
-    Ok(present)
+        Ok(meta.map(|meta| ((kind, name), meta)))
+    };
+    let answers: Vec<kube::Result<_>> =
+        stream::iter(seen.keys().cloned().map(look)).buffer_unordered(CONCURRENCY).collect().await;
+    answers.into_iter().filter_map(kube::Result::transpose).collect()
 }
 
 async fn meta<K>(client: &Client, name: &str) -> kube::Result<Option<(String, Option<i64>)>>
