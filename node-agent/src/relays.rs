@@ -27,7 +27,7 @@ use std::{
     time::Instant,
 };
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     task::AbortHandle,
 };
 use wire::{control::ToRelay, key::PublicKey};
@@ -150,6 +150,7 @@ pub struct Relays {
     channels: BTreeMap<RelayId, Channel>,
     news: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     tasks: u64,
+    admitted: watch::Sender<bool>,
 }
 
 struct Channel {
@@ -171,7 +172,20 @@ impl Drop for Channel {
 impl Relays {
     /// None yet.
     pub fn new(host: Arc<dyn Host>, credentials: Credentials, feed: Option<Feed>) -> Self {
-        Self { host, credentials, feed, channels: BTreeMap::new(), news: mpsc::channel(NEWS_QUEUE), tasks: 0 }
+        Self {
+            host,
+            credentials,
+            feed,
+            channels: BTreeMap::new(),
+            news: mpsc::channel(NEWS_QUEUE),
+            tasks: 0,
+            admitted: watch::Sender::new(false),
+        }
+    }
+
+    /// Whether the operator has admitted this node's key. When it does, relays that knew nobody by it are asked again at once.
+    pub fn set_admitted(&self, admitted: bool) {
+        self.admitted.send_if_modified(|known| std::mem::replace(known, admitted) != admitted);
     }
 
     /// Keeps channels to exactly these, and answers what the engine must hear before anything else. A relay that moved is left and
@@ -208,6 +222,7 @@ impl Relays {
             feed: self.feed.clone(),
             lane: lane.clone(),
             renew: renew.clone(),
+            admitted: self.admitted.subscribe(),
         };
         let abort = tokio::spawn(task.run(orders_out)).abort_handle();
         let row = Row { relay: relay.clone(), state: State::Connecting, since: now };

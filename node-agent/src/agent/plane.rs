@@ -237,6 +237,11 @@ impl Plane {
         changed
     }
 
+    /// Whether the operator has admitted this node's key.
+    pub fn set_admitted(&self, admitted: bool) {
+        self.relays.set_admitted(admitted);
+    }
+
     /// The host's own network is another one.
     pub fn network_changed(&mut self, now: Instant) {
         self.engine.handle_input(Input::NetworkChanged, now);

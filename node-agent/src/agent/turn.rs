@@ -139,7 +139,9 @@ impl Agent {
         let change = self.planner.update(&own, &mesh, self.view.table(), changed.as_ref());
         let intent = intent::intent(&self.settings, &self.view, &found, self.planner.plan())?;
         self.ensure_device(&intent, now).await;
+        let admitted = self.admission().own_key;
         let plane = self.plane.as_mut()?;
+        plane.set_admitted(admitted);
         let planned = Planned { planner: &self.planner, change: &change };
         let one_step = plane.revision().is_some_and(|known| planned.follows(known));
         match plane.apply(&intent, planned, now).await {

@@ -9,7 +9,7 @@ use crate::{
 use channel::{Heard, Packets};
 use std::{sync::Arc, time::Instant};
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     time::sleep,
 };
 use wire::control::{DeniedReason, ToNode, ToRelay};
@@ -23,6 +23,8 @@ pub(super) struct Task {
     pub feed: Option<Feed>,
     pub lane: Arc<Lane>,
     pub renew: Arc<Notify>,
+    /// Whether the operator has admitted this node's key.
+    pub admitted: watch::Receiver<bool>,
 }
 
 /// How a channel came to its end.
@@ -33,13 +35,16 @@ struct End {
 
 impl Task {
     /// Runs until the loop lets go of it.
-    pub async fn run(self, mut orders: mpsc::Receiver<ToRelay>) {
+    pub async fn run(mut self, mut orders: mpsc::Receiver<ToRelay>) {
         let mut backoff = Backoff::default();
         loop {
             let (why, pause) = match self.host.open_link(&self.credentials, &self.relay, backoff.patience()).await {
                 Ok(link) => {
                     let opened = Instant::now();
                     let End { why, denied } = self.pipe(link, &mut orders).await;
+                    if denied != Some(DeniedReason::NotAdmitted) {
+                        self.admitted.mark_unchanged();
+                    }
                     let pause = match denied {
                         // Admission is a matter of seconds for a new node.
                         None | Some(DeniedReason::NotAdmitted) => backoff.ended(opened.elapsed(), random::unit()),
@@ -53,7 +58,11 @@ impl Task {
             if self.report(What::Closed(why)).await.is_none() {
                 return;
             }
-            sleep(pause).await;
+            tokio::select! {
+                () = sleep(pause) => {}
+                // Also if it came while the relay said no.
+                Ok(()) = self.admitted.changed() => backoff = Backoff::default(),
+            }
         }
     }
 

@@ -4,10 +4,10 @@ use super::*;
 use channel::{Heard, Packets};
 use node_agent::{
     carry::Outlet,
-    relays::{Incoming, Outgoing, Transport},
+    relays::{Incoming, Outgoing, Relays, Transport},
 };
 use wire::{
-    control::{self, ToNode, ToRelay},
+    control::{self, DeniedReason, ToNode, ToRelay},
     relay::{AllocationId, Body, Frame, Header, LegKey, Side, Token, seal},
 };
 
@@ -297,5 +297,46 @@ async fn a_leg_is_bound_from_wireguards_port_and_then_wireguard_is_pointed_there
         paths.contains(r#""legs":[{"relay":"r","endpoint":"198.51.100.7:51900","transport":"udp","phase":"ready"}]"#),
         "{paths}"
     );
+    lab.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_admitted_asks_its_relays_again_at_once() {
+    let (machine, _change) = Machine::new();
+    let (dial, mut dialled) = mpsc::unbounded_channel();
+    *machine.relays.lock().unwrap() = Some(dial);
+    let credentials = Credentials { identity: channel::Identity::generate().unwrap(), fwmark: 0 };
+    let mut relays = Relays::new(machine, credentials, None);
+    let relay = Relay {
+        id: path::RelayId(RELAY_KEY),
+        name: "r".into(),
+        domain: None,
+        quic: vec![AT.parse().unwrap()],
+        tls: Vec::new(),
+        udp: Vec::new(),
+    };
+    relays.set(&[relay], std::time::Instant::now());
+    for _ in 0..8 {
+        let relay = dialled.recv().await.unwrap();
+        relay.says(ToNode::Denied(DeniedReason::NotAdmitted));
+        relay.hears_the_end().await;
+    }
+    // By now it would be twelve seconds or so.
+    let denied = tokio::time::Instant::now();
+    relays.set_admitted(true);
+    dialled.recv().await.unwrap();
+    assert_eq!(denied.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn relays_are_asked_again_when_the_api_tells_that_this_node_is_admitted() {
+    let (api, _dir, _, lab, mut dialled) = relayed().await;
+    let relay = next(&mut dialled).await;
+    lab.node_where(|n| n["status"]["publicKey"].is_string()).await;
+    // Whoever is told this waits for fifteen seconds at least.
+    relay.says(ToNode::Denied(DeniedReason::Version));
+    relay.hears_the_end().await;
+    assert!(operator::admit(&api, "a"));
+    tokio::time::timeout(Duration::from_secs(14), dialled.recv()).await.unwrap().unwrap();
     lab.stop().await;
 }
