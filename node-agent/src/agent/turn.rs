@@ -290,6 +290,9 @@ impl Agent {
             return None;
         }
         let admitted = self.view.node().is_some_and(|n| self.identity.is_admitted(n));
+        if !admitted && self.publish_from.is_none() && self.connection.waits_until(now).is_none() {
+            self.connection.prepare();
+        }
         let wait = if admitted { CANDIDATES_WAIT } else { FIRST_CANDIDATES_WAIT };
         let until = *self.publish_from.get_or_insert(now) + wait;
         (now < until).then_some(until)

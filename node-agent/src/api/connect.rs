@@ -14,7 +14,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::{sync::watch, time::sleep_until};
+use tokio::{
+    sync::watch,
+    time::{sleep_until, timeout},
+};
 
 /// A connection that takes longer than this is tried at the next address: three round trips of a bad satellite link.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -145,6 +148,15 @@ impl Connection {
     /// The addresses that worked, for the disk.
     pub fn remembered(&self) -> watch::Receiver<Remembered> {
         self.shared.remembered.subscribe()
+    }
+
+    /// Makes a connection for a write that is to come: those of the watches are taken, and a new one costs two round trips.
+    pub fn prepare(&self) {
+        let Ok((_, client)) = self.client() else { return };
+        tokio::spawn(async move {
+            // Whoever needs the connection finds out what is wrong with it.
+            let _ = timeout(CONNECT_TIMEOUT, client.apiserver_version()).await;
+        });
     }
 
     /// Drops every connection: after a change of network they lead nowhere, and TCP would find out in minutes.

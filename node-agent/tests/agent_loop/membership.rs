@@ -37,6 +37,25 @@ async fn a_new_node_publishes_key_proof_and_candidates_and_becomes_ready_alone()
 }
 
 #[tokio::test]
+async fn a_node_that_is_not_admitted_has_a_connection_ready_when_its_candidates_are_known() {
+    let (api, address, dir) = cluster().await;
+    operator::create_mesh(&api, json!({"stun": {"servers": ["198.51.100.1:3478"]}}));
+    operator::create_node(&api, "a", 1);
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    lab.node_where(|n| n["status"]["publicKey"].is_string()).await;
+    assert_eq!(api.versions(), 1);
+    assert!(operator::admit(&api, "a"));
+    operator::publish(&api, "peers-a", &["a"], 1);
+    lab.node_where(ready).await;
+    lab.stop().await;
+    let lab = Lab::start(&dir.0, &api, address, Machine::new()).await;
+    lab.machine.plan_where(|p| !p.is_empty()).await;
+    lab.ask(Question::Status).await;
+    assert_eq!(api.versions(), 1, "one that is admitted has nothing to write");
+    lab.stop().await;
+}
+
+#[tokio::test]
 async fn a_settled_node_writes_nothing() {
     let (api, address, dir) = cluster().await;
     operator::create_node(&api, "a", 1);

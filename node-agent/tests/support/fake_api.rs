@@ -35,6 +35,8 @@ struct Store {
     lists: BTreeMap<String, u32>,
     /// Requests of any sort.
     requests: u32,
+    /// How often it was asked for its version.
+    versions: u32,
     /// What every write is answered with instead.
     write_refusal: Option<StatusCode>,
     /// Objects that lists leave out, as a server does that has not caught up.
@@ -55,6 +57,7 @@ impl FakeApi {
         let router = Router::new()
             .route("/apis/warren.dev/v1alpha1/{plural}", get(list))
             .route("/apis/warren.dev/v1alpha1/{plural}/{name}/status", patch(patch_status))
+            .route("/version", get(version))
             .with_state(api.clone());
         let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -143,6 +146,11 @@ impl FakeApi {
         self.state.lock().unwrap().requests
     }
 
+    /// How often it was asked for its version.
+    pub fn versions(&self) -> u32 {
+        self.state.lock().unwrap().versions
+    }
+
     /// Leaves these out of lists; the watch says nothing.
     pub fn hide(&self, plural: &str, names: &[&str]) {
         self.state.lock().unwrap().hidden = names.iter().map(|name| (plural.into(), (*name).into())).collect();
@@ -192,6 +200,11 @@ fn kind_of(plural: &str) -> &'static str {
         "meshrelays" => "MeshRelay",
         other => panic!("no such kind: {other}"),
     }
+}
+
+async fn version(State(api): State<FakeApi>) -> Response {
+    api.state.lock().unwrap().versions += 1;
+    answer(StatusCode::FORBIDDEN)
 }
 
 async fn list(State(api): State<FakeApi>, Path(plural): Path<String>, RawQuery(query): RawQuery) -> Response {
