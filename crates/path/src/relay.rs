@@ -91,6 +91,8 @@ pub(crate) struct Relay {
     pub(crate) renewed: Option<Instant>,
     /// When it was last pinged.
     pub(crate) pinged: Option<Instant>,
+    /// When it was asked for a sign of life, if it has not given one since.
+    pub(crate) asked: Option<Instant>,
     /// Names the relay's process.
     pub(crate) boot: Option<u64>,
     /// It knows no such node and has never known one: this node is newer than the relay's list, and is let in within a moment. Whoever probes
@@ -204,6 +206,7 @@ impl Relay {
         self.over_tcp = false;
         self.over_tcp_again = false;
         self.drains = false;
+        self.asked = None;
         self.unsaid = peers.map(|peer| (peer, true)).collect();
     }
 

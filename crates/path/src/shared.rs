@@ -130,6 +130,14 @@ impl Shared {
         }
     }
 
+    /// Asks a relay for a sign of life over its channel.
+    pub(crate) fn ask_relay(&mut self, relay: RelayId, now: Instant) {
+        if let Some(known) = self.relays.entry(relay) {
+            known.asked.get_or_insert(now);
+            self.send_control(relay, ToRelay::Ping);
+        }
+    }
+
     /// The n-th of a relay's sockets at this port that this node may and can send to, counted round.
     pub(crate) fn relay_socket(&self, relay: &RelayId, port: u16, nth: usize) -> Option<SocketAddr> {
         let has_family =

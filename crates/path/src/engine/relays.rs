@@ -110,7 +110,12 @@ impl Engine {
                     peer.on_released(id, reason, &mut self.shared, now);
                 }
             }
-            ToNode::Pong | ToNode::Data { .. } => {}
+            ToNode::Pong => {
+                if let Some(relay) = self.shared.relays.entry(id) {
+                    relay.asked = None;
+                }
+            }
+            ToNode::Data { .. } => {}
         }
     }
 

@@ -65,7 +65,7 @@ pub(super) struct Leg {
     attach_at: Option<Instant>,
     /// The counter of the first BIND after the path left this leg for a warm one, until it is answered.
     left: Option<u64>,
-    /// When that channel is held for dead if the relay has not answered by then.
+    /// When that channel is held for dead if the relay has not given a sign of life by then.
     renew_at: Option<Instant>,
     /// Whether the relay has named it over the channel that there is now.
     named: bool,
@@ -196,7 +196,6 @@ impl Leg {
         {
             self.counter = self.counter.max(told.counter);
             self.named = true;
-            self.renew_at = None;
             return known.remote.is_none_or(|remote| remote.port() == told.port);
         }
         let attaches = self.attaches;
@@ -227,7 +226,6 @@ impl Leg {
             self.bound.get_or_insert(now);
             self.ask_at = None;
             self.asks = 0;
-            self.renew_at = None;
         }
     }
 

@@ -141,16 +141,21 @@ impl Leg {
         self.say_attach(peer, shared);
         let by_udp = shared.relays.get(&self.relay).is_some_and(|relay| !relay.over_tcp);
         if self.bound.take().is_some() || by_udp {
-            // Of a pair that was ready the relay says so again only when it is asked; and its answer shows that the channel lives.
+            // Of a pair that was ready the relay says so again only when it is asked.
             self.ask_at(now);
         }
-        self.renew_at = by_udp.then_some(now + RENEW);
+        if by_udp {
+            // What else comes by the channel may be said to both sides of a pair, and shows only that this side hears.
+            shared.ask_relay(self.relay, now);
+            self.renew_at = Some(now + RENEW);
+        }
     }
 
     fn renew_channel(&self, shared: &mut Shared, now: Instant) {
         let relay = self.relay;
         let Some(known) = shared.relays.entry(relay) else { return };
-        if known.renewed.is_none_or(|at| now.saturating_duration_since(at) >= RENEW_GAP) {
+        let is_silent = known.asked.is_some_and(|at| now.saturating_duration_since(at) >= RENEW);
+        if is_silent && known.renewed.is_none_or(|at| now.saturating_duration_since(at) >= RENEW_GAP) {
             known.renewed = Some(now);
             shared.events.push_back(Event::RenewChannel { relay });
         }
