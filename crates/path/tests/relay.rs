@@ -251,6 +251,28 @@ fn a_leg_in_use_is_bound_again_every_minute_and_at_once_when_it_lost_its_source(
 }
 
 #[test]
+fn a_peer_whose_agent_came_back_is_greeted_and_once_more_when_its_leg_is_bound() {
+    for nominates in [true, false] {
+        let mut bench = relayed(nominates);
+        let peer = bench.peer;
+        bench.keep_alive(S(3));
+        let greetings = |events: Vec<Event>| {
+            let is_one = |event: &&Event| matches!(event, Event::StartHandshake { .. });
+            events.iter().filter(is_one).count()
+        };
+        bench.hear(ToNode::Present { node: peer, met: false });
+        bench.hear(ToNode::Present { node: peer, met: true });
+        assert_eq!(greetings(bench.events()), usize::from(nominates), "one side starts handshakes");
+        // The relay had nowhere to send that one to: its answer is overdue, at the round trip that this path has.
+        bench.collect(MS(5));
+        bench.hear(ToNode::Ready(peer));
+        assert_eq!(greetings(bench.events()), usize::from(nominates));
+        bench.hear(ToNode::Ready(peer));
+        assert_eq!(greetings(bench.collect_events(MS(300))), 0, "nominates: {nominates}");
+    }
+}
+
+#[test]
 fn a_relay_that_is_another_process_is_asked_again_for_the_same_port() {
     for nominates in [true, false] {
         let mut bench = relayed(nominates);

@@ -68,8 +68,7 @@ impl Peer {
         };
         match self.relayed.path {
             Some(path) if (path.relay, path.endpoint) == (relay, endpoint) => {
-                // The peer came anew, maybe without the session.
-                self.start_relay_check(shared, now);
+                self.meet_anew(shared, now);
             }
             Some(path) if path.relay != relay && path.confirmed && !shared.relays.is_ending(&path.relay) => {}
             _ => self.enter_relay(relay, endpoint, shared, now),

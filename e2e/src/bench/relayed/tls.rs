@@ -4,8 +4,8 @@ use anyhow::Result;
 
 use super::{GOALS, HARD, Hard, speed};
 use crate::bench::cluster::path;
-use crate::bench::restart::{Identity, REPLACED, Start, restart, whole_stream};
-use crate::bench::{Goal, Row, Spread, cluster::mesh_address};
+use crate::bench::restart::{Identity, REPLACED, Start, is_whole, restart};
+use crate::bench::{Goal, Row, Spread};
 use crate::lab::Lab;
 use crate::net::{router, topology};
 use crate::scenario::{API_PORT, Site};
@@ -16,12 +16,15 @@ pub fn measure(hard: &Hard<'_>, runs: usize, seconds: u8) -> Result<Vec<Row>> {
     topology::node(&lab.scenario().name, &lab.scenario().control_plane().name).nft(&router::api_front())?;
     let mut rows = Vec::new();
     for (ends, what) in [(1, "one end has TCP 443 alone"), (2, "both ends have TCP 443 alone")] {
+        let pings = hard.pings()?;
         let _closed = HARD[..ends].iter().map(|node| Closed::new(lab, node)).collect::<Result<Vec<_>>>()?;
         let settled = || wait::until(&format!("{what}, and a relay carries"), REPLACED, || carried(lab, ends));
-        hard.progress.step(what, || {
+        let silence = hard.progress.step(what, || {
             settled()?;
-            whole_stream(lab, HARD[0], mesh_address(lab, HARD[1])?, super::OFTEN)
+            wait::until("the pings to be whole", REPLACED, || is_whole(&pings))?;
+            anyhow::Ok(pings.stop().outage)
         })?;
+        rows.push(Row::new(format!("{what}: longest silence when all else is shut"), "s", Spread::of([silence])));
         rows.extend(speed::measure_tls(hard, what, (runs, seconds), settled)?);
         let starts: Vec<Start> = hard.progress.step(&format!("{what}: restarts, x {runs}"), || {
             let kept = Identity::Kept;

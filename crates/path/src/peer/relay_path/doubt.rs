@@ -73,6 +73,21 @@ impl Peer {
         self.relayed.echoes.iter_mut().for_each(Echoes::trust);
     }
 
+    /// Both legs of the path in use are bound once more: the peer came anew, maybe without the session. A handshake that was begun when it
+    /// was back at the relay may have met nobody, so there is another one when the answer to that is overdue; sooner it would make the answer
+    /// void.
+    pub(in crate::peer) fn meet_anew(&mut self, shared: &mut Shared, now: Instant) {
+        let overdue = self.relayed.rtt.filter(|_| self.nominates).map(|rtt| rtt + rtt / 8);
+        match (&mut self.relayed.echoes, overdue) {
+            (Some(echoes), Some(overdue)) => {
+                let at = echoes.started + overdue;
+                echoes.handshake_due = echoes.handshake_due.map(|due| due.min(at));
+                self.drive_relay(shared, now);
+            }
+            _ => self.start_relay_check(shared, now),
+        }
+    }
+
     /// Asks whether the relayed path in use is still there, with a handshake if no answer has come for so long.
     fn check_relay(&mut self, handshake: Duration, shared: &mut Shared, now: Instant) {
         let tries = self.trial.as_ref().is_some_and(|trial| trial.has_moved());
