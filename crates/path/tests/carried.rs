@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use path::{Event, Input, LegPhase, PathState, Reason, RelayNews, Transmit};
-use support::legs::{self, PEER, SOCKET, TOKEN, answer};
+use support::legs::{self, PEER, SOCKET, TOKEN, answer, relayed};
 use support::{Bench, addr};
 use wire::control::{ToNode, ToRelay};
 use wire::relay::{AllocationId, Body, Frame};
@@ -356,6 +356,26 @@ fn a_channel_by_udp_that_answers_nothing_any_more_is_made_anew_and_not_again_and
         }
         assert_eq!(renewals(&bench.collect_events(S(60))), usize::from(!answers));
     }
+}
+
+#[test]
+fn a_leg_that_the_peer_asks_for_once_more_is_bound_again_and_becomes_the_channel_if_nobody_answers() {
+    let mut bench = relayed(true);
+    bench.input(Input::Carrier(Some(5000)));
+    bench.keep_alive(S(3));
+    let peer = bench.peer;
+    allocate(&mut bench);
+    assert_eq!(binds(&bench.transmits()).len(), 1);
+    for _ in 0..8 {
+        // The peer hears nothing of this side, and is heard.
+        allocate(&mut bench);
+        bench.input(Input::EchoRequest { peer });
+        let events = bench.collect_events(MS(250));
+        if let Some(token) = legs::token(&events) {
+            bench.input(Input::EchoReply { peer, token });
+        }
+    }
+    assert_eq!(leg(&bench).map(|(_, carried)| carried), Some(true));
 }
 
 #[test]

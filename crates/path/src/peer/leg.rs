@@ -38,6 +38,8 @@ const MAX_BIND_GAP: Duration = Duration::from_secs(5);
 const BINDS_PER_ADDRESS: u32 = 5;
 /// Between two BINDs of a leg in use: a NAT that moved this node's port is noticed within a minute also without traffic.
 const REFRESH: Duration = Duration::from_secs(60);
+/// A BOUND that is older tells nothing to a peer that asks for the leg once more.
+const STALE: Duration = Duration::from_secs(1);
 /// Between the first two requests for an allocation, doubled each time. The channel is reliable; what may be lost is what the
 /// relay said over one before it.
 const ASK_GAP: Duration = Duration::from_secs(2);
@@ -194,9 +196,15 @@ impl Leg {
         if let Some(known) =
             self.allocation.as_ref().filter(|known| known.id == told.allocation && known.port == told.port)
         {
+            let can_be_bound = known.remote.is_none_or(|remote| remote.port() == told.port);
             self.counter = self.counter.max(told.counter);
             self.named = true;
-            return known.remote.is_none_or(|remote| remote.port() == told.port);
+            let is_stale = self.bound.is_some_and(|at| now.saturating_duration_since(at) >= STALE);
+            if is_stale && self.bind.is_none() {
+                // Whoever asks has doubts, and this side may hear the peer without being heard.
+                self.bind_now(now);
+            }
+            return can_be_bound;
         }
         let attaches = self.attaches;
         self.forget(shared);
