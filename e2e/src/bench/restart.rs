@@ -77,6 +77,8 @@ pub fn kill_agent(lab: &Lab, node: &str, identity: Identity) -> Result<i32> {
     let old = agent(lab, node).with_context(|| format!("no agent runs on {node}"))?;
     if identity == Identity::New {
         signal(old, Signal::SIGSTOP)?;
+        // A thread that is in a system call ends it first, and may make a file.
+        wait::until("the agent to stand still", DEADLINE, || stands_still(old))?;
         empty_state(lab, node)?;
     }
     signal(old, Signal::SIGKILL)?;
@@ -142,6 +144,20 @@ fn empty_state(lab: &Lab, node: &str) -> Result<()> {
         let path = entry.context("listing the agent's state")?.path();
         if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }
             .with_context(|| format!("removing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Whether each thread of a process is stopped.
+fn stands_still(pid: i32) -> Result<(), String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).map_err(|error| error.to_string())?;
+    for task in tasks.flatten() {
+        let stat = fs::read_to_string(task.path().join("stat")).map_err(|error| error.to_string())?;
+        // The name before it may hold anything, a parenthesis too.
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        if state != Some('T') {
+            return Err(format!("thread {:?} is in state {state:?}", task.file_name()));
+        }
     }
     Ok(())
 }
