@@ -48,9 +48,9 @@ impl Agent {
             return Answer::text(503, format!("{reason}: {message}\n"));
         }
         let own = self.identity.public_key().to_string();
-        let node = self.view.node();
-        let published = node.and_then(|n| n.status.as_ref()).is_some_and(|s| s.public_key.as_ref() == Some(&own));
-        if !published && !node.is_some_and(|n| self.identity.is_admitted(n)) {
+        let status = self.view.node().and_then(|n| n.status.as_ref());
+        let published = status.is_some_and(|s| s.public_key.as_ref() == Some(&own));
+        if !published && !self.is_admitted() {
             let why = self.reporter.failure().unwrap_or("waits for the operator to make this node's MeshNode");
             return Answer::text(503, format!("KeyNotPublished: {why}\n"));
         }

@@ -139,7 +139,7 @@ impl Agent {
         let change = self.planner.update(&own, &mesh, self.view.table(), changed.as_ref());
         let intent = intent::intent(&self.settings, &self.view, &found, self.planner.plan())?;
         self.ensure_device(&intent, now).await;
-        let admitted = self.admission().own_key;
+        let admitted = self.is_admitted();
         let plane = self.plane.as_mut()?;
         plane.set_admitted(admitted);
         let planned = Planned { planner: &self.planner, change: &change };
@@ -289,7 +289,7 @@ impl Agent {
         if self.plane.as_ref().is_some_and(|p| p.local().is_some()) {
             return None;
         }
-        let admitted = self.view.node().is_some_and(|n| self.identity.is_admitted(n));
+        let admitted = self.is_admitted();
         if !admitted && self.publish_from.is_none() && self.connection.waits_until(now).is_none() {
             self.connection.prepare();
         }
@@ -383,6 +383,11 @@ impl Agent {
         });
         network.overlaps.extend(told);
         network
+    }
+
+    /// Whether the operator has admitted this node's key.
+    pub(super) fn is_admitted(&self) -> bool {
+        self.view.node().is_some_and(|node| self.identity.is_admitted(node))
     }
 
     fn admission(&self) -> Admission {
