@@ -90,9 +90,7 @@ pub async fn look_for(
         let found = timely(api.get_opt(&absence.name)).await?;
         Ok((absence, found))
     };
-    let answers: Vec<kube::Result<_>> =
-        stream::iter(absences.into_iter().map(look)).buffer_unordered(CONCURRENCY).collect().await;
-    answers.into_iter().collect()
+    side_by_side(absences.into_iter().map(look)).await
 }
 
 /// What the API server has of the objects in `seen`, all asked for at once: a node that joins waits for the answers.
@@ -104,9 +102,16 @@ pub async fn present_seal(client: &Client, seen: &Seal) -> kube::Result<Seal> {
         };
         Ok(meta.map(|meta| ((kind, name), meta)))
     };
-    let answers: Vec<kube::Result<_>> =
-        stream::iter(seen.keys().cloned().map(look)).buffer_unordered(CONCURRENCY).collect().await;
-    answers.into_iter().filter_map(kube::Result::transpose).collect()
+    let found = side_by_side(seen.keys().cloned().map(look)).await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// All answers, or the first error once everything was answered.
+async fn side_by_side<T>(
+    requests: impl Iterator<Item = impl Future<Output = kube::Result<T>>>,
+) -> kube::Result<Vec<T>> {
+    let answers: Vec<kube::Result<T>> = stream::iter(requests).buffer_unordered(CONCURRENCY).collect().await;
+    answers.into_iter().collect()
 }
 
 async fn meta<K>(client: &Client, name: &str) -> kube::Result<Option<(String, Option<i64>)>>
