@@ -2,6 +2,7 @@
 //! never reaches a stranger's process.
 
 use std::fs::{self, OpenOptions};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -99,9 +100,25 @@ impl Process {
     }
 }
 
-/// State and start time from `/proc/PID/stat`; the name in it may hold anything, so look behind its last bracket.
+/// Whether each thread of a process is stopped.
+pub fn stands_still(pid: i32) -> Result<(), String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_err(|error| error.to_string())?;
+    for thread in threads.flatten().map(|thread| thread.path()) {
+        match stat_in(&thread) {
+            Some(('T', _)) => {}
+            other => return Err(format!("{} is in state {other:?}", thread.display())),
+        }
+    }
+    Ok(())
+}
+
 fn stat(pid: i32) -> Option<(char, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat_in(Path::new(&format!("/proc/{pid}")))
+}
+
+/// State and start time from a `stat` below `/proc`; the name in it may hold anything, so look behind its last bracket.
+fn stat_in(folder: &Path) -> Option<(char, u64)> {
+    let text = fs::read_to_string(folder.join("stat")).ok()?;
     let mut fields = text.rsplit_once(") ")?.1.split(' ');
     let state = fields.next()?.chars().next()?;
     // starttime is field 22 of proc(5); state is field 3.
@@ -118,6 +135,17 @@ mod tests {
         let me = Process::of(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(me.is_alive());
         assert!(!Process { started: me.started + 1, ..me }.is_alive());
+    }
+
+    #[test]
+    fn a_process_that_is_stopped_stands_still() {
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = child.id().try_into().unwrap();
+        assert!(stands_still(pid).is_err());
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        wait::until("the child to stand still", END, || stands_still(pid)).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

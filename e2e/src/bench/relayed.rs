@@ -186,8 +186,8 @@ impl Hard<'_> {
     }
 
     fn at_rest_and_named(&self) -> Result<String, String> {
-        let relay = self.at_rest(true)?;
         let both = self.seen()?;
+        let relay = self.carrier(&both, true)?;
         let named = both.each_ref().map(|path| path["relay"].as_str());
         if named == [Some(relay.as_str()); 2] {
             Ok(relay)
@@ -196,9 +196,12 @@ impl Hard<'_> {
         }
     }
 
-    /// What an agent says of its relay is one thing; where WireGuard sends is where the packets go.
     fn at_rest(&self, with_all_channels: bool) -> Result<String, String> {
-        let both = self.seen()?;
+        self.carrier(&self.seen()?, with_all_channels)
+    }
+
+    /// What an agent says of its relay is one thing; where WireGuard sends is where the packets go.
+    fn carrier(&self, both: &[serde_json::Value; 2], with_all_channels: bool) -> Result<String, String> {
         let is_relayed = both.iter().all(|path| path["state"] == "relayed");
         let through = both.each_ref().map(|path| self.relay_at(path["endpoint"].as_str()));
         match through {

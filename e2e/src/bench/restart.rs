@@ -13,6 +13,7 @@ use crate::bench::echo::{INTERVAL, Stream};
 use crate::bench::usage;
 use crate::lab::Lab;
 use crate::net::topology;
+use crate::process::stands_still;
 use crate::secrets::key_file;
 use crate::{wait, warren};
 
@@ -144,20 +145,6 @@ fn empty_state(lab: &Lab, node: &str) -> Result<()> {
         let path = entry.context("listing the agent's state")?.path();
         if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }
             .with_context(|| format!("removing {}", path.display()))?;
-    }
-    Ok(())
-}
-
-/// Whether each thread of a process is stopped.
-fn stands_still(pid: i32) -> Result<(), String> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).map_err(|error| error.to_string())?;
-    for task in tasks.flatten() {
-        let stat = fs::read_to_string(task.path().join("stat")).map_err(|error| error.to_string())?;
-        // The name before it may hold anything, a parenthesis too.
-        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
-        if state != Some('T') {
-            return Err(format!("thread {:?} is in state {state:?}", task.file_name()));
-        }
     }
     Ok(())
 }
