@@ -50,6 +50,8 @@ struct Peer {
     keepalive: Option<Duration>,
     handshake: Handshake,
     initiated: Option<Duration>,
+    /// When the peer made the last initiation that was answered: what is older was held up, or is a recording.
+    consumed: Option<Duration>,
     retry: Option<Duration>,
     retry_until: Duration,
     current: Option<Session>,
@@ -160,10 +162,12 @@ impl Device {
     /// Takes a message.
     pub fn receive(&mut self, src: SocketAddr, message: &Message, random: &mut Random, now: Duration) {
         match message {
-            Message::Initiation { from, to, id } if *to == self.key => {
-                let Some(peer) = self.peers.get_mut(from) else {
+            Message::Initiation { from, to, id, made } if *to == self.key => {
+                let fresh = |peer: &&mut Peer| peer.consumed.is_none_or(|last| last < *made);
+                let Some(peer) = self.peers.get_mut(from).filter(fresh) else {
                     return;
                 };
+                peer.consumed = Some(*made);
                 peer.handshake = Handshake::Consumed;
                 peer.next = Some(Session { id: *id, born: now, initiator: false });
                 peer.endpoint = Some(src);
@@ -251,7 +255,7 @@ impl Device {
         peer.initiated = Some(now);
         peer.retry = Some(now + REKEY_TIMEOUT + Duration::from_millis(random.below(334)));
         peer.sent = now;
-        let message = Message::Initiation { from, to: *key, id };
+        let message = Message::Initiation { from, to: *key, id, made: now };
         peer.tx += message.wire_bytes();
         self.outputs.push(Output::Transmit(endpoint, message));
     }

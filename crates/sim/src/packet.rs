@@ -1,6 +1,7 @@
 //! What travels.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use wire::PublicKey;
 
@@ -54,6 +55,8 @@ pub enum Message {
         to: PublicKey,
         /// Names the handshake.
         id: u64,
+        /// Its timestamp: one that is older than the last is refused.
+        made: Duration,
     },
     /// Type 2.
     Response {
