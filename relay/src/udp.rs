@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use channel::Outlet;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc;
+use udpsock::Sent;
 use wire::control::ToNode;
 
 use crate::server::plane::{ChannelId, Config, Event, Input, Stats};
@@ -45,6 +46,14 @@ pub struct Snapshot {
     pub slow: u64,
     /// Packets that were dropped because their channel had just ended.
     pub unreachable: u64,
+}
+
+impl Snapshot {
+    /// What became of what was handed to a socket.
+    fn add(&mut self, sent: Sent) {
+        self.full += sent.full as u64;
+        self.send_errors += sent.errors as u64;
+    }
 }
 
 enum Command {

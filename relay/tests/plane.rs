@@ -19,6 +19,8 @@ mod fairness;
 mod forwarding;
 #[path = "plane/hostile.rs"]
 mod hostile;
+#[path = "plane/kept.rs"]
+mod kept;
 #[path = "plane/lifetime.rs"]
 mod lifetime;
 #[path = "plane/restart.rs"]

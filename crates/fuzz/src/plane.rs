@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ::relay::server::plane::{
-    Arrival, Carried, ChannelId, Config, End, Event, Forward, Input, News, NodeId, Onward, Plane,
+    Arrival, Carried, ChannelId, Config, End, Event, Forward, Input, Kept, News, NodeId, Onward, Outcome, Plane,
 };
-use wire::relay::{self, AllocationId, Body, Frame, Header, LegKey, MESSAGE_LEN, Side, is_forwardable};
+use wire::relay::{
+    self, AllocationId, Body, Frame, Header, INITIATION_LEN, LegKey, MESSAGE_LEN, Side, is_forwardable, is_initiation,
+};
 
 const NODES: u8 = 5;
 const PORTS: u16 = 3;
@@ -40,6 +42,8 @@ struct Run {
     recorded: Vec<(u16, Vec<u8>)>,
     /// Addresses that have answered a challenge, ever.
     answered: BTreeSet<SocketAddr>,
+    /// Initiations that were kept and sent on.
+    passed: u64,
     /// Open channels, and what each node has attached to.
     channels: BTreeSet<ChannelId>,
 }
@@ -54,6 +58,7 @@ impl Run {
             legs: BTreeMap::new(),
             recorded: Vec::new(),
             answered: BTreeSet::new(),
+            passed: 0,
             channels: BTreeSet::new(),
         }
     }
@@ -92,8 +97,10 @@ impl Run {
                 }
             }
             7 => {
-                let data = [4, 0, 0, 0].into_iter().chain([one; 60]).collect::<Vec<u8>>().repeat(usize::from(kind / 9));
-                self.arrive(u16::from(two), source(one), &data, 64);
+                let message = |kind, length| [kind, 0, 0, 0].into_iter().chain([one; INITIATION_LEN]).take(length);
+                let (kind, length, times) = if one < 0x80 { (4, 64, kind / 9) } else { (1, INITIATION_LEN, 1) };
+                let data = message(kind, length).collect::<Vec<u8>>().repeat(usize::from(times));
+                self.arrive(u16::from(two), source(one), &data, length);
             }
             _ => {
                 let length = usize::from(two).min(rest.len());
@@ -120,6 +127,19 @@ impl Run {
                 News::Released(_) => drop(self.legs.remove(&(to, partner))),
                 News::Bound { observed } => drop(self.answered.insert(observed)),
                 News::Refused(_) | News::Unbound | News::Ready => {}
+            }
+        }
+        self.hear_kept();
+    }
+
+    /// What was kept goes on, and only to who has consented.
+    fn hear_kept(&mut self) {
+        while let Some(Kept { to, port, message, .. }) = self.plane.poll_kept() {
+            self.passed += 1;
+            assert!(is_initiation(&message[..]));
+            match to {
+                End::Address(to) => assert!(self.answered.contains(&to.remote) && port < PORTS),
+                End::Channel(to) => self.is_for_channel(to, &message[..]),
             }
         }
     }
@@ -227,6 +247,7 @@ impl Run {
 
     fn check(&self) {
         let stats = self.plane.stats();
+        assert!(self.passed <= stats.datagrams(Outcome::Kept), "what was kept goes on once at most");
         assert!(stats.allocations <= ALLOCATIONS && stats.bound_legs <= 2 * stats.allocations);
         assert!(stats.attached_legs <= stats.bound_legs && (stats.attached_legs == 0 || !self.channels.is_empty()));
         assert_eq!(stats.allocations * 2, self.legs.len(), "both nodes of a pair know of it, or neither");

@@ -9,7 +9,7 @@ use wire::PublicKey;
 use wire::control::{self, RefusedReason, ReleasedReason, ToNode};
 use wire::relay::{self, AllocationId, Body, Frame, LegKey, Side, TOKEN_LEN, Token};
 
-use crate::packet::{Packet, Payload};
+use crate::packet::{Message, Packet, Payload};
 use crate::random::Random;
 
 /// The relay's first port, and how many there are.
@@ -46,6 +46,8 @@ struct Leg {
     committed: u64,
     bound: Option<SocketAddr>,
     active: Duration,
+    /// An initiation for a partner whose leg is not bound yet.
+    kept: Option<Packet>,
 }
 
 impl Plane {
@@ -77,7 +79,7 @@ impl Plane {
             };
             let legs = [(); 2].map(|()| {
                 let key = LegKey::from_bytes(random.bytes());
-                Leg { key, seen: 0, committed: 0, bound: None, active: now }
+                Leg { key, seen: 0, committed: 0, bound: None, active: now, kept: None }
             });
             self.pairs.insert(pair, Allocation { id: AllocationId(random.word()), port, legs, born: now });
         }
@@ -128,11 +130,16 @@ impl Plane {
             for side in Side::BOTH {
                 let to = allocation.legs[side.other().index()].bound;
                 let leg = &mut allocation.legs[side.index()];
-                if let (true, Some(to)) = (leg.bound == Some(packet.src), to) {
-                    leg.active = now;
-                    out.push(Packet::new(packet.dst, to, packet.payload.clone()));
-                    return;
+                if leg.bound != Some(packet.src) {
+                    continue;
                 }
+                leg.active = now;
+                if let Some(to) = to {
+                    out.push(Packet::new(packet.dst, to, packet.payload.clone()));
+                } else if matches!(packet.payload, Payload::WireGuard(Message::Initiation { .. })) {
+                    leg.kept = Some(packet.clone());
+                }
+                return;
             }
         }
     }
@@ -170,7 +177,9 @@ impl Plane {
         let was_ready = allocation.is_ready();
         let moved = allocation.legs[header.side.index()].bound.replace(observed) != Some(observed);
         let mut news = if moved { self.evict(pair, header.side, observed) } else { Vec::new() };
-        if !was_ready && self.pairs.get(&pair)?.is_ready() {
+        let allocation = self.pairs.get_mut(&pair)?;
+        if !was_ready && allocation.is_ready() {
+            out.extend(allocation.take_kept());
             news.extend([(pair[0], ToNode::Ready(pair[1])), (pair[1], ToNode::Ready(pair[0]))]);
         }
         Some(news)
@@ -213,6 +222,13 @@ impl Plane {
 impl Allocation {
     fn is_ready(&self) -> bool {
         self.legs.iter().all(|leg| leg.bound.is_some())
+    }
+
+    /// What was said before both legs were bound.
+    fn take_kept(&mut self) -> Vec<Packet> {
+        let bound = self.legs.each_ref().map(|leg| leg.bound);
+        let kept = self.legs.iter_mut().zip(bound.into_iter().rev()).filter_map(|(leg, to)| leg.kept.take().zip(to));
+        kept.map(|(packet, to)| Packet::new(packet.dst, to, packet.payload)).collect()
     }
 
     fn tell(&self, pair: [PublicKey; 2], side: Side) -> News {

@@ -46,6 +46,9 @@ pub const TOKEN_LEN: usize = 16;
 /// Bytes of a relayed WireGuard message at most: the payload of a jumbo frame of 9,000 and some. Larger ones would be fragments.
 pub const MAX_FORWARDED_LEN: usize = 9000;
 
+/// Bytes of the first message of a WireGuard handshake (the WireGuard paper, section 5.4.2).
+pub const INITIATION_LEN: usize = 148;
+
 /// Names one allocation on one relay: 64 bits that outsiders cannot guess, so a forged message costs a lookup and no cryptography.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AllocationId(pub u64);
@@ -158,12 +161,18 @@ pub fn is_handshake(message: &[u8]) -> bool {
     matches!(message, [1..=3, 0, 0, 0, ..])
 }
 
+/// Whether a WireGuard message that may be forwarded is the first one of a handshake.
+#[must_use]
+pub fn is_initiation(message: &[u8]) -> bool {
+    message.len() == INITIATION_LEN && message[0] == 1
+}
+
 /// Whether a relay may forward a datagram: a WireGuard message of one of the four types, reserved bytes zero, with the
 /// length that its type has (the WireGuard paper, section 5.4; data is 32 bytes and more).
 #[must_use]
 pub fn is_forwardable(datagram: &[u8]) -> bool {
     match datagram {
-        [1, 0, 0, 0, ..] => datagram.len() == 148,
+        [1, 0, 0, 0, ..] => datagram.len() == INITIATION_LEN,
         [2, 0, 0, 0, ..] => datagram.len() == 92,
         [3, 0, 0, 0, ..] => datagram.len() == 64,
         [4, 0, 0, 0, ..] => (32..=MAX_FORWARDED_LEN).contains(&datagram.len()),

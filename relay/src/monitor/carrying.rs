@@ -38,7 +38,7 @@ struct Sources {
 }
 
 /// Outcomes that are neither a drop nor data.
-const BINDINGS: [Outcome; 3] = [Outcome::Challenged, Outcome::Bound, Outcome::Attached];
+const BINDINGS: [Outcome; 4] = [Outcome::Challenged, Outcome::Bound, Outcome::Attached, Outcome::Kept];
 
 impl Carrying {
     pub(super) fn new() -> prometheus::Result<Self> {
@@ -62,7 +62,7 @@ impl Carrying {
             )?,
             bindings: counters(
                 "bindings_total",
-                "Relay messages that were answered, and legs that became channels.",
+                "Relay messages that were answered, legs that became channels, and initiations that wait for a leg.",
                 "result",
             )?,
             signals: counter("signals_total", "Signals handed on between nodes that have met.")?,

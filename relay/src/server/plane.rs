@@ -30,7 +30,8 @@
 //! * To send where a message says: no message names a destination. It sends to sources that answered a challenge, and to none of its own,
 //!   loopback, link-local or multicast addresses.
 //! * To carry anything but WireGuard messages. Every datagram of a merged batch is looked at.
-//! * To queue data. What cannot be sent on at once is dropped, as a router would. What waits for a channel waits in that channel's own queue.
+//! * To queue data. What cannot be sent on at once is dropped, as a router would. What waits for a channel waits in that channel's own queue. One
+//!   message of a leg waits for the partner's: the handshake's first, [`Kept`].
 //! * To let one member use up what others need: ports go to those who want a pair before those that only their partner wants; rates,
 //!   tables and queues are capped in [`limits`], and [`Schedule`] shares the time between ports.
 
@@ -44,6 +45,7 @@ mod attach;
 mod bind;
 mod exchange;
 mod forward;
+mod kept;
 pub mod limits;
 mod membership;
 mod pace;
@@ -56,7 +58,7 @@ mod stats;
 mod table;
 
 pub use allocation::{ChannelId, Destination, End};
-pub use exchange::{Arrival, Carried, Config, Event, Forward, Input, News, NodeId, Onward, Transmit};
+pub use exchange::{Arrival, Carried, Config, Event, Forward, Input, Kept, News, NodeId, Onward, Transmit};
 pub use limits::{BIND_DEADLINE, IDLE_DEADLINE, MAX_ALLOCATIONS, MAX_NODES, MAX_PORTS};
 pub use pace::Rate;
 pub use schedule::Schedule;
@@ -88,6 +90,7 @@ pub struct Plane {
     /// One for each allocation.
     deadlines: BTreeSet<(Instant, u32)>,
     transmits: VecDeque<Transmit>,
+    kept: VecDeque<Kept>,
     events: VecDeque<Event>,
     stats: Stats,
     now: Instant,
@@ -109,6 +112,7 @@ impl Plane {
             attached: 0,
             deadlines: BTreeSet::new(),
             transmits: VecDeque::new(),
+            kept: VecDeque::new(),
             events: VecDeque::new(),
             stats: Stats::default(),
             now,
@@ -169,6 +173,11 @@ impl Plane {
         self.transmits.pop_front()
     }
 
+    /// The next initiation to send on, after the relay messages: who is bound by one of them hears that first.
+    pub fn poll_kept(&mut self) -> Option<Kept> {
+        self.kept.pop_front()
+    }
+
     /// The next event for the control channel.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
@@ -177,7 +186,7 @@ impl Plane {
     /// When to call [`Self::handle_timeout`], and why. At once while there is output.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        if !self.transmits.is_empty() || !self.events.is_empty() {
+        if !self.transmits.is_empty() || !self.kept.is_empty() || !self.events.is_empty() {
             return Some((self.now, "output waits"));
         }
         self.deadlines.first().map(|&(wake, _)| (wake, "an allocation may end"))

@@ -182,9 +182,7 @@ impl Lines {
                 segment: *segment,
             });
             let outgoing: Vec<_> = outgoing.collect();
-            let sent = sender.send(socket, &outgoing);
-            counters.full += sent.full as u64;
-            counters.send_errors += sent.errors as u64;
+            counters.add(sender.send(socket, &outgoing));
         }
     }
 }

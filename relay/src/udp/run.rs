@@ -13,7 +13,7 @@ use udpsock::{Outgoing, Received, Receiver, SLOTS};
 use super::line::{Bell, Lines};
 use super::socket::PortSocket;
 use super::{Command, Snapshot};
-use crate::server::plane::{Arrival, Config, End, Event, Forward, Input, Plane, Schedule, Transmit};
+use crate::server::plane::{Arrival, Config, End, Event, Forward, Input, Kept, Plane, Schedule, Transmit};
 
 /// What epoll says of the two that are no port.
 const WAKE: u64 = u64::MAX;
@@ -86,6 +86,7 @@ impl Run {
     pub(super) fn run(mut self) -> io::Result<()> {
         while self.wait()? {
             self.take_commands();
+            self.send_kept();
             self.plane.handle_timeout(Instant::now());
             for _ in 0..TURNS {
                 let Some(port) = self.schedule.turn() else { break };
@@ -223,12 +224,28 @@ impl Run {
             data: message,
             segment: message.len(),
         }));
-        let sent = sender.send(socket, &outgoing);
-        self.counters.full += sent.full as u64;
-        self.counters.send_errors += sent.errors as u64;
+        self.counters.add(sender.send(socket, &outgoing));
         // Fewer messages than there was room for: nothing is left. If more has come since, epoll says so.
         self.schedule.served(port, datagrams, bytes, self.received.len() < SLOTS);
+        self.send_kept();
         Ok(())
+    }
+
+    /// Sends what was kept for a leg that has just been bound.
+    fn send_kept(&mut self) {
+        while let Some(Kept { to, port, allocation, message }) = self.plane.poll_kept() {
+            match to {
+                End::Address(to) => {
+                    let Some(PortSocket { socket, sender }) = self.sockets.get_mut(usize::from(port)) else { continue };
+                    let data: &[u8] = &*message;
+                    let outgoing = Outgoing { to: to.remote, local: to.local, data, segment: data.len() };
+                    self.counters.add(sender.send(socket, &[outgoing]));
+                }
+                End::Channel(channel) => {
+                    self.signals.lines.send(channel, [(allocation, &message[..])], &mut self.counters);
+                }
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::lab::{self, Lab, Namespace, eventually, recv_from};
 use crate::node::{Relay, block_on};
 use crate::support::{Leg, wireguard};
 
-/// Two sockets with bound legs, on a cable to the relay each.
+/// Two sockets with legs, of which the first at least is bound, on a cable to the relay each.
 struct Bound {
     relay: Relay,
     sockets: [UdpSocket; 2],
@@ -34,8 +34,15 @@ fn bind(socket: &UdpSocket, relay: SocketAddr, leg: &mut Leg) {
 }
 
 impl Bound {
-    /// Node 1 by IPv4 and node 2 by IPv6, each at an address of the relay that its routes would not choose to answer from.
+    /// Both legs.
     fn new() -> Self {
+        let mut bound = Self::half();
+        bound.bind_second();
+        bound
+    }
+
+    /// Node 1 by IPv4 and node 2 by IPv6, each at an address of the relay that its routes would not choose to answer from.
+    fn half() -> Self {
         let lab = Lab::new();
         let near = |namespace: &Namespace, name, relay_name, number| {
             let (here, there) = (format!("192.0.2.{number}2/29"), format!("192.0.2.{number}1/29"));
@@ -54,10 +61,12 @@ impl Bound {
         let port = Config::default().first_port + legs[0].port;
         let to = ["192.0.2.99", "2001:db8:99::1"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
         let sockets = [lab.a.socket("192.0.2.12:21820"), lab.b.socket("[2001:db8:2::2]:21820")];
-        for ((socket, to), leg) in sockets.iter().zip(to).zip(&mut legs) {
-            bind(socket, to, leg);
-        }
+        bind(&sockets[0], to[0], &mut legs[0]);
         Self { relay, sockets, to, legs, _lab: lab }
+    }
+
+    fn bind_second(&mut self) {
+        bind(&self.sockets[1], self.to[1], &mut self.legs[1]);
     }
 }
 
@@ -75,6 +84,22 @@ fn families_mix_and_answers_leave_from_the_address_that_was_asked() {
         let (length, source) = recv_from(&sockets[other], &mut buffer).unwrap();
         assert_eq!((&buffer[..length], source), (&data[..], to[other]));
     }
+}
+
+#[test]
+fn an_initiation_waits_for_the_leg_that_is_bound_last() {
+    if !lab::available() {
+        return;
+    }
+    let mut bound = Bound::half();
+    let initiation = wireguard(1, 148);
+    bound.sockets[0].send_to(&initiation, bound.to[0]).unwrap();
+    eventually("it is kept", || bound.relay.snapshot().plane.datagrams(Outcome::Kept) == 1);
+    // Hears BOUND, and nothing before that.
+    bound.bind_second();
+    let mut buffer = [0; 2000];
+    let (length, source) = recv_from(&bound.sockets[1], &mut buffer).unwrap();
+    assert_eq!((&buffer[..length], source), (&initiation[..], bound.to[1]));
 }
 
 #[test]

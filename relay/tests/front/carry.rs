@@ -149,6 +149,25 @@ async fn packets_before_hello_end_the_channel() {
 }
 
 #[tokio::test]
+async fn an_initiation_waits_for_the_partners_channel() {
+    let relay = Relay::start();
+    let [mut one, mut other] = [relay.welcome(1, Transport::Tls).await, relay.welcome(2, Transport::Quic).await];
+    one.say(ToRelay::Meet(key(2))).await;
+    other.say(ToRelay::Meet(key(1))).await;
+    one.say(ToRelay::Allocate { partner: key(2), hint: None }).await;
+    let allocation = one.allocation(2).await;
+    one.say(ToRelay::Attach { partner: key(2) }).await;
+    relay.eventually("the first leg is its channel", |seen| seen.plane.attached_legs == 1).await;
+    one.send(allocation, &packet(1, 148, 7)).await;
+    relay.eventually("it is kept", |seen| seen.plane.datagrams(Outcome::Kept) == 1).await;
+    other.say(ToRelay::Attach { partner: key(1) }).await;
+    // Packets and news are two queues.
+    let heard = [other.next().await, other.next().await];
+    let is_kept = |heard: &ToNode| matches!(heard, ToNode::Data { packet: got, .. } if *got == packet(1, 148, 7));
+    assert!(heard.iter().any(is_kept), "{heard:?}");
+}
+
+#[tokio::test]
 async fn a_node_that_does_not_read_loses_packets_and_delays_nobody() {
     for transport in BOTH {
         let relay = Relay::start();

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use wire::relay::{AllocationId, LegKey, Side};
+use wire::relay::{AllocationId, INITIATION_LEN, LegKey, Side};
 
 use super::limits::{CONTROL_BURST, CONTROL_PERIOD, IDLE_DEADLINE};
 use super::pace::{Pace, Rate};
@@ -57,12 +57,14 @@ pub(super) struct Leg {
     /// When it last bound or sent data.
     pub(super) active: Instant,
     pub(super) control: Budget,
+    /// Its last initiation, if that came before the partner's leg was bound.
+    pub(super) kept: Option<Box<[u8; INITIATION_LEN]>>,
 }
 
 impl Leg {
     fn new(node: u32, key: LegKey, now: Instant) -> Self {
         let control = Budget::new(CONTROL_PERIOD, CONTROL_BURST, now);
-        Self { node, key, is_wanted: false, seen: 0, committed: 0, bound: None, active: now, control }
+        Self { node, key, is_wanted: false, seen: 0, committed: 0, bound: None, active: now, control, kept: None }
     }
 }
 

@@ -95,8 +95,10 @@ impl Plane {
         let is_its = |side: &Side| allocation.leg(*side).bound == Some(End::Channel(channel));
         let side = Side::BOTH.into_iter().find(is_its).ok_or(Outcome::NotAttached)?;
         allocation.leg_mut(side).active = now;
-        let to = allocation.leg(side.other()).bound.ok_or(Outcome::HalfBound)?;
-        let port = allocation.port;
+        let (to, port) = (allocation.leg(side.other()).bound, allocation.port);
+        let Some(to) = to else {
+            return Err(self.keep(LegRef { slot, side }, packet));
+        };
         match self.pace(LegRef { slot, side }, 1, packet.len(), packet.len(), now) {
             0 => Err(Outcome::OverRate),
             _ => Ok(Onward { to, port }),

@@ -113,6 +113,7 @@ impl Plane {
             for side in Side::BOTH.into_iter().filter(is_told) {
                 self.tell(slot, side, News::Ready);
             }
+            self.pass_kept(slot);
         }
         self.rearm(slot);
     }

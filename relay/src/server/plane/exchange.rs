@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use ipnet::IpNet;
 use wire::control::{RefusedReason, ReleasedReason};
-use wire::relay::{AllocationId, LegKey, MESSAGE_LEN, Side};
+use wire::relay::{AllocationId, INITIATION_LEN, LegKey, MESSAGE_LEN, Side};
 
 use super::pace::Rate;
 use super::{ChannelId, Destination, End};
@@ -201,4 +201,17 @@ pub struct Transmit {
     pub to: Destination,
     /// The message.
     pub message: [u8; MESSAGE_LEN],
+}
+
+/// An initiation that was kept until the partner's leg was bound, to send now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// Where to.
+    pub to: End,
+    /// Index of the relay port to send it from, if it goes to an address.
+    pub port: u16,
+    /// Of which pair.
+    pub allocation: AllocationId,
+    /// The message.
+    pub message: Box<[u8; INITIATION_LEN]>,
 }

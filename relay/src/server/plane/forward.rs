@@ -45,9 +45,15 @@ impl Plane {
         }
         let segment = arrival.segment.min(run.len());
         let count = run.len().div_ceil(segment);
-        let (to, allocation, leg) = match self.way(arrival.port, source, now) {
-            Ok(way) => way,
-            Err(outcome) => return self.stats.count(outcome, count),
+        let Some(leg) = self.speaker(arrival.port, source, now) else {
+            return self.stats.count(Outcome::UnknownSource, count);
+        };
+        let Some((to, allocation)) = self.partner(leg) else {
+            for datagram in arrival.data[run].chunks(segment) {
+                let outcome = self.keep(leg, datagram);
+                self.stats.count(outcome, 1);
+            }
+            return;
         };
         let admitted = self.pace(leg, count, segment, run.len(), now);
         self.stats.count(Outcome::OverRate, count - admitted);
@@ -59,13 +65,17 @@ impl Plane {
         }
     }
 
-    /// Where data of this source goes.
-    fn way(&mut self, port: u16, source: SocketAddr, now: Instant) -> Result<(End, AllocationId, LegRef), Outcome> {
-        let leg = self.table.get(port, source).ok_or(Outcome::UnknownSource)?;
-        let allocation = self.allocations.get_mut(leg.slot).ok_or(Outcome::UnknownSource)?;
-        allocation.leg_mut(leg.side).active = now;
-        let to = allocation.leg(leg.side.other()).bound.ok_or(Outcome::HalfBound)?;
-        Ok((to, allocation.id, leg))
+    /// The leg that this source is, which shows itself alive.
+    fn speaker(&mut self, port: u16, source: SocketAddr, now: Instant) -> Option<LegRef> {
+        let leg = self.table.get(port, source)?;
+        self.allocations.get_mut(leg.slot)?.leg_mut(leg.side).active = now;
+        Some(leg)
+    }
+
+    /// Where a leg's data goes, once the partner's is bound, and of which pair it is.
+    fn partner(&self, leg: LegRef) -> Option<(End, AllocationId)> {
+        let allocation = self.allocations.get(leg.slot)?;
+        Some((allocation.leg(leg.side.other()).bound?, allocation.id))
     }
 
     /// How many of the datagrams the rates of node and pair admit; those are paid for.

@@ -15,6 +15,8 @@ pub enum Outcome {
     UnknownSource,
     /// From a bound leg whose partner's is not.
     HalfBound,
+    /// The same, and an initiation: it is forwarded when the partner's leg is bound, unless another one comes before.
+    Kept,
     /// Beyond the rate of the node or the pair.
     OverRate,
     /// Neither a WireGuard message nor a relay message from a node.
@@ -37,13 +39,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Forwarded,
         Self::Challenged,
         Self::Bound,
         Self::Attached,
         Self::UnknownSource,
         Self::HalfBound,
+        Self::Kept,
         Self::OverRate,
         Self::Unfit,
         Self::UnknownAllocation,
@@ -65,6 +68,7 @@ impl Outcome {
             Self::Attached => "attached",
             Self::UnknownSource => "unknown_source",
             Self::HalfBound => "half_bound",
+            Self::Kept => "kept",
             Self::OverRate => "over_rate",
             Self::Unfit => "unfit",
             Self::UnknownAllocation => "unknown_allocation",
@@ -86,7 +90,7 @@ pub struct Stats {
     pub forwarded_bytes: u64,
     /// Events that were dropped because the control channel did not take them.
     pub lost_events: u64,
-    /// Relay messages that were dropped because the shell did not take them.
+    /// Relay messages and kept initiations that were dropped because the shell did not take them.
     pub lost_transmits: u64,
     /// Nodes that were not admitted because there are [`super::MAX_NODES`].
     pub refused_nodes: u64,
