@@ -58,7 +58,7 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, now: Instant) -> Self {
         Self {
-            shared: Shared::new(config.private_key.public_key(), config.seed),
+            shared: Shared::new(&config),
             gather: Gather::new(config.listen_port),
             stray_test: StrayTest::default(),
             config,
@@ -163,7 +163,9 @@ impl Engine {
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        pop(&mut self.shared.transmits)
+        let transmit = pop(&mut self.shared.transmits);
+        self.shared.departed += u64::from(transmit.is_some());
+        transmit
     }
 
     /// The next message for a relay. It goes out after what [`Self::poll_transmit`] has: a peer that is told

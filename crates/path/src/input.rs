@@ -21,6 +21,8 @@ pub struct Config {
     pub psk: Option<[u8; 32]>,
     /// The device's UDP port, which the shell shares with the engine.
     pub listen_port: u16,
+    /// Whether the device starts a handshake whenever it is told to. The kernel's does not within 5 s of the last one.
+    pub repeats_handshakes: bool,
     /// Secret random bytes, fresh for every engine: transaction ids come from it and must not repeat.
     pub seed: [u8; 32],
 }

@@ -50,8 +50,9 @@
 //!
 //! Beside all that, a wanted pair that is not direct has a *leg* on a relay: the one that both prefer of those where they have
 //! met. The side that nominates asks for it; each side binds its own, from WireGuard's port, before anything is pointed at it.
-//! When both are bound the nominator points WireGuard at the relay and starts the handshake; the other side's device follows that
-//! handshake. An echo makes it a path, shown as `Relayed` with the reason why it is not direct. Probing does not know of it, but for
+//! With the ANSWER that binds its own leg the nominator points WireGuard at the relay and starts the handshake, whose first message the relay keeps
+//! until the other leg is bound; beside a device that can't repeat a handshake at will it does so when both are known to be bound. The other side's
+//! device follows that handshake. An echo makes it a path, shown as `Relayed` with the reason why it is not direct. Probing does not know of it, but for
 //! one thing: there is a path to lose now, so a direct pair is tried only when the peer has agreed, without a new handshake, and
 //! the relay is what a failed trial goes back to. A path that dies finds its way to the relay by the same door.
 //!

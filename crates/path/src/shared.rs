@@ -15,7 +15,7 @@ use crate::carriage::Carriage;
 use crate::control::Control;
 use crate::event::{Event, Transmit};
 use crate::filter::Filter;
-use crate::input::OnDemand;
+use crate::input::{Config, OnDemand};
 use crate::nat::{NatClass, NatReport};
 use crate::nonces::Nonces;
 use crate::relay::{ControlChannel, RelayId, Relays};
@@ -31,6 +31,8 @@ const PING_GAP: Duration = Duration::from_secs(1);
 pub(crate) struct Shared {
     /// This node's public key.
     pub(crate) own_key: PublicKey,
+    /// Whether the device starts a handshake whenever it is told to.
+    pub(crate) repeats_handshakes: bool,
     pub(crate) filter: Filter,
     pub(crate) hosts: Vec<IpNet>,
     pub(crate) nat: NatReport,
@@ -52,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) stray_test_failed: bool,
     pub(crate) nonces: Nonces,
     pub(crate) transmits: VecDeque<Transmit>,
+    /// How many of those the shell has taken so far.
+    pub(crate) departed: u64,
     pub(crate) controls: VecDeque<Control>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) stats: Stats,
@@ -61,9 +65,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(own_key: PublicKey, seed: [u8; 32]) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         Self {
-            own_key,
+            own_key: config.private_key.public_key(),
+            repeats_handshakes: config.repeats_handshakes,
             filter: Filter::default(),
             hosts: Vec::new(),
             nat: NatReport::default(),
@@ -76,8 +81,9 @@ impl Shared {
             poisonable: None,
             moved: None,
             stray_test_failed: false,
-            nonces: Nonces::new(seed),
+            nonces: Nonces::new(config.seed),
             transmits: VecDeque::new(),
+            departed: 0,
             controls: VecDeque::new(),
             events: VecDeque::new(),
             stats: Stats::default(),

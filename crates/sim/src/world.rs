@@ -361,6 +361,7 @@ impl World {
             mesh_id: MESH.to_owned(),
             psk: None,
             listen_port: machine.port,
+            repeats_handshakes: machine.device.forces_handshakes(),
             seed,
         };
         machine.counted = self.now;

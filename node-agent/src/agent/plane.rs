@@ -115,6 +115,7 @@ impl Plane {
             mesh_id: intent.device.mesh_id.clone(),
             psk: None,
             listen_port: device.listen_port(),
+            repeats_handshakes: device.backend() == wgdev::Backend::Userspace,
             seed,
         };
         let carrier = open_carrier(host.as_ref(), device.listen_port());

@@ -101,12 +101,23 @@ struct Allocation {
     since: Instant,
 }
 
+/// What came of a relay message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// An ANSWER is on its way, so long after its BIND.
+    Answered(Duration),
+    /// Something is known that was not.
+    Heard,
+}
+
 /// A BIND without its BOUND.
 #[derive(Debug)]
 struct Bind {
     /// The counter of the first.
     first: u64,
     sent: u32,
+    /// When the last was.
+    sent_at: Instant,
     due: Instant,
 }
 
@@ -284,7 +295,7 @@ impl Leg {
     pub(super) fn bind_now(&mut self, now: Instant) {
         if self.socket().is_some() {
             let first = self.counter.saturating_add(1);
-            self.bind = Some(Bind { first, sent: 0, due: now });
+            self.bind = Some(Bind { first, sent: 0, sent_at: now, due: now });
         }
     }
 
@@ -331,6 +342,7 @@ impl Leg {
         let attached = retry_gap.is_some();
         bind.due = now + retry_gap.unwrap_or_else(|| bind.gap());
         bind.sent = bind.sent.saturating_add(1);
+        bind.sent_at = now;
         self.unanswered.get_or_insert(now);
         let has_had_its_share = bind.sent > 1 && bind.sent % BINDS_PER_ADDRESS == 1 && self.bound.is_none();
         // Whatever it was that had this one sent came by the address that is in use.
@@ -347,38 +359,39 @@ impl Leg {
         allocation.send(self.counter, &Body::Bind, shared, now);
     }
 
-    /// Takes a relay message. Returns whether it was authentic and of use.
+    /// Takes a relay message. Returns what came of it, if it was authentic and of use.
     pub(super) fn on_message(
         &mut self,
         from: SocketAddr,
         frame: &Frame<'_>,
         shared: &mut Shared,
         now: Instant,
-    ) -> bool {
+    ) -> Option<Taken> {
         let Some(allocation) = &self.allocation else {
-            return false;
+            return None;
         };
         let header = frame.header();
         let is_ours =
             allocation.remote == Some(from) && allocation.id == header.allocation && allocation.side == header.side;
         if !is_ours || frame.is_from_node() {
-            return false;
+            return None;
         }
         // What answers a BIND that is over, or one that was never sent, is old or made up.
         let is_open = |bind: &Bind| (bind.first..=self.counter).contains(&header.counter);
         if !self.bind.as_ref().is_some_and(is_open) {
-            return false;
+            return None;
         }
         match frame.open(&allocation.key) {
             Ok(Body::Challenge(_)) if self.is_overtaken(header.counter) => {
                 self.unanswered = None;
                 self.bind_now(now);
-                true
+                Some(Taken::Heard)
             }
             Ok(Body::Challenge(token)) => {
                 self.unanswered = None;
                 allocation.send(header.counter, &Body::Answer(token), shared, now);
-                true
+                let sent = self.bind.as_ref().map_or(now, |bind| bind.sent_at);
+                Some(Taken::Answered(now.saturating_duration_since(sent)))
             }
             Ok(Body::Bound { .. }) => {
                 let counter = header.counter;
@@ -390,9 +403,9 @@ impl Leg {
                     self.ask_at.get_or_insert(now + ASK_GAP);
                 }
                 self.on_bound_while_attached(counter, shared, now);
-                true
+                Some(Taken::Heard)
             }
-            Ok(_) | Err(_) => false,
+            Ok(_) | Err(_) => None,
         }
     }
 }

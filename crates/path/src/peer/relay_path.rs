@@ -2,7 +2,7 @@
 //! one that is proven.
 //!
 //! The order matters to WireGuard. Legs are bound before anything is pointed at them. Only the side that nominates starts the
-//! handshake; the other one, if it has no session, waits for that handshake and lets its device follow it.
+//! handshake, [early] if it can; the other one, if it has no session, waits for that handshake and lets its device follow it.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -16,10 +16,12 @@ use crate::shared::Shared;
 use crate::timer::earliest;
 
 mod doubt;
+mod early;
 mod led;
 
 use doubt::SECOND_HANDSHAKE;
 pub(super) use doubt::{Echoes, VAIN_GAP};
+use early::Early;
 
 /// For so long a handshake by relay is not disturbed by one over a direct pair: the device would answer the wrong one.
 const UNDISTURBED: Duration = Duration::from_secs(1);
@@ -39,6 +41,8 @@ pub(super) struct RelayPath {
     /// Since when the pair is relayed, over whichever relay.
     pub(super) since: Instant,
     entered: Instant,
+    /// While the peer's leg is not known to be bound.
+    early: Option<Early>,
     /// Whether WireGuard was pointed there.
     moved: bool,
     /// Whether an echo came back.
@@ -54,12 +58,17 @@ impl RelayPath {
     pub(super) fn is_settled(&self, now: Instant) -> bool {
         self.settles.is_none() && self.entered + SETTLE <= now
     }
+
+    /// When this side points WireGuard there and begins a handshake, if nothing has come from the other one before.
+    fn begins_at(&self) -> Instant {
+        self.entered + self.early.map_or(SILENT_NOMINATOR, |early| early.gap())
+    }
 }
 
 impl Peer {
     /// A leg is ready: use it if it is needed.
     pub(super) fn consider_relay(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) {
-        if !self.wanted || self.direct.is_some() || self.trial.as_ref().is_some_and(|trial| trial.has_moved()) {
+        if !self.may_enter_relay() {
             return;
         }
         let ready = self.relayed.legs.iter().find(|leg| leg.relay == relay && leg.is_ready());
@@ -68,24 +77,45 @@ impl Peer {
         };
         match self.relayed.path {
             Some(path) if (path.relay, path.endpoint) == (relay, endpoint) => {
-                self.meet_anew(shared, now);
+                if path.early.is_some() {
+                    self.met_early(shared, now);
+                } else {
+                    self.meet_anew(shared, now);
+                }
             }
             Some(path) if path.relay != relay && path.confirmed && !shared.relays.is_ending(&path.relay) => {}
             _ => self.enter_relay(relay, endpoint, shared, now),
         }
     }
 
+    /// Whether there is nothing better than a relay, and nothing better is being tried.
+    fn may_enter_relay(&self) -> bool {
+        self.wanted && self.direct.is_none() && !self.trial.as_ref().is_some_and(|trial| trial.has_moved())
+    }
+
+    fn is_session_open(&self, now: Instant) -> bool {
+        self.traffic.has_session(now) || self.traffic.shook_hands_within(SESSION_LIFETIME, now)
+    }
+
     fn enter_relay(&mut self, relay: RelayId, endpoint: SocketAddr, shared: &mut Shared, now: Instant) {
         let before = self.relayed.path.filter(|path| path.confirmed);
-        let is_open = self.traffic.has_session(now) || self.traffic.shook_hands_within(SESSION_LIFETIME, now);
-        let has_session = before.is_some() || is_open;
+        let has_session = before.is_some() || self.is_session_open(now);
         let since = before.map_or(now, |path| path.since);
         let confirmed = before.is_some();
         let moved = false;
         // Packets may show that it works before an echo does.
         let settles = before.map(|_| now + SETTLE);
-        self.relayed.path =
-            Some(RelayPath { relay, endpoint, since, entered: now, moved, confirmed, settles, swept: false });
+        self.relayed.path = Some(RelayPath {
+            relay,
+            endpoint,
+            since,
+            entered: now,
+            early: None,
+            moved,
+            confirmed,
+            settles,
+            swept: false,
+        });
         self.relayed.echoes = None;
         if self.nominates || has_session {
             self.move_to_relay(self.nominates && before.is_none(), shared, now);
@@ -158,6 +188,7 @@ impl Peer {
         }
         if let Some(path) = &mut self.relayed.path {
             path.confirmed = true;
+            path.early = None;
             path.since = now;
         }
         self.relayed.failures = 0;
@@ -201,7 +232,8 @@ impl Peer {
                 None => self.drop_needless_legs(path.relay, shared, now),
             }
         }
-        if !path.moved && path.entered + SILENT_NOMINATOR <= now && self.trial.is_none() {
+        let waits = path.early.is_some_and(|early| early.waits(shared));
+        if !path.moved && path.begins_at() <= now && !waits && self.trial.is_none() {
             return self.move_to_relay(true, shared, now);
         }
         if self.echoes_deadline().is_some_and(|at| at <= now) {
@@ -234,7 +266,8 @@ impl Peer {
 
     /// Whether a handshake by relay is under way that nothing else should disturb.
     pub(super) fn is_entering_relay(&self, now: Instant) -> bool {
-        self.relayed.path.is_some_and(|path| path.moved && !path.confirmed && now < path.entered + UNDISTURBED)
+        let is_entered = |path: RelayPath| path.moved && !path.confirmed && path.early.is_none();
+        self.relayed.path.is_some_and(|path| is_entered(path) && now < path.entered + UNDISTURBED)
     }
 
     pub(super) fn relay_timeout(&self, now: Instant) -> Option<Instant> {
@@ -242,7 +275,7 @@ impl Peer {
         let echoes = self.relayed.echoes.as_ref();
         let echo = echoes.and_then(Echoes::due);
         let handshake = echoes.and_then(|echoes| echoes.handshake_due);
-        let silent = (!path.moved && self.trial.is_none()).then_some(path.entered + SILENT_NOMINATOR);
+        let silent = (!path.moved && self.trial.is_none()).then(|| path.begins_at());
         let undisturbed = Some(path.entered + UNDISTURBED).filter(|at| !path.confirmed && now < *at);
         let doubt = echoes.and_then(|echoes| echoes.doubt_due);
         earliest([echo, handshake, doubt, self.echoes_deadline(), silent, undisturbed, path.settles])
@@ -254,6 +287,10 @@ impl Peer {
             return;
         };
         self.relayed.echoes = None;
+        if path.early.is_some() {
+            // Nothing could be expected of it yet.
+            return;
+        }
         self.relayed.rtt = None;
         let wait = self.relayed.shun(path.relay, now);
         if path.confirmed {

@@ -17,7 +17,10 @@ pub const TOKEN: Token = Token([9; 16]);
 
 /// A node that has met its peer at the relay.
 pub fn met(nominates: bool) -> Bench {
-    let mut bench = Bench::new(nominates);
+    met_by(Bench::new(nominates))
+}
+
+pub fn met_by(mut bench: Bench) -> Bench {
     bench.open_relay();
     bench.add_peer(&[PEER]);
     bench.meet();
@@ -39,7 +42,11 @@ pub fn allocate(bench: &mut Bench, counter: u64) {
 
 /// A node whose leg is bound, with nothing left to send.
 pub fn bound(nominates: bool) -> Bench {
-    let mut bench = met(nominates);
+    bound_by(Bench::new(nominates))
+}
+
+pub fn bound_by(bench: Bench) -> Bench {
+    let mut bench = met_by(bench);
     allocate(&mut bench, 0);
     bench.transmits();
     answer(&mut bench, 1, &Body::Challenge(TOKEN));

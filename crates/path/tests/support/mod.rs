@@ -53,13 +53,24 @@ pub struct Bench {
 impl Bench {
     /// An engine that nominates, or one that follows, and that knows its own address and what is forbidden.
     pub fn new(nominates: bool) -> Self {
+        Self::on(nominates, true)
+    }
+
+    /// The same beside a device that starts a handshake whenever it is told to, or does not.
+    pub fn on(nominates: bool, repeats_handshakes: bool) -> Self {
         let (own, other) = if nominates { (0, 7) } else { (7, 0) };
         let own_key = PrivateKey::from_bytes(nth_key(own));
         let peer_key = PrivateKey::from_bytes(nth_key(other));
         let keys = PairKeys::derive(&peer_key, &own_key.public_key(), MESH, None).unwrap();
         let now = start();
-        let config =
-            Config { private_key: own_key, mesh_id: MESH.to_owned(), psk: None, listen_port: 21_820, seed: [7; 32] };
+        let config = Config {
+            private_key: own_key,
+            mesh_id: MESH.to_owned(),
+            psk: None,
+            listen_port: 21_820,
+            repeats_handshakes,
+            seed: [7; 32],
+        };
         let mut bench = Self {
             engine: Engine::new(config, now),
             now,

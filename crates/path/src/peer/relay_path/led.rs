@@ -54,6 +54,7 @@ impl Peer {
             endpoint,
             since: now,
             entered: now,
+            early: None,
             moved: true,
             confirmed,
             settles: None,

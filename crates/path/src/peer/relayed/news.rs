@@ -8,7 +8,7 @@ use wire::relay::Frame;
 
 use super::{FOLLOWER_PATIENCE, NO_WARM};
 use crate::peer::Peer;
-use crate::peer::leg::Leg;
+use crate::peer::leg::{Leg, Taken};
 use crate::relay::RelayId;
 use crate::shared::Shared;
 
@@ -142,11 +142,18 @@ impl Peer {
         shared: &mut Shared,
         now: Instant,
     ) -> bool {
-        let Some(at) = self.relayed.legs.iter_mut().position(|leg| leg.on_message(from, frame, shared, now)) else {
+        let legs = &mut self.relayed.legs;
+        let Some((leg, taken)) =
+            legs.iter_mut().find_map(|leg| leg.on_message(from, frame, shared, now).map(|taken| (leg, taken)))
+        else {
             return false;
         };
-        if self.relayed.legs[at].was_there(frame.header().counter) {
+        let (relay, was_there) = (leg.relay, leg.was_there(frame.header().counter));
+        if was_there {
             self.relayed.left_in_vain(now);
+        }
+        if let Taken::Answered(rtt) = taken {
+            self.begin_early(relay, rtt, shared, now);
         }
         true
     }
