@@ -2,7 +2,8 @@
 //!
 //! The first node of the hard pair has a new identity each time, so that there is neither session nor leg, and paths are made on demand: both
 //! nodes know each other and are at the relays, and wait. Then one datagram goes into the tunnel. It takes an allocation, two legs that
-//! are bound, a handshake and its own way: at least three round trips by the relay, of which one and a half are left when the legs are bound.
+//! are bound, a handshake and its own way: two and a half round trips by the relay, of which one is left when the legs are bound, if the
+//! sender begins the handshake with its ANSWER; half a round trip more if the other one does.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ struct First {
     bound: f64,
     /// The round trip of the pair afterwards.
     round_trip: f64,
+    /// Whether the sender is the one that begins handshakes: who answers one may send half a round trip later.
+    begins: bool,
 }
 
 pub fn measure(hard: &Hard<'_>, runs: usize) -> Result<Vec<Row>> {
@@ -55,14 +58,21 @@ pub fn measure(hard: &Hard<'_>, runs: usize) -> Result<Vec<Row>> {
     let all = all?;
     // Each packet crosses the lab's internet twice on its way, and so does its answer.
     let round_trip = Duration::from_millis(4 * hard.lab.scenario().delay_ms).as_secs_f64();
-    let row = |what: &str, of: fn(&First) -> f64| {
-        Row::new(what, "RTTs", Spread::of(all.iter().map(|one| of(one) / round_trip)))
+    let row = |what: &str, these: &[&First], of: fn(&First) -> f64| {
+        Row::new(what, "RTTs", Spread::of(these.iter().map(|one| of(one) / round_trip)))
     };
-    Ok(vec![
-        row("first byte, peer just known, in RTTs", |one| one.known).goal(KNOWN),
-        row("first byte, legs bound, in RTTs", |one| one.bound).goal(BOUND),
-        row("round trip of the pair afterwards, in RTTs", |one| one.round_trip),
-    ])
+    let mut rows = Vec::new();
+    for (begins, who) in [(true, "the sender begins handshakes"), (false, "the sender follows")] {
+        // Which of the two it is its new key decides.
+        let these: Vec<&First> = all.iter().filter(|one| one.begins == begins).collect();
+        if !these.is_empty() {
+            let times = these.len();
+            rows.push(row(&format!("{who} ({times} times): peer just known"), &these, |one| one.known).goal(KNOWN));
+            rows.push(row(&format!("{who}: legs bound"), &these, |one| one.bound).goal(BOUND));
+        }
+    }
+    rows.push(row("round trip of the pair afterwards", &all.iter().collect::<Vec<_>>(), |one| one.round_trip));
+    Ok(rows)
 }
 
 fn first(hard: &Hard<'_>) -> Result<First> {
@@ -89,13 +99,14 @@ fn first(hard: &Hard<'_>) -> Result<First> {
         anyhow::Ok((sent, bound, coming.join().expect("it does not panic")))
     })?;
     let since = |instant: Instant| came.map_or(f64::INFINITY, |came| (came - instant).as_secs_f64());
-    let first = First { known: since(sent), bound: since(bound), round_trip: round_trip(lab, to)? };
     // The node with the smaller key is the one that starts handshakes.
     let [own, other] = HARD.map(|node| key(lab, node));
-    let role = if bytes(&own?)? < bytes(&other?)? { "smaller" } else { "larger" };
+    let begins = bytes(&own?)? < bytes(&other?)?;
+    let first = First { known: since(sent), bound: since(bound), round_trip: round_trip(lab, to)?, begins };
     let ms = |seconds: f64| seconds * 1000.0;
     let (known, bound) = (ms(first.known), ms(first.bound));
-    hard.progress.say(&format!("{known:.0} ms, {bound:.0} from both legs on; the sender's key is the {role} one"));
+    let role = if begins { "begins handshakes" } else { "follows" };
+    hard.progress.say(&format!("{known:.0} ms, {bound:.0} from both legs on; the sender {role}"));
     Ok(first)
 }
 
