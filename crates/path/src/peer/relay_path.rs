@@ -54,6 +54,21 @@ pub(super) struct RelayPath {
 }
 
 impl RelayPath {
+    /// A relay that has just been chosen, and that nothing is known of.
+    fn new(relay: RelayId, endpoint: SocketAddr, now: Instant) -> Self {
+        Self {
+            relay,
+            endpoint,
+            since: now,
+            entered: now,
+            early: None,
+            moved: false,
+            confirmed: false,
+            settles: None,
+            swept: false,
+        }
+    }
+
     /// Whether nothing is on its way any more by a leg that was left for this one.
     pub(super) fn is_settled(&self, now: Instant) -> bool {
         self.settles.is_none() && self.entered + SETTLE <= now
@@ -102,20 +117,9 @@ impl Peer {
         let has_session = before.is_some() || self.is_session_open(now);
         let since = before.map_or(now, |path| path.since);
         let confirmed = before.is_some();
-        let moved = false;
         // Packets may show that it works before an echo does.
         let settles = before.map(|_| now + SETTLE);
-        self.relayed.path = Some(RelayPath {
-            relay,
-            endpoint,
-            since,
-            entered: now,
-            early: None,
-            moved,
-            confirmed,
-            settles,
-            swept: false,
-        });
+        self.relayed.path = Some(RelayPath { since, confirmed, settles, ..RelayPath::new(relay, endpoint, now) });
         self.relayed.echoes = None;
         if self.nominates || has_session {
             self.move_to_relay(self.nominates && before.is_none(), shared, now);

@@ -57,17 +57,8 @@ impl Peer {
         };
         let departed = shared.departed + shared.transmits.len() as u64;
         self.relayed.echoes = None;
-        self.relayed.path = Some(RelayPath {
-            relay,
-            endpoint,
-            since: now,
-            entered: now,
-            early: Some(Early { departed, rtt }),
-            moved: false,
-            confirmed: false,
-            settles: None,
-            swept: false,
-        });
+        let early = Some(Early { departed, rtt });
+        self.relayed.path = Some(RelayPath { early, ..RelayPath::new(relay, endpoint, now) });
     }
 
     /// Both legs are bound, and what was begun has passed or is about to.

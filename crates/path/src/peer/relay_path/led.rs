@@ -49,17 +49,7 @@ impl Peer {
         now: Instant,
     ) {
         self.expect_leg(relay, endpoint.port());
-        let path = RelayPath {
-            relay,
-            endpoint,
-            since: now,
-            entered: now,
-            early: None,
-            moved: true,
-            confirmed,
-            settles: None,
-            swept: false,
-        };
+        let path = RelayPath { moved: true, confirmed, ..RelayPath::new(relay, endpoint, now) };
         self.relayed.path = Some(path);
         self.relayed.echoes = Some(Echoes::new(None, now));
         self.refresh_keepalive(shared, now);
