@@ -1,5 +1,7 @@
 //! How the guests come to be relayed, and what their agents and kernels say of it.
 
+use std::net::{IpAddr, SocketAddr};
+
 use anyhow::{Context, Result, bail};
 use e2e::guest::{self, member};
 use e2e::images::binary;
@@ -127,6 +129,16 @@ pub fn end_server(lab: &Lab) -> Result<()> {
 /// Where the kernel sends packets for a peer.
 pub fn endpoint(lab: &Lab, node: &str, peer: &str) -> Result<String> {
     of_peer(lab, node, peer, "endpoints")
+}
+
+/// The relay's address that each end's kernel sends to.
+pub fn relay_address(lab: &Lab) -> Result<[IpAddr; 2]> {
+    let address = |node, peer| -> Result<IpAddr> {
+        let endpoint = endpoint(lab, node, peer)?;
+        let socket: SocketAddr = endpoint.parse().with_context(|| format!("reading the endpoint {endpoint:?}"))?;
+        Ok(socket.ip())
+    };
+    Ok([address(A, B)?, address(B, A)?])
 }
 
 /// When each end last shook hands with the other, in seconds since 1970: another session has another time.
