@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use path::{Event, Input, PathState};
-use support::legs::{SOCKET, TOKEN, allocate, answer, met, met_by, ready, relayed, state, token};
+use support::legs::{SOCKET, TOKEN, allocate, answer, met, met_by, ready, state, token};
 use support::{Bench, addr};
 use wire::relay::Body;
 
@@ -88,13 +88,13 @@ fn who_follows_waits_and_so_does_a_device_that_starts_one_in_five_seconds() {
 
 #[test]
 fn a_session_that_lives_is_not_made_anew() {
-    let mut bench = relayed(true);
-    answer(&mut bench, 1, &Body::Challenge(TOKEN));
-    let counter = 2;
-    bench.hear(wire::control::ToNode::Unbound(bench.peer));
+    let mut bench = met(true);
+    allocate(&mut bench, 0);
     bench.collect(MS(0));
-    answer(&mut bench, counter, &Body::Challenge(TOKEN));
-    assert_eq!(begun(&bench.collect_events(MS(0))), (false, 0));
+    let peer = bench.peer;
+    bench.input(Input::EchoRequest { peer });
+    answer(&mut bench, 1, &Body::Challenge(TOKEN));
+    assert_eq!(begun(&bench.collect_events(MS(20))), (false, 0));
 }
 
 #[test]
@@ -102,7 +102,8 @@ fn a_peer_that_never_comes_is_no_fault_of_the_relays() {
     let mut bench = challenged(met(true));
     bench.collect(MS(20));
     answer(&mut bench, 1, &BOUND());
-    bench.collect(Duration::from_secs(20));
+    let sent = bench.collect(Duration::from_secs(20));
+    assert!(!sent.iter().any(|sent| sent.remote == addr(SOCKET)), "its leg is not doubted");
     assert!(!matches!(state(&bench), PathState::Relayed { .. }));
     let stats = bench.engine.stats();
     assert_eq!((stats.relayed, stats.relay_died), (0, 0));
