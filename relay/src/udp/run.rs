@@ -86,13 +86,13 @@ impl Run {
     pub(super) fn run(mut self) -> io::Result<()> {
         while self.wait()? {
             self.take_commands();
-            self.send_kept();
             self.plane.handle_timeout(Instant::now());
             for _ in 0..TURNS {
                 let Some(port) = self.schedule.turn() else { break };
                 self.serve(port)?;
             }
             self.signals.lines.serve(&mut self.plane, &mut self.sockets, &mut self.counters);
+            self.send_kept();
             self.offer_events();
             self.counters.plane = self.plane.stats();
             *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = self.counters;
@@ -227,7 +227,6 @@ impl Run {
         self.counters.add(sender.send(socket, &outgoing));
         // Fewer messages than there was room for: nothing is left. If more has come since, epoll says so.
         self.schedule.served(port, datagrams, bytes, self.received.len() < SLOTS);
-        self.send_kept();
         Ok(())
     }
 
