@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use channel::{Channel, Identity, Options, Receiver, Sender, Target, Transport};
 use relay::control::{Board, Directory, Front, Supervisor};
@@ -21,6 +22,8 @@ mod carry;
 mod crowd;
 
 const BOOT: u64 = 42;
+/// What is not heard by then is not said.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn key(number: u8) -> PublicKey {
     PublicKey::from_bytes([number; 32])
@@ -132,7 +135,8 @@ impl Node {
     }
 
     async fn hear(&mut self) -> Option<ToNode> {
-        self.receiver.recv().await.unwrap()
+        let heard = tokio::time::timeout(PATIENCE, self.receiver.recv()).await;
+        heard.expect("nothing was heard for as long as that").unwrap()
     }
 
     /// Ended with this reason.

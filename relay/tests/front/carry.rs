@@ -1,6 +1,6 @@
 //! Pairs whose legs are channels.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use relay::udp::Snapshot;
 use wire::relay::AllocationId;
@@ -77,7 +77,7 @@ impl Relay {
     }
 
     async fn eventually(&self, what: &str, holds: impl Fn(&Snapshot) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while !holds(&self.snapshot()) {
             assert!(Instant::now() < deadline, "never: {what}: {:?}", self.snapshot());
             tokio::task::yield_now().await;
