@@ -45,10 +45,10 @@ impl Plane {
         }
         let segment = arrival.segment.min(run.len());
         let count = run.len().div_ceil(segment);
-        let Some(leg) = self.speaker(arrival.port, source, now) else {
+        let Some((leg, allocation, to)) = self.way(arrival.port, source, now) else {
             return self.stats.count(Outcome::UnknownSource, count);
         };
-        let Some((to, allocation)) = self.partner(leg) else {
+        let Some(to) = to else {
             for datagram in arrival.data[run].chunks(segment) {
                 let outcome = self.keep(leg, datagram);
                 self.stats.count(outcome, 1);
@@ -65,17 +65,12 @@ impl Plane {
         }
     }
 
-    /// The leg that this source is, which shows itself alive.
-    fn speaker(&mut self, port: u16, source: SocketAddr, now: Instant) -> Option<LegRef> {
+    /// Whose data of this source is, and where it goes once the partner's leg is bound.
+    fn way(&mut self, port: u16, source: SocketAddr, now: Instant) -> Option<(LegRef, AllocationId, Option<End>)> {
         let leg = self.table.get(port, source)?;
-        self.allocations.get_mut(leg.slot)?.leg_mut(leg.side).active = now;
-        Some(leg)
-    }
-
-    /// Where a leg's data goes, once the partner's is bound, and of which pair it is.
-    fn partner(&self, leg: LegRef) -> Option<(End, AllocationId)> {
-        let allocation = self.allocations.get(leg.slot)?;
-        Some((allocation.leg(leg.side.other()).bound?, allocation.id))
+        let allocation = self.allocations.get_mut(leg.slot)?;
+        allocation.leg_mut(leg.side).active = now;
+        Some((leg, allocation.id, allocation.leg(leg.side.other()).bound))
     }
 
     /// How many of the datagrams the rates of node and pair admit; those are paid for.
