@@ -1,6 +1,6 @@
 //! An initiation waits for the partner's leg, and nothing else does.
 
-use relay::server::plane::{BIND_DEADLINE, ChannelId, Config, End, Input, Kept, Outcome};
+use relay::server::plane::{BIND_DEADLINE, ChannelId, Config, End, Input, Kept, Outcome, Rate};
 use wire::relay::INITIATION_LEN;
 
 use crate::support::{Leg, World, home, node, wireguard};
@@ -91,6 +91,24 @@ fn it_goes_with_the_pair() {
         world.connect(1, 2);
         assert_eq!(kept(&mut world), []);
     }
+}
+
+#[test]
+fn a_node_that_has_used_up_its_rate_has_none_left_for_it() {
+    let mut world = World::of(3, Config { node_rate: Rate::bytes_per_second(1), ..Config::default() });
+    let [to_three, _] = world.connect(1, 3);
+    for length in [1400, 100] {
+        world.arrive_merged(to_three.port, home(1), &wireguard(4, length).repeat(100), length);
+    }
+    let over = world.count(Outcome::OverRate);
+    assert!(over > 0, "or the rate is not used up");
+    let events = world.allocate(1, 2);
+    let [mut one, mut two] = [1, 2].map(|number| Leg::of(number, &events));
+    world.bind(&mut one, home(1));
+    world.arrive(one.port, home(1), &initiation(1));
+    world.bind(&mut two, home(2));
+    assert_eq!(kept(&mut world), []);
+    assert_eq!((world.count(Outcome::Kept), world.count(Outcome::OverRate)), (1, over + 1));
 }
 
 #[test]

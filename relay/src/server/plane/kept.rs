@@ -31,7 +31,9 @@ impl Plane {
             let (Some(message), Some(to)) = (kept, allocation.leg(side.other()).bound) else { continue };
             let kept = Kept { to, port: allocation.port, allocation: allocation.id, message };
             let admitted = self.pace(LegRef { slot, side }, 1, INITIATION_LEN, INITIATION_LEN, self.now);
-            if admitted == 0 || self.kept.len() >= MAX_TRANSMITS {
+            if admitted == 0 {
+                self.stats.count(Outcome::OverRate, 1);
+            } else if self.kept.len() >= MAX_TRANSMITS {
                 self.stats.lost_transmits += 1;
             } else {
                 self.stats.count(Outcome::Forwarded, 1);
