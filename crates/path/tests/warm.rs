@@ -307,3 +307,26 @@ fn a_path_in_doubt_asks_for_a_way_out_and_one_without_packets_does_not() {
         assert!(asks(&mut bench), "nominates: {nominates}");
     }
 }
+
+/// A relay whose pod is replaced comes back with another key.
+const ANEW: RelayId = RelayId([0x41; 32]);
+
+#[test]
+fn a_leg_on_a_relay_that_has_fallen_silent_and_closed_its_channel_keeps_no_pair_from_the_one_that_is_there() {
+    for nominates in [true, false] {
+        let mut bench = with_two(nominates);
+        talk(&mut bench, 0, S(4));
+        make_warm(&mut bench);
+        // The BINDs of the warm leg go unanswered from here on, and its channel ends without a word.
+        other(&mut bench, RelayNews::Closed);
+        bench.relay(RelayNews::Closed);
+        bench.relay(RelayNews::Removed);
+        bench.collect(S(20));
+        bench.asked();
+        meet_at(&mut bench, ANEW, "192.0.2.9");
+        bench.collect(S(5));
+        let peer = bench.peer;
+        let is_wish = |said: &ToRelay| matches!(said, ToRelay::Allocate { partner, .. } if *partner == peer);
+        assert!(bench.asked_of(ANEW).iter().any(is_wish), "nominates: {nominates}");
+    }
+}

@@ -8,6 +8,8 @@ use super::Leg;
 const FRESH: Duration = Duration::from_secs(1);
 /// Without an answer for so long, unless three round trips are longer, there is none: two BINDs more were sent by then.
 const SILENCE: Duration = Duration::from_millis(250);
+/// Without an answer for so long, which four BINDs had time for, nothing more is hoped of a relay where the peer is not met either.
+const HOPELESS: Duration = Duration::from_millis(1500);
 
 /// What the relay of a leg says if it is asked whether it is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,5 +40,11 @@ impl Leg {
             self.bind_now(now);
         }
         Heard::Asked
+    }
+
+    /// Whether the relay has named it, and nothing speaks against its carrying packets: a data plane outlives its channel, a relay that is
+    /// gone leaves BINDs without an answer.
+    pub(in crate::peer) fn is_hoped_for(&self, now: Instant) -> bool {
+        self.is_allocated() && self.unanswered.is_none_or(|at| now.saturating_duration_since(at) < HOPELESS)
     }
 }

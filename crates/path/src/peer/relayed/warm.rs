@@ -70,7 +70,7 @@ impl Peer {
 
     /// Whether a leg is there, or can be hoped for.
     pub(super) fn may_serve(&self, leg: &Leg, shared: &Shared, now: Instant) -> bool {
-        let reached = leg.is_allocated() || self.met.contains(&leg.relay);
+        let reached = leg.is_hoped_for(now) || self.met.contains(&leg.relay);
         reached && !shared.relays.is_ending(&leg.relay) && !self.relayed.is_shunned(&leg.relay, now)
     }
 
