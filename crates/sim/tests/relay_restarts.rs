@@ -64,7 +64,13 @@ fn go_and_come_back(world: &mut World, relay: usize, fate: Fate, away: Duration)
 
 /// Once both nodes have channels to all relays, the pair comes to rest within some seconds, and is never long without.
 fn rests(world: &mut World, what: &str) {
-    let has_all = |world: &World| NODES.iter().all(|node| (0..world.relays()).all(|r| world.has_channel(r, *node)));
+    let all: Vec<usize> = (0..world.relays()).collect();
+    rests_beside(world, &all, what);
+}
+
+/// The same with channels to these relays.
+fn rests_beside(world: &mut World, relays: &[usize], what: &str) {
+    let has_all = |world: &World| NODES.iter().all(|node| relays.iter().all(|relay| world.has_channel(*relay, *node)));
     let back = world.run_while(S(60), has_all).unwrap();
     for _ in 0..20 {
         let rest = world.run_while(SOON, |world| unrest(world).is_none());
@@ -141,6 +147,24 @@ fn both_ends_agree_on_a_relay_after_relays_went_and_came_back() {
                 let away = MS(200 + (seed * 37 + round * 411) % 8000);
                 go_and_come_back(&mut world, one, fate, away);
                 rests(&mut world, &format!("seed {seed} {fate:?} {round}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_relay_that_is_left_carries_a_pair_although_the_other_one_stays_away() {
+    for seed in 0..SEEDS {
+        for fate in [Fate::Dark, Fate::Cut, Fate::Killed, Fate::Replaced] {
+            let mut world = pair(seed, 2);
+            let used = relay_in_use(&world).unwrap();
+            let away = if seed % 4 < 2 { used } else { 1 - used };
+            world.cut_relay(away);
+            world.run_for(S(seed * 5));
+            for round in 0..3 {
+                let time = MS(200 + (seed * 37 + round * 411) % 4000);
+                go_and_come_back(&mut world, 1 - away, fate, time);
+                rests_beside(&mut world, &[1 - away], &format!("seed {seed} {fate:?} {round}"));
             }
         }
     }
