@@ -5,11 +5,11 @@ mod support;
 
 use std::time::Duration;
 
-use path::{Event, Input, OnDemand, PathState, Reason, RelayId, RelayNews};
+use path::{Event, Input, OnDemand, PathState, Reason, RelayId, RelayNews, Transmit};
 use support::legs::{PEER, SOCKET, TOKEN, allocate, answer, direct, key, ready, relayed, state, token};
 use support::{Bench, RELAY, addr};
 use wire::control::{Leg, RefusedReason, ReleasedReason, ToNode, ToRelay};
-use wire::relay::{AllocationId, Body, Frame, Side};
+use wire::relay::{AllocationId, Body, Frame, Header, Side};
 
 const OTHER: RelayId = RelayId([0x4f; 32]);
 /// The address of the other relay, with the pair's port there.
@@ -62,9 +62,18 @@ fn make_warm(bench: &mut Bench) {
     let partner = bench.peer;
     let leg = Leg { allocation: AllocationId(9), side: Side::Low, port: 51_903, key: key(), counter: 0 };
     other(bench, RelayNews::Said(ToNode::Allocated { partner, leg }));
+    bench.transmits();
+    bound_at_the_other(bench, 1);
     other(bench, RelayNews::Said(ToNode::Ready(partner)));
     bench.transmits();
     bench.events();
+}
+
+/// The other relay answers a BIND.
+fn bound_at_the_other(bench: &mut Bench, counter: u64) {
+    let header = Header { allocation: AllocationId(9), side: Side::Low, counter };
+    let bound = Body::Bound { observed: addr("198.51.100.1:21820") };
+    bench.receive(SPARE, wire::relay::seal(&key(), &header, &bound).to_vec());
 }
 
 fn relay(bench: &Bench) -> Option<RelayId> {
@@ -244,6 +253,12 @@ fn a_direct_pair_keeps_its_leg_while_packets_flow_unless_the_peer_has_no_room() 
     assert!(allocations(&mut bench) > 0);
 }
 
+/// Of relay messages to an address.
+fn counters(sent: &[Transmit], to: &str) -> Vec<u64> {
+    let there = sent.iter().filter(|sent| sent.remote == addr(to));
+    there.filter_map(|sent| Some(Frame::parse(&sent.payload)?.header().counter)).collect()
+}
+
 /// Nothing comes back any more. How long the first echo goes unanswered until the relay in use is left, and the counter of the BIND that it
 /// is left with.
 fn leave(bench: &mut Bench, used: &str, bytes: u64) -> (Duration, u64) {
@@ -259,9 +274,8 @@ fn leave(bench: &mut Bench, used: &str, bytes: u64) -> (Duration, u64) {
         let sent = bench.transmits();
         if relay(bench) != before {
             bench.step(MS(0));
-            let sent = sent.into_iter().chain(bench.transmits()).filter(|sent| sent.remote == addr(used));
-            let counters = sent.filter_map(|sent| Some(Frame::parse(&sent.payload)?.header().counter));
-            return (bench.now - since.unwrap(), counters.max().unwrap());
+            let sent: Vec<_> = sent.into_iter().chain(bench.transmits()).collect();
+            return (bench.now - since.unwrap(), counters(&sent, used).into_iter().max().unwrap());
         }
     }
     panic!("it is not left: {:?}", state(bench));
@@ -280,6 +294,9 @@ fn a_relay_that_was_alive_when_it_was_left_makes_the_next_doubt_last_longer_and_
         if was_alive {
             answer(&mut bench, counter, &Body::Challenge(TOKEN));
         }
+        // Whatever it was, a later BIND is answered.
+        let later = counters(&bench.collect(MS(150)), SOCKET).into_iter().max().unwrap();
+        answer(&mut bench, later, &Body::Bound { observed: addr("198.51.100.1:21820") });
         bench.hear(ToNode::Ready(partner));
         let bytes = talk_at(&mut bench, SPARE, bytes, S(2));
         assert_eq!(relay(&bench), Some(OTHER));
@@ -328,5 +345,27 @@ fn a_leg_on_a_relay_that_has_fallen_silent_and_closed_its_channel_keeps_no_pair_
         let peer = bench.peer;
         let is_wish = |said: &ToRelay| matches!(said, ToRelay::Allocate { partner, .. } if *partner == peer);
         assert!(bench.asked_of(ANEW).iter().any(is_wish), "nominates: {nominates}");
+    }
+}
+
+#[test]
+fn a_warm_leg_whose_channel_is_gone_is_asked_whether_it_is_there_and_left_out_if_it_does_not_answer() {
+    for is_there in [true, false] {
+        let mut bench = with_two(true);
+        let bytes = talk(&mut bench, 0, S(4));
+        make_warm(&mut bench);
+        let bytes = talk(&mut bench, bytes, S(2));
+        bench.transmits();
+        other(&mut bench, RelayNews::Closed);
+        assert_eq!(counters(&bench.collect(MS(50)), SPARE), [2]);
+        if is_there {
+            bound_at_the_other(&mut bench, 2);
+        }
+        let bytes = talk(&mut bench, bytes, S(2));
+        for step in 0..10 {
+            bench.counters(bytes, bytes + step * 1000, SOCKET);
+            bench.collect(MS(100));
+        }
+        assert_eq!(relay(&bench), Some(if is_there { OTHER } else { RELAY }), "is there: {is_there}");
     }
 }

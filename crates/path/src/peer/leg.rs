@@ -302,6 +302,9 @@ impl Leg {
     /// Sends what is due, and may.
     pub(super) fn drive(&mut self, peer: PublicKey, may: May, shared: &mut Shared, now: Instant) {
         self.drive_attachment(peer, may, shared, now);
+        if may.spare {
+            self.lose_hope(now);
+        }
         if may.ask && self.ask_at.is_some_and(|at| at <= now) {
             let gap = ASK_GAP.saturating_mul(1 << self.asks.min(5)).min(MAX_ASK_GAP);
             self.asks = self.asks.saturating_add(1);

@@ -212,6 +212,8 @@ impl Peer {
         let depends = self.relayed.path.is_some_and(|path| path.relay == relay);
         if depends {
             self.start_relay_check(shared, now);
+        } else {
+            self.ask_warm_leg(relay, now);
         }
         depends
     }

@@ -8,7 +8,7 @@ use super::Leg;
 const FRESH: Duration = Duration::from_secs(1);
 /// Without an answer for so long, unless three round trips are longer, there is none: two BINDs more were sent by then.
 const SILENCE: Duration = Duration::from_millis(250);
-/// Without an answer for so long, which four BINDs had time for, nothing more is hoped of a relay where the peer is not met either.
+/// Without an answer for so long, which four BINDs had time for, nothing more is hoped of a leg.
 const HOPELESS: Duration = Duration::from_millis(1500);
 
 /// What the relay of a leg says if it is asked whether it is there.
@@ -45,6 +45,15 @@ impl Leg {
     /// Whether the relay has named it, and nothing speaks against its carrying packets: a data plane outlives its channel, a relay that is
     /// gone leaves BINDs without an answer.
     pub(in crate::peer) fn is_hoped_for(&self, now: Instant) -> bool {
-        self.is_allocated() && self.unanswered.is_none_or(|at| now.saturating_duration_since(at) < HOPELESS)
+        let is_silent = self.unanswered.is_some_and(|at| now.saturating_duration_since(at) >= HOPELESS);
+        self.is_allocated() && (self.is_attached() || !is_silent)
+    }
+
+    /// A leg that nobody answers is none to go on with.
+    pub(super) fn lose_hope(&mut self, now: Instant) {
+        if !self.is_hoped_for(now) {
+            self.ready = false;
+            self.bound = None;
+        }
     }
 }

@@ -68,6 +68,14 @@ impl Peer {
         }
     }
 
+    /// The channel to a relay is gone: whether a leg there would still carry is to be known before it is needed.
+    pub(in crate::peer) fn ask_warm_leg(&mut self, relay: RelayId, now: Instant) {
+        let is_kept = self.keeps_legs(now);
+        if let Some(leg) = self.relayed.leg(&relay).filter(|leg| is_kept && leg.is_ready()) {
+            leg.bind_now(now);
+        }
+    }
+
     /// Whether a leg is there, or can be hoped for.
     pub(super) fn may_serve(&self, leg: &Leg, shared: &Shared, now: Instant) -> bool {
         let reached = leg.is_hoped_for(now) || self.met.contains(&leg.relay);
