@@ -167,11 +167,16 @@ impl Hard<'_> {
         open()
     }
 
-    /// The same while this relay is the only one.
+    /// The same while this relay is the only one, and both ends have found that out.
     fn stream_through(&self, only: &str) -> Result<Stream> {
-        wait::until(&format!("{only} to carry the hard pair"), REPLACED, || match self.at_rest(false)? {
-            relay if relay == only => Ok(()),
-            relay => Err(format!("{relay} does")),
+        wait::until(&format!("{only} alone to carry the hard pair"), REPLACED, || {
+            let both = self.seen()?;
+            let carrier = self.carrier(&both, false)?;
+            if carrier == only && both.iter().all(|path| !has_ready_leg_elsewhere(path, only)) {
+                Ok(())
+            } else {
+                Err(format!("{carrier} does, {both:?}"))
+            }
         })?;
         self.pings()
     }
@@ -221,6 +226,11 @@ impl Hard<'_> {
         let mut nodes = self.lab.scenario().nodes.iter();
         nodes.find(|node| IpAddr::V4(node.outer_v4()) == at.ip()).map(|node| node.name.as_str())
     }
+}
+
+fn has_ready_leg_elsewhere(path: &serde_json::Value, relay: &str) -> bool {
+    let legs = path["legs"].as_array().map(Vec::as_slice).unwrap_or_default();
+    legs.iter().any(|leg| leg["phase"] == "ready" && leg["relay"] != relay)
 }
 
 fn has_channels(lab: &Lab, node: &str) -> bool {
