@@ -204,18 +204,16 @@ impl Peer {
         self.drive_relay(shared, now);
     }
 
-    /// The channel to a relay is gone. Its data plane may be alive all the same. Returns whether this peer depends on it.
+    /// The channel to a relay is gone. Its data plane may be alive all the same. Returns whether this peer has to find that out.
     pub(crate) fn relay_lost(&mut self, relay: RelayId, shared: &mut Shared, now: Instant) -> bool {
         if self.carriage_lost(relay, shared, now) {
             return true;
         }
-        let depends = self.relayed.path.is_some_and(|path| path.relay == relay);
-        if depends {
+        if self.relayed.path.is_some_and(|path| path.relay == relay) {
             self.start_relay_check(shared, now);
-        } else {
-            self.ask_warm_leg(relay, now);
+            return true;
         }
-        depends
+        self.ask_warm_leg(relay, now)
     }
 
     /// Sends what the relayed path has due, and ends it in time.

@@ -68,12 +68,11 @@ impl Peer {
         }
     }
 
-    /// The channel to a relay is gone: whether a leg there would still carry is to be known before it is needed.
-    pub(in crate::peer) fn ask_warm_leg(&mut self, relay: RelayId, now: Instant) {
+    /// The channel to a relay is gone: whether a leg there would still carry is to be known before it is needed. Returns whether there is one.
+    pub(in crate::peer) fn ask_warm_leg(&mut self, relay: RelayId, now: Instant) -> bool {
         let is_kept = self.keeps_legs(now);
-        if let Some(leg) = self.relayed.leg(&relay).filter(|leg| is_kept && leg.is_ready()) {
-            leg.bind_now(now);
-        }
+        let leg = self.relayed.leg(&relay).filter(|leg| is_kept && leg.is_ready());
+        leg.map(|leg| leg.bind_now(now)).is_some()
     }
 
     /// Whether a leg is there, or can be hoped for.
