@@ -150,7 +150,7 @@ impl Hard<'_> {
     /// that does not get there by itself is counted and gets new agents.
     fn stream(&self) -> Result<(String, Stream)> {
         let open = || {
-            wait::until("the hard pair to be relayed", AT_REST, || self.at_rest(true))?;
+            wait::until("the hard pair to be relayed", AT_REST, || self.at_rest())?;
             let rests = Instant::now();
             let relay = wait::until("both ends to name the relay", AT_REST, || self.at_rest_and_named())?;
             self.agreed.set(self.agreed.get().max(rests.elapsed()));
@@ -201,8 +201,8 @@ impl Hard<'_> {
         }
     }
 
-    fn at_rest(&self, with_all_channels: bool) -> Result<String, String> {
-        self.carrier(&self.seen()?, with_all_channels)
+    fn at_rest(&self) -> Result<String, String> {
+        self.carrier(&self.seen()?, true)
     }
 
     /// What an agent says of its relay is one thing; where WireGuard sends is where the packets go.

@@ -15,8 +15,8 @@ use crate::nat::NatClass;
 use crate::shared::Shared;
 use crate::timer::earliest;
 
-/// Silence after which a leg becomes a channel that goes by UDP itself: four BINDs, and time for the answer to the last.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// Silence after which a leg becomes a channel that goes by UDP itself, or is given up: four BINDs, and time for the answer to the last.
+pub(super) const PATIENCE: Duration = Duration::from_millis(1500);
 /// The same for a channel over TCP: UDP was not there in time for the channel either. Two BINDs, and time for the answer.
 const LITTLE_PATIENCE: Duration = Duration::from_millis(300);
 /// Before the first BIND while the channel carries everything, doubled each time: the relay may have been silent altogether for a moment ..

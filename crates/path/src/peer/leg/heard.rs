@@ -3,13 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::Leg;
+use super::attached::PATIENCE;
 
 /// An answer that is as old as this tells nothing of a relay any more.
 const FRESH: Duration = Duration::from_secs(1);
 /// Without an answer for so long, unless three round trips are longer, there is none: two BINDs more were sent by then.
 const SILENCE: Duration = Duration::from_millis(250);
-/// Without an answer for so long, which four BINDs had time for, nothing more is hoped of a leg.
-const HOPELESS: Duration = Duration::from_millis(1500);
 
 /// What the relay of a leg says if it is asked whether it is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,9 +42,9 @@ impl Leg {
     }
 
     /// Whether the relay has named it, and nothing speaks against its carrying packets: a data plane outlives its channel, a relay that is
-    /// gone leaves BINDs without an answer.
+    /// gone leaves BINDs without an answer. One that can become the channel has done so by then.
     pub(in crate::peer) fn is_hoped_for(&self, now: Instant) -> bool {
-        let is_silent = self.unanswered.is_some_and(|at| now.saturating_duration_since(at) >= HOPELESS);
+        let is_silent = self.unanswered.is_some_and(|at| now.saturating_duration_since(at) >= PATIENCE);
         self.is_allocated() && (self.is_attached() || !is_silent)
     }
 
