@@ -159,3 +159,25 @@ fn a_check_of_a_path_that_answers_points_the_device_back_before_it_concludes_any
         assert_eq!(points_at(&bench.collect_events(MS(250)), PEER), answers);
     }
 }
+
+/// The peer has found the path dead before this side, and its packets led the device to the relay: by that the echo came back, before
+/// the device was asked where it is.
+#[test]
+fn an_echo_that_may_have_come_by_a_relay_speaks_for_no_direct_path() {
+    for nominates in [true, false] {
+        let mut bench = direct(nominates);
+        let peer = bench.peer;
+        bench.counters(1000, 1000, PEER);
+        bench.keep_alive(S(3));
+        bench.counters(1000, 2000, PEER);
+        let token = token(&bench.collect_events(MS(400))).expect("silence is looked into");
+        bench.input(Input::EchoReply { peer, token });
+        let mut events = Vec::new();
+        for rx in 2..12 {
+            bench.counters(1000 * rx, 1000 * (rx + 1), SOCKET);
+            events.extend(bench.collect_events(MS(50)));
+        }
+        assert!(!points_at(&events, PEER), "nominates: {nominates}: {events:?}");
+        assert!(!bench.is_direct(), "nominates: {nominates}");
+    }
+}

@@ -27,6 +27,7 @@ const MIN_GAP: Duration = Duration::from_secs(1);
 pub(super) struct Check {
     started: Instant,
     pub(super) ponged: bool,
+    echoed: bool,
     /// Where the device was led to meanwhile: it is brought back if the path answers.
     pub(super) led: Option<SocketAddr>,
     pings: u8,
@@ -74,6 +75,7 @@ impl Peer {
         self.check = Some(Box::new(Check {
             started: now,
             ponged: false,
+            echoed: false,
             led: None,
             pings: 0,
             ping_due: now,
@@ -146,13 +148,22 @@ impl Peer {
         if let Some(endpoint) = check.led.take() {
             self.bring_back(direct, endpoint, shared, now);
         }
+        self.conclude_check();
     }
 
-    /// The echo of a check came back. From a device that was led to a relay it went by that, which tells nothing of the path unless
-    /// this answers as well.
+    /// The echo of a check came back.
     pub(super) fn check_echoed(&mut self, token: u64) {
-        let by_relay = self.traffic.device.is_some_and(|device| self.relayed.is_relay_socket(device));
-        self.check.take_if(|check| check.token == token && (check.ponged || !by_relay));
+        if let Some(check) = self.check.as_mut().filter(|check| check.token == token) {
+            check.echoed = true;
+            self.conclude_check();
+        }
+    }
+
+    /// Where there are legs the peer's packets may have led the device to a relay, before anybody asks it where it is. An echo that came by
+    /// that tells nothing of the path, unless this answers as well.
+    fn conclude_check(&mut self) {
+        let by_path_alone = !self.relayed.has_sockets();
+        self.check.take_if(|check| check.echoed && (check.ponged || by_path_alone));
     }
 
     /// Data arrived on its own. A silent agent does not make a dead path.

@@ -117,7 +117,11 @@ pub fn acknowledge(bench: &mut Bench, (tx, epoch): (TransactionId, u64)) -> Vec<
 pub fn direct(nominates: bool) -> Bench {
     let mut bench = relayed(nominates);
     let peer = bench.peer;
-    let sent = bench.keep_alive(Duration::from_secs(1));
+    // Answered at once, so that it is a near peer.
+    let sent = std::iter::repeat_with(|| bench.keep_alive(Duration::from_millis(10)))
+        .take(100)
+        .find(|sent| sent.iter().any(|sent| sent.remote == addr(PEER)))
+        .expect("a probe");
     bench.answer(&sent, PEER);
     let events = if nominates {
         let sent = bench.transmits();
