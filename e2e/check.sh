@@ -41,7 +41,7 @@ say "licences, bans, sources"
 if ! command -v cargo-deny >/dev/null 2>&1; then
 	tools=${WARREN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/warren}/tools
 	export PATH=$tools/bin:$PATH
-	command -v cargo-deny >/dev/null 2>&1 || cargo install --locked --quiet --root "$tools" cargo-deny@0.20.2
+	command -v cargo-deny >/dev/null 2>&1 || cargo install --debug --locked --quiet --root "$tools" cargo-deny@0.20.2
 fi
 cargo deny --log-level error check licenses bans sources
 say "tests that documents name"
