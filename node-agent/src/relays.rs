@@ -27,7 +27,10 @@ use std::{
     time::Instant,
 };
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot, watch,
+    },
     task::AbortHandle,
 };
 use wire::{control::ToRelay, key::PublicKey};
@@ -135,10 +138,19 @@ pub struct Report {
 
 #[derive(Debug)]
 enum What {
-    /// Over this; and whether the one before it went over TLS too, if it does.
-    Open(Transport, bool),
+    /// Over this; whether the one before it went over TLS too, if it does; and how to use it.
+    Open(Transport, bool, Voice),
     Closed(String),
     Said(wire::control::ToNode),
+}
+
+/// What the loop holds of one open channel. It belongs to no other: the loop may hear late that a channel has ended, and that there is
+/// another, and what it says until then must not be the first that the new one hears.
+#[derive(Debug)]
+struct Voice {
+    orders: mpsc::Sender<ToRelay>,
+    /// The channel ends when this is dropped, whatever is still to be said by it.
+    _held: oneshot::Sender<()>,
 }
 
 /// The channels of one path engine.
@@ -156,10 +168,10 @@ pub struct Relays {
 struct Channel {
     row: Row,
     task: u64,
-    orders: mpsc::Sender<ToRelay>,
+    /// Nothing while it is not open.
+    voice: Option<Voice>,
     /// WireGuard's packets for it.
     lane: Arc<Lane>,
-    renew: Arc<Notify>,
     abort: AbortHandle,
 }
 
@@ -211,8 +223,7 @@ impl Relays {
 
     fn start(&mut self, relay: Relay, now: Instant) {
         self.tasks += 1;
-        let (orders, orders_out) = mpsc::channel(ORDERS_QUEUE);
-        let (lane, renew) = (Arc::new(Lane::default()), Arc::new(Notify::new()));
+        let lane = Arc::new(Lane::default());
         let task = task::Task {
             host: self.host.clone(),
             credentials: self.credentials.clone(),
@@ -221,12 +232,11 @@ impl Relays {
             news: self.news.0.clone(),
             feed: self.feed.clone(),
             lane: lane.clone(),
-            renew: renew.clone(),
             admitted: self.admitted.subscribe(),
         };
-        let abort = tokio::spawn(task.run(orders_out)).abort_handle();
+        let abort = tokio::spawn(task.run()).abort_handle();
         let row = Row { relay: relay.clone(), state: State::Connecting, since: now };
-        self.channels.insert(relay.id, Channel { row, task: self.tasks, orders, lane, renew, abort });
+        self.channels.insert(relay.id, Channel { row, task: self.tasks, voice: None, lane, abort });
     }
 
     /// The next report of any channel; waits for ever when there is none. Cancel safe.
@@ -257,8 +267,9 @@ impl Relays {
         };
         let mut over_tcp = None;
         let news = match what {
-            What::Open(transport, again) => {
+            What::Open(transport, again, voice) => {
                 show(State::Open(transport));
+                channel.voice = Some(voice);
                 over_tcp = (transport == Transport::Tls).then_some(RelayNews::OverTcp { again });
                 RelayNews::Open { addresses: channel.row.relay.udp.clone() }
             }
@@ -275,6 +286,7 @@ impl Relays {
                 let since = if first { channel.row.since } else { now };
                 channel.row.state = State::Closed(why);
                 channel.row.since = since;
+                channel.voice = None;
                 RelayNews::Closed
             }
             What::Said(message) => RelayNews::Said(message),
@@ -296,20 +308,20 @@ impl Relays {
         }
     }
 
-    /// Makes the channel to this relay anew.
-    pub fn renew(&self, id: RelayId) {
-        if let Some(channel) = self.channels.get(&id) {
-            // Only a channel that is open now: the next one is new anyway.
-            channel.renew.notify_waiters();
+    /// Makes the channel to this relay anew, if there is one.
+    pub fn renew(&mut self, id: RelayId) {
+        if let Some(channel) = self.channels.get_mut(&id) {
+            channel.voice = None;
         }
     }
 
-    /// Says something to a relay. What can't be taken ends its channel: it starts anew, and the engine with it.
+    /// Says something over the channel to a relay, if it is open. What can't be taken ends it: it starts anew, and the engine with it.
     pub fn send(&mut self, id: RelayId, message: ToRelay, now: Instant) -> Option<(RelayId, RelayNews)> {
         let channel = self.channels.get(&id)?;
-        match channel.orders.try_send(message) {
-            Ok(()) => None,
-            Err(_) => {
+        match channel.voice.as_ref()?.orders.try_send(message) {
+            // Of one that has ended the news is on its way.
+            Ok(()) | Err(TrySendError::Closed(_)) => None,
+            Err(TrySendError::Full(_)) => {
                 let relay = channel.row.relay.clone();
                 tracing::warn!(
                     relay = relay.name,

@@ -1,6 +1,6 @@
 //! The task of one channel.
 
-use super::{Credentials, Link, Relay, Report, What, backoff::Backoff};
+use super::{Credentials, Link, ORDERS_QUEUE, Relay, Report, Voice, What, backoff::Backoff};
 use crate::{
     carry::{Feed, Lane},
     host::Host,
@@ -9,10 +9,10 @@ use crate::{
 use channel::{Heard, Packets};
 use std::{sync::Arc, time::Instant};
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::sleep,
 };
-use wire::control::{DeniedReason, ToNode, ToRelay};
+use wire::control::{DeniedReason, ToNode};
 
 pub(super) struct Task {
     pub host: Arc<dyn Host>,
@@ -22,10 +22,12 @@ pub(super) struct Task {
     pub news: mpsc::Sender<Report>,
     pub feed: Option<Feed>,
     pub lane: Arc<Lane>,
-    pub renew: Arc<Notify>,
     /// Whether the operator has admitted this node's key.
     pub admitted: watch::Receiver<bool>,
 }
+
+/// Why the loop lets go of an open channel.
+const UNANSWERED: &str = "the relay did not answer over it";
 
 /// How a channel came to its end.
 struct End {
@@ -35,13 +37,13 @@ struct End {
 
 impl Task {
     /// Runs until the loop lets go of it.
-    pub async fn run(mut self, mut orders: mpsc::Receiver<ToRelay>) {
+    pub async fn run(mut self) {
         let mut backoff = Backoff::default();
         loop {
             let (why, pause) = match self.host.open_link(&self.credentials, &self.relay, backoff.patience()).await {
                 Ok(link) => {
                     let opened = Instant::now();
-                    let End { why, denied } = self.pipe(link, &mut orders).await;
+                    let End { why, denied } = self.pipe(link).await;
                     if denied != Some(DeniedReason::NotAdmitted) {
                         self.admitted.mark_unchanged();
                     }
@@ -67,13 +69,12 @@ impl Task {
     }
 
     /// Hands on what each side says until one of them ends it. The engine introduces this node.
-    async fn pipe(&self, link: Link, orders: &mut mpsc::Receiver<ToRelay>) -> End {
+    async fn pipe(&self, link: Link) -> End {
         let Link { transport, again, mut outgoing, mut incoming, outlet } = link;
         let end = |why: String| End { why, denied: None };
-        // What was meant for the channel before this one.
-        while orders.try_recv().is_ok() {}
+        let ((sender, mut orders), (held, let_go)) = (mpsc::channel(ORDERS_QUEUE), oneshot::channel());
         self.lane.open(outlet);
-        if self.report(What::Open(transport, again)).await.is_none() {
+        if self.report(What::Open(transport, again, Voice { orders: sender, _held: held })).await.is_none() {
             return end("the agent let go of it".into());
         }
         let writing = async {
@@ -82,7 +83,7 @@ impl Task {
                     return end(format!("{e:#}"));
                 }
             }
-            end("the agent let go of it".into())
+            end(UNANSWERED.into())
         };
         let reading = async {
             loop {
@@ -111,7 +112,7 @@ impl Task {
         let end = tokio::select! {
             end = reading => end,
             end = writing => end,
-            () = self.renew.notified() => end("the relay did not answer over it".into()),
+            _ = let_go => end(UNANSWERED.into()),
         };
         self.lane.close();
         end

@@ -6,6 +6,7 @@ use node_agent::{
     carry::Outlet,
     relays::{Incoming, Outgoing, Relays, Transport},
 };
+use path::RelayNews;
 use wire::{
     control::{self, DeniedReason, ToNode, ToRelay},
     relay::{AllocationId, Body, Frame, Header, LegKey, Side, Token, seal},
@@ -300,10 +301,10 @@ async fn a_leg_is_bound_from_wireguards_port_and_then_wireguard_is_pointed_there
     lab.stop().await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_node_that_is_admitted_asks_its_relays_again_at_once() {
+/// Channels to one relay, and whoever plays it.
+fn alone() -> (Relays, mpsc::UnboundedReceiver<Dialled>) {
     let (machine, _change) = Machine::new();
-    let (dial, mut dialled) = mpsc::unbounded_channel();
+    let (dial, dialled) = mpsc::unbounded_channel();
     *machine.relays.lock().unwrap() = Some(dial);
     let credentials = Credentials { identity: channel::Identity::generate().unwrap(), fwmark: 0 };
     let mut relays = Relays::new(machine, credentials, None);
@@ -316,6 +317,12 @@ async fn a_node_that_is_admitted_asks_its_relays_again_at_once() {
         udp: Vec::new(),
     };
     relays.set(&[relay], std::time::Instant::now());
+    (relays, dialled)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_admitted_asks_its_relays_again_at_once() {
+    let (relays, mut dialled) = alone();
     for _ in 0..8 {
         let relay = dialled.recv().await.unwrap();
         relay.says(ToNode::Denied(DeniedReason::NotAdmitted));
@@ -326,6 +333,31 @@ async fn a_node_that_is_admitted_asks_its_relays_again_at_once() {
     relays.set_admitted(true);
     dialled.recv().await.unwrap();
     assert_eq!(denied.elapsed(), Duration::ZERO);
+}
+
+/// A relay ends a channel that begins with anything but Hello, and is not asked again for long.
+#[tokio::test(start_paused = true)]
+async fn what_was_meant_for_a_channel_is_not_said_over_the_next_one() {
+    let (mut relays, mut dialled) = alone();
+    let (id, now) = (path::RelayId(RELAY_KEY), std::time::Instant::now());
+    let meet = |relays: &mut Relays| relays.send(id, ToRelay::Meet(PublicKey::from_bytes([1; 32])), now);
+    let opening = relays.next().await;
+    assert!(matches!(relays.accept(opening, now)[..], [(_, RelayNews::Open { .. })]));
+    drop(dialled.recv().await.unwrap());
+    let mut second = dialled.recv().await.unwrap();
+    // A loop that is busy has neither heard of the end of the first one ..
+    meet(&mut relays);
+    tokio::task::yield_now().await;
+    let closing = relays.next().await;
+    assert!(matches!(relays.accept(closing, now)[..], [(_, RelayNews::Closed)]));
+    // .. nor, then, of the second one.
+    meet(&mut relays);
+    tokio::task::yield_now().await;
+    let opening = relays.next().await;
+    assert!(matches!(relays.accept(opening, now)[..], [(_, RelayNews::Open { .. })]));
+    let hello = ToRelay::Hello { version: control::VERSION, node: PublicKey::from_bytes([2; 32]) };
+    relays.send(id, hello.clone(), now);
+    second.expect(hello).await;
 }
 
 #[tokio::test]
