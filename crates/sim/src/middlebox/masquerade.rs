@@ -11,8 +11,10 @@ use std::time::Duration;
 use crate::packet::Packet;
 use crate::random::Random;
 
-/// How long a connection lives that has seen packets one way only (Linux's `nf_conntrack_udp_timeout`).
+/// How long a connection lives that has seen packets one way only, or one question and its answer (Linux's `nf_conntrack_udp_timeout`).
 const UNREPLIED: Duration = Duration::from_secs(30);
+/// What is still used this long after it began lives longer (Linux's `nf_conntrack_udp_timeout_stream`).
+const STREAM: Duration = Duration::from_secs(2);
 
 /// Source and destination of packets.
 type Tuple = (SocketAddr, SocketAddr);
@@ -24,7 +26,14 @@ struct Connection {
     /// As answers to it are.
     reply: Tuple,
     replied: bool,
+    began: Duration,
     used: Duration,
+}
+
+impl Connection {
+    fn is_stream(&self) -> bool {
+        self.replied && self.used > self.began + STREAM
+    }
 }
 
 /// The table of connections.
@@ -37,7 +46,7 @@ impl Connections {
     }
 
     pub(super) fn expire(&mut self, timeout: Duration, now: Duration) {
-        self.0.retain(|known| now - known.used < if known.replied { timeout } else { UNREPLIED });
+        self.0.retain(|known| now - known.used < if known.is_stream() { timeout } else { UNREPLIED });
     }
 
     /// Translates a packet from inside.
@@ -62,7 +71,7 @@ impl Connections {
         while self.is_taken((packet.dst, outside)) {
             outside.set_port(1024 + random.below(60_000) as u16);
         }
-        self.0.push(Connection { original, reply: (packet.dst, outside), replied: false, used: now });
+        self.0.push(Connection { original, reply: (packet.dst, outside), replied: false, began: now, used: now });
         packet.src = outside;
         packet
     }
@@ -78,9 +87,13 @@ impl Connections {
         }
         match self.0.iter_mut().find(|known| known.original == tuple) {
             Some(stray) => stray.used = now,
-            None => {
-                self.0.push(Connection { original: tuple, reply: (packet.dst, packet.src), replied: false, used: now })
-            }
+            None => self.0.push(Connection {
+                original: tuple,
+                reply: (packet.dst, packet.src),
+                replied: false,
+                began: now,
+                used: now,
+            }),
         }
         None
     }
@@ -125,7 +138,7 @@ mod tests {
         let mut box_ = Connections::default();
         let own: SocketAddr = "198.51.100.1:21820".parse().unwrap();
         assert_eq!(send(&mut box_, "192.0.2.9:7", S(0)), own);
-        let answer = box_.inbound(packet("192.0.2.9:7", "198.51.100.1:21820"), S(1)).unwrap();
+        let answer = box_.inbound(packet("192.0.2.9:7", "198.51.100.1:21820"), S(3)).unwrap();
         assert_eq!(answer.dst, "10.0.0.2:21820".parse().unwrap());
         assert_eq!(send(&mut box_, "192.0.2.9:7", S(100)), own);
     }
