@@ -181,3 +181,26 @@ fn an_echo_that_may_have_come_by_a_relay_speaks_for_no_direct_path() {
         assert!(!bench.is_direct(), "nominates: {nominates}");
     }
 }
+
+/// The same with a path that carries probes and no data: its PONG comes after an echo by the relay, and would make that one count.
+#[test]
+fn an_echo_from_before_the_path_answered_does_not_show_that_it_carries_data() {
+    for nominates in [true, false] {
+        let mut bench = direct(nominates);
+        let peer = bench.peer;
+        bench.counters(1000, 1000, PEER);
+        bench.keep_alive(S(3));
+        bench.counters(1000, 2000, PEER);
+        let (mut sent, mut asked) = (Vec::new(), None);
+        while asked.is_none() {
+            bench.step(MS(10));
+            asked = token(&bench.events());
+            sent = bench.transmits();
+        }
+        bench.input(Input::EchoReply { peer, token: asked.unwrap() });
+        bench.answer(&sent, PEER);
+        // One check, and not what the next one finds out.
+        probes_only(&mut bench, MS(2100));
+        assert!(!bench.is_direct(), "nominates: {nominates}");
+    }
+}

@@ -27,7 +27,6 @@ const MIN_GAP: Duration = Duration::from_secs(1);
 pub(super) struct Check {
     started: Instant,
     pub(super) ponged: bool,
-    echoed: bool,
     /// Where the device was led to meanwhile: it is brought back if the path answers.
     pub(super) led: Option<SocketAddr>,
     pings: u8,
@@ -75,7 +74,6 @@ impl Peer {
         self.check = Some(Box::new(Check {
             started: now,
             ponged: false,
-            echoed: false,
             led: None,
             pings: 0,
             ping_due: now,
@@ -148,22 +146,14 @@ impl Peer {
         if let Some(endpoint) = check.led.take() {
             self.bring_back(direct, endpoint, shared, now);
         }
-        self.conclude_check();
     }
 
-    /// The echo of a check came back.
+    /// The echo of a check came back. Where there are legs the peer's packets may have led the device to a relay, before anybody asks it
+    /// where it is. An echo that came by that tells nothing of the path: only one from after the path's own answer does, when the device
+    /// has been pointed there.
     pub(super) fn check_echoed(&mut self, token: u64) {
-        if let Some(check) = self.check.as_mut().filter(|check| check.token == token) {
-            check.echoed = true;
-            self.conclude_check();
-        }
-    }
-
-    /// Where there are legs the peer's packets may have led the device to a relay, before anybody asks it where it is. An echo that came by
-    /// that tells nothing of the path, unless this answers as well.
-    fn conclude_check(&mut self) {
         let by_path_alone = !self.relayed.has_sockets();
-        self.check.take_if(|check| check.echoed && (check.ponged || by_path_alone));
+        self.check.take_if(|check| check.token == token && (check.ponged || by_path_alone));
     }
 
     /// Data arrived on its own. A silent agent does not make a dead path.
