@@ -216,7 +216,7 @@ impl Gather {
         if self.hosts.is_empty() && self.servers.iter().all(|server| server.mapped.is_none()) {
             return false;
         }
-        let report = self.report(shared.moved);
+        let report = self.report(&shared.moved);
         shared.nat = report;
         let candidates = self.candidates(report, shared);
         shared.candidates.clone_from(&candidates);
@@ -230,11 +230,12 @@ impl Gather {
     }
 
     /// What the NATs are. An observer who sees the port that strays moved this node to is no sign of a port for each destination.
-    fn report(&self, moved: Option<SocketAddr>) -> NatReport {
+    fn report(&self, moved: &[SocketAddr]) -> NatReport {
         let own = self.host_sockets();
         let seen = || self.servers.iter().filter_map(|server| server.mapped);
-        let tested = moved.and_then(|moved| seen().find(|mapped| *mapped != moved && mapped.ip() == moved.ip()));
-        let before = |mapped: SocketAddr| tested.filter(|_| Some(mapped) == moved).unwrap_or(mapped);
+        let is_before = |mapped: &SocketAddr| !moved.contains(mapped) && moved.iter().any(|to| to.ip() == mapped.ip());
+        let tested = seen().find(is_before);
+        let before = |mapped: SocketAddr| tested.filter(|_| moved.contains(&mapped)).unwrap_or(mapped);
         let class = |v4: bool| {
             let observations: Vec<Observation> = self
                 .servers
@@ -254,7 +255,7 @@ impl Gather {
 
     fn candidates(&self, report: NatReport, shared: &mut Shared) -> Vec<Candidate> {
         let extra = self.extra.iter().copied();
-        let reflexive = self.reflexive(report, shared.moved).into_iter();
+        let reflexive = self.reflexive(report, &shared.moved).into_iter();
         let hosts = self.host_sockets().into_iter().map(|addr| Candidate::new(CandidateKind::Host, addr));
         let mut known = BTreeSet::new();
         let mut candidates = Vec::new();
@@ -275,8 +276,8 @@ impl Gather {
     /// The mapped addresses that are none of the host's own. Behind a hard NAT the port means nothing to peers, only the
     /// address does; there the port that was published first stays, so that no refresh makes news.
     /// A box that strays have moved shows its old port to those who knew it, the observers among them, and the one that it was
-    /// moved to (`moved`) to everybody else.
-    fn reflexive(&self, report: NatReport, moved: Option<SocketAddr>) -> Vec<Candidate> {
+    /// moved to (in `moved`) to everybody else.
+    fn reflexive(&self, report: NatReport, moved: &[SocketAddr]) -> Vec<Candidate> {
         let own = self.host_sockets();
         let mut found: Vec<Candidate> = Vec::new();
         for mapped in self.servers.iter().filter_map(|server| server.mapped) {
@@ -290,8 +291,9 @@ impl Gather {
                 found.push(self.published_at(candidate).unwrap_or(candidate));
             }
         }
-        let moved = moved.filter(|moved| found.iter().any(|known| known.addr.ip() == moved.ip()));
-        found.extend(moved.map(|moved| Candidate::new(CandidateKind::ServerReflexive, moved)));
+        let is_ours = |to: &&SocketAddr| found.iter().any(|known| known.addr.ip() == to.ip());
+        let moved: Vec<&SocketAddr> = moved.iter().filter(is_ours).collect();
+        found.extend(moved.into_iter().map(|to| Candidate::new(CandidateKind::ServerReflexive, *to)));
         found
     }
 

@@ -48,8 +48,10 @@ pub(crate) struct Shared {
     pub(crate) channel: ControlChannel,
     /// Whether a stranger's packet moves this node's port, as far as it is known.
     pub(crate) poisonable: Option<bool>,
-    /// Where the packets to new destinations come from since strays moved this node's port.
-    pub(crate) moved: Option<SocketAddr>,
+    /// Where the packets to new destinations come from since strays moved this node's port: two at most.
+    pub(crate) moved: Vec<SocketAddr>,
+    /// Where else a relay saw a leg, which was a new destination when it was bound.
+    pub(crate) seen_by_leg: Option<SocketAddr>,
     /// Whether that was tested in vain.
     pub(crate) stray_test_failed: bool,
     pub(crate) nonces: Nonces,
@@ -79,7 +81,8 @@ impl Shared {
             on_demand: None,
             channel: ControlChannel::default(),
             poisonable: None,
-            moved: None,
+            moved: Vec::new(),
+            seen_by_leg: None,
             stray_test_failed: false,
             nonces: Nonces::new(config.seed),
             transmits: VecDeque::new(),
@@ -157,6 +160,14 @@ impl Shared {
     /// Whether packets can go inside this relay's channel.
     pub(crate) fn can_carry(&self, relay: &RelayId) -> bool {
         self.carriage.is_open() && self.relays.is_open(relay)
+    }
+
+    /// A relay has seen packets of a leg come from there. What peers are told anyway is no news: a connection that a box has kept from before
+    /// shows it too.
+    pub(crate) fn on_leg_seen(&mut self, from: SocketAddr) {
+        if from.is_ipv4() && self.candidates.iter().all(|known| known.addr != from) {
+            self.seen_by_leg = Some(from);
+        }
     }
 
     /// Whether there is something to tell peers about this node's NAT, and nothing more to be found out soon.

@@ -69,7 +69,6 @@ impl StrayTest {
         for stray in &mut self.strays {
             stray.drive(shared, now);
         }
-        shared.moved = self.strays.iter().rev().filter_map(Stray::seen).find(|seen| Some(*seen) != self.mapped);
         let running = self.strays.iter().any(|stray| !matches!(stray.state, State::Over { .. }));
         let before = shared.poisonable;
         shared.poisonable = match (shared.nat.v4, self.verdict()) {
@@ -77,6 +76,7 @@ impl StrayTest {
             (NatClass::Open | NatClass::AddressDependent | NatClass::AddressAndPortDependent, _) => Some(false),
             (_, verdict) => verdict,
         };
+        shared.moved = self.moved(shared);
         if shared.poisonable != before {
             shared.events.push_back(Event::Poisonable(shared.poisonable));
         }
@@ -116,6 +116,17 @@ impl StrayTest {
         self.strays.iter_mut().any(|stray| stray.on_response(from, message, mapped))
     }
 
+    /// Where packets to new destinations come from: as it was found out, and as it may be since then. What peers sent too early moves the port
+    /// again, to one that new legs show and that stays for as long as they do.
+    fn moved(&self, shared: &Shared) -> Vec<SocketAddr> {
+        let tested = self.strays.iter().rev().filter_map(Stray::seen).find(|seen| Some(*seen) != self.mapped);
+        let later = shared.seen_by_leg.filter(|seen| {
+            let is_elsewhere = self.mapped.is_some_and(|mapped| *seen != mapped && seen.ip() == mapped.ip());
+            is_elsewhere && tested != Some(*seen) && shared.poisonable == Some(true)
+        });
+        [tested, later].into_iter().flatten().collect()
+    }
+
     /// One stray that moved our port is proof, one that did not may have been lost.
     fn verdict(&self) -> Option<bool> {
         let mut results = self.strays.iter().filter_map(Stray::seen);
@@ -131,7 +142,7 @@ impl StrayTest {
 fn subject(shared: &Shared) -> Option<SocketAddr> {
     let testable = shared.channel == ControlChannel::Open && shared.nat.v4 == NatClass::EndpointIndependent;
     let is_subject = |known: &&Candidate| {
-        known.kind == CandidateKind::ServerReflexive && known.addr.is_ipv4() && Some(known.addr) != shared.moved
+        known.kind == CandidateKind::ServerReflexive && known.addr.is_ipv4() && !shared.moved.contains(&known.addr)
     };
     let reflexive = shared.candidates.iter().find(is_subject);
     reflexive.filter(|_| testable).map(|known| known.addr)

@@ -6,8 +6,9 @@ mod support;
 use std::time::Duration;
 
 use path::{Event, Input, NatClass, RelayNews};
-use support::{Bench, MAPPED, MOVED, OBSERVERS, addr, host};
+use support::{Bench, MAPPED, MOVED, OBSERVERS, addr, host, legs};
 use wire::control::ToRelay;
+use wire::relay::Body;
 use wire::stun;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -114,6 +115,31 @@ fn the_port_that_strays_moved_it_to_is_told_and_makes_no_other_class() {
     assert_eq!(asked, (1 << OBSERVERS.len()) - 1, "everybody is asked again within three minutes");
     assert_eq!(bench.engine.snapshot().nat.v4, NatClass::EndpointIndependent);
     assert_eq!(bench.engine.snapshot().poisonable, Some(true));
+}
+
+/// What peers sent too early moves the port once more. The relay sees where to when a leg is bound.
+#[test]
+fn the_port_that_a_new_leg_shows_is_told_by_whom_strays_move_and_by_nobody_else() {
+    for poisonable in [true, false] {
+        let mut bench = Bench::behind_nat(true, poisonable);
+        bench.add_peer(&[legs::PEER]);
+        bench.meet();
+        legs::allocate(&mut bench, 0);
+        let seen = "203.0.113.200:33333";
+        legs::answer(&mut bench, 1, &Body::Bound { observed: addr(seen) });
+        let told = bench.events().into_iter().any(|event| match event {
+            Event::LocalCandidates(candidates, _) => candidates.iter().any(|known| known.addr == addr(seen)),
+            _ => false,
+        });
+        assert_eq!(told, poisonable);
+        // An older leg, whose connection the box still knows by the port from before, changes nothing.
+        bench.run(S(20));
+        legs::allocate(&mut bench, 0);
+        legs::answer(&mut bench, 2, &Body::Bound { observed: addr(MAPPED) });
+        bench.step(S(1));
+        assert!(!bench.events().iter().any(|event| matches!(event, Event::LocalCandidates(..))));
+        assert_eq!(bench.engine.snapshot().nat.v4, NatClass::EndpointIndependent);
+    }
 }
 
 #[test]

@@ -176,6 +176,31 @@ fn where_only_probes_pass_both_sides_do_not_set_each_other_off() {
     assert!(ordered <= ordinary + ordinary / 4, "{ordered} with signals, {ordinary} without");
 }
 
+/// A node whose channel is away probes without order, and spoils the ports that its peer has told. A leg bound after that keeps the third
+/// port in use for as long as it lasts, so it does not heal in silence either.
+#[test]
+fn whose_ports_were_spoilt_before_there_were_signals_connects_soon_after_them() {
+    for sites in CELLS {
+        for late in 0..2 {
+            for away in [5, 10, 20, 28, 35, 50].map(Duration::from_secs) {
+                let mut world = world_of(away.as_secs(), RTT_40, sites);
+                world.signalling = Some(Signalling { delay: (millis(1), millis(3)), loss: 0, ordered: true });
+                world.forwarding = true;
+                world.reconnect = (away, away);
+                support::start(&mut world, &[0, 1]);
+                world.set_pinging(0, 1, true);
+                world.set_pinging(1, 0, true);
+                world.run_for(millis(4));
+                world.break_channel(0, late);
+                let both = |world: &World| cell(world, 0, 1).is_direct() && cell(world, 1, 0).is_direct();
+                // One round may still find the ports spoilt.
+                let took = world.run_while(away + Duration::from_secs(45), both);
+                assert!(took.is_some(), "{sites:?}, node {late} without a channel for {away:?}");
+            }
+        }
+    }
+}
+
 /// Two nodes that start together, behind a relay that hands on everything.
 fn signalled_pair(seed: u64, a: Site, b: Site, delay: Duration) -> World {
     let mut world = World::new(seed, RTT_40);

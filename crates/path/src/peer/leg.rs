@@ -19,6 +19,7 @@ use wire::control::{self, ToRelay};
 use wire::relay::{self, AllocationId, Body, Frame, Header, LegKey, Side};
 
 use super::KEEPALIVE;
+use crate::candidate::canonical;
 use crate::relay::RelayId;
 use crate::shared::Shared;
 use crate::snapshot::{LegPhase, LegReport};
@@ -98,6 +99,8 @@ struct Allocation {
     /// its leg can only be the channel.
     nth: usize,
     remote: Option<SocketAddr>,
+    /// Where this node's packets come from, as the relay said last.
+    seen: Option<SocketAddr>,
     since: Instant,
 }
 
@@ -225,7 +228,7 @@ impl Leg {
         if remote.is_none() && !shared.can_carry(&self.relay) {
             return false;
         }
-        self.allocation = Some(Allocation { id, side, port, key, nth: 0, remote, since: now });
+        self.allocation = Some(Allocation { id, side, port, key, nth: 0, remote, seen: None, since: now });
         self.counter = counter;
         self.named = true;
         if let Some(remote) = remote {
@@ -396,8 +399,12 @@ impl Leg {
                 let sent = self.bind.as_ref().map_or(now, |bind| bind.sent_at);
                 Some(Taken::Answered(now.saturating_duration_since(sent)))
             }
-            Ok(Body::Bound { .. }) => {
-                let counter = header.counter;
+            Ok(Body::Bound { observed }) => {
+                let (seen, counter) = (canonical(observed), header.counter);
+                let is_news = self.allocation.as_mut().is_some_and(|known| known.seen.replace(seen) != Some(seen));
+                if is_news {
+                    shared.on_leg_seen(seen);
+                }
                 self.unanswered = None;
                 self.bind = None;
                 self.bound = Some(now);
