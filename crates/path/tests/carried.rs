@@ -395,8 +395,10 @@ fn a_relay_on_this_very_node_is_used_by_its_channel_and_only_when_nothing_else_l
     allocate(&mut bench);
     bench.collect(S(2));
     assert_eq!(attaches(&bench.asked()), 0, "the first round goes on");
-    bench.collect(S(6));
+    let events = bench.collect_events(S(9));
     assert_eq!(attaches(&bench.asked()), 1);
+    let renews = events.iter().any(|event| matches!(event, Event::RenewChannel { .. }));
+    assert!(!renews, "no silence has spoken against the channel");
     let peer = bench.peer;
     bench.hear(ToNode::Ready(peer));
     bench.input(Input::EchoRequest { peer });

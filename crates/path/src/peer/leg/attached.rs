@@ -144,7 +144,8 @@ impl Leg {
             // Of a pair that was ready the relay says so again only when it is asked.
             self.ask_at(now);
         }
-        if by_udp {
+        // A relay on this very node was sent no BIND, and no silence speaks against its channel.
+        if by_udp && self.socket().is_some() {
             // What else comes by the channel may be said to both sides of a pair, and shows only that this side hears.
             shared.ask_relay(self.relay, now);
             self.renew_at = Some(now + RENEW);
