@@ -6,6 +6,7 @@ mod on_demand;
 mod pings;
 mod relayed;
 mod restarts;
+mod tracking;
 
 use std::process::ExitCode;
 

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::guest::SHELL;
 use e2e::lab::Lab;
 
+use crate::tracking::ThrownAway;
 use crate::{A, B, PUB};
 
 /// Ten a second.
@@ -95,8 +96,13 @@ pub fn during(lab: &Lab, to: &Addresses, time: Duration, happens: impl FnOnce() 
 
 /// The same, and none may be lost.
 pub fn none_lost(lab: &Lab, time: Duration, what: &str, happens: impl FnOnce() -> Result<()>) -> Result<()> {
+    let before = ThrownAway::read(lab)?;
     let pings = during(lab, &Addresses::read(lab)?, time, happens)?;
     eprintln!("           {what}: {pings}");
+    if pings.lost > 0 {
+        let thrown_away = ThrownAway::read(lab)?.since(&before);
+        eprintln!("           thrown away by connection tracking meanwhile: {thrown_away:?}");
+    }
     ensure!(pings.sent >= 4 * A_SECOND * time.as_secs(), "{what}: only {} pings were sent", pings.sent);
     ensure!(pings.lost == 0, "{what}: {pings}");
     Ok(())
