@@ -236,7 +236,7 @@ impl Engine {
         let now = self.now;
         let warm = self.peers.holds_mapping();
         let mut changed = self.gather.handle_timeout(&mut self.shared, warm, now);
-        let moved = self.shared.moved.clone();
+        let moved = self.shared.moved;
         self.stray_test.handle_timeout(&mut self.shared, now);
         if self.shared.moved != moved {
             self.gather.reconsider();

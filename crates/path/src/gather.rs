@@ -216,7 +216,7 @@ impl Gather {
         if self.hosts.is_empty() && self.servers.iter().all(|server| server.mapped.is_none()) {
             return false;
         }
-        let report = self.report(&shared.moved);
+        let report = self.report(shared.moved);
         shared.nat = report;
         let candidates = self.candidates(report, shared);
         shared.candidates.clone_from(&candidates);
@@ -230,12 +230,13 @@ impl Gather {
     }
 
     /// What the NATs are. An observer who sees the port that strays moved this node to is no sign of a port for each destination.
-    fn report(&self, moved: &[SocketAddr]) -> NatReport {
+    fn report(&self, moved: [Option<SocketAddr>; 2]) -> NatReport {
         let own = self.host_sockets();
         let seen = || self.servers.iter().filter_map(|server| server.mapped);
-        let is_before = |mapped: &SocketAddr| !moved.contains(mapped) && moved.iter().any(|to| to.ip() == mapped.ip());
-        let tested = seen().find(is_before);
-        let before = |mapped: SocketAddr| tested.filter(|_| moved.contains(&mapped)).unwrap_or(mapped);
+        let is_moved = |mapped: SocketAddr| moved.contains(&Some(mapped));
+        let has_moved = |mapped: SocketAddr| moved.iter().flatten().any(|to| to.ip() == mapped.ip());
+        let tested = seen().find(|mapped| !is_moved(*mapped) && has_moved(*mapped));
+        let before = |mapped: SocketAddr| tested.filter(|_| is_moved(mapped)).unwrap_or(mapped);
         let class = |v4: bool| {
             let observations: Vec<Observation> = self
                 .servers
@@ -255,7 +256,7 @@ impl Gather {
 
     fn candidates(&self, report: NatReport, shared: &mut Shared) -> Vec<Candidate> {
         let extra = self.extra.iter().copied();
-        let reflexive = self.reflexive(report, &shared.moved).into_iter();
+        let reflexive = self.reflexive(report, shared.moved).into_iter();
         let hosts = self.host_sockets().into_iter().map(|addr| Candidate::new(CandidateKind::Host, addr));
         let mut known = BTreeSet::new();
         let mut candidates = Vec::new();
@@ -277,7 +278,7 @@ impl Gather {
     /// address does; there the port that was published first stays, so that no refresh makes news.
     /// A box that strays have moved shows its old port to those who knew it, the observers among them, and the one that it was
     /// moved to (in `moved`) to everybody else.
-    fn reflexive(&self, report: NatReport, moved: &[SocketAddr]) -> Vec<Candidate> {
+    fn reflexive(&self, report: NatReport, moved: [Option<SocketAddr>; 2]) -> Vec<Candidate> {
         let own = self.host_sockets();
         let mut found: Vec<Candidate> = Vec::new();
         for mapped in self.servers.iter().filter_map(|server| server.mapped) {
@@ -291,9 +292,12 @@ impl Gather {
                 found.push(self.published_at(candidate).unwrap_or(candidate));
             }
         }
-        let is_ours = |to: &&SocketAddr| found.iter().any(|known| known.addr.ip() == to.ip());
-        let moved: Vec<&SocketAddr> = moved.iter().filter(is_ours).collect();
-        found.extend(moved.into_iter().map(|to| Candidate::new(CandidateKind::ServerReflexive, *to)));
+        // Each has the address of one that was found.
+        for to in moved.into_iter().flatten() {
+            if found.iter().any(|known| known.addr.ip() == to.ip()) {
+                found.push(Candidate::new(CandidateKind::ServerReflexive, to));
+            }
+        }
         found
     }
 

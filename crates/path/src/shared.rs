@@ -48,8 +48,8 @@ pub(crate) struct Shared {
     pub(crate) channel: ControlChannel,
     /// Whether a stranger's packet moves this node's port, as far as it is known.
     pub(crate) poisonable: Option<bool>,
-    /// Where the packets to new destinations come from since strays moved this node's port: two at most.
-    pub(crate) moved: Vec<SocketAddr>,
+    /// Where the packets to new destinations come from since strays moved this node's port: as their test found out, and as a leg showed.
+    pub(crate) moved: [Option<SocketAddr>; 2],
     /// Where else a relay saw a leg, which was a new destination when it was bound.
     pub(crate) seen_by_leg: Option<SocketAddr>,
     /// Whether that was tested in vain.
@@ -81,7 +81,7 @@ impl Shared {
             on_demand: None,
             channel: ControlChannel::default(),
             poisonable: None,
-            moved: Vec::new(),
+            moved: [None; 2],
             seen_by_leg: None,
             stray_test_failed: false,
             nonces: Nonces::new(config.seed),

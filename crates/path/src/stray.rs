@@ -118,13 +118,13 @@ impl StrayTest {
 
     /// Where packets to new destinations come from: as it was found out, and as it may be since then. What peers sent too early moves the port
     /// again, to one that new legs show and that stays for as long as they do.
-    fn moved(&self, shared: &Shared) -> Vec<SocketAddr> {
+    fn moved(&self, shared: &Shared) -> [Option<SocketAddr>; 2] {
         let tested = self.strays.iter().rev().filter_map(Stray::seen).find(|seen| Some(*seen) != self.mapped);
         let later = shared.seen_by_leg.filter(|seen| {
             let is_elsewhere = self.mapped.is_some_and(|mapped| *seen != mapped && seen.ip() == mapped.ip());
             is_elsewhere && tested != Some(*seen) && shared.poisonable == Some(true)
         });
-        [tested, later].into_iter().flatten().collect()
+        [tested, later]
     }
 
     /// One stray that moved our port is proof, one that did not may have been lost.
@@ -142,7 +142,9 @@ impl StrayTest {
 fn subject(shared: &Shared) -> Option<SocketAddr> {
     let testable = shared.channel == ControlChannel::Open && shared.nat.v4 == NatClass::EndpointIndependent;
     let is_subject = |known: &&Candidate| {
-        known.kind == CandidateKind::ServerReflexive && known.addr.is_ipv4() && !shared.moved.contains(&known.addr)
+        known.kind == CandidateKind::ServerReflexive
+            && known.addr.is_ipv4()
+            && !shared.moved.contains(&Some(known.addr))
     };
     let reflexive = shared.candidates.iter().find(is_subject);
     reflexive.filter(|_| testable).map(|known| known.addr)
