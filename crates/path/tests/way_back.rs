@@ -33,6 +33,15 @@ fn points_at(events: &[Event], remote: &str) -> bool {
     events.iter().any(|event| matches!(event, Event::SetEndpoint { endpoint, .. } if *endpoint == addr(remote)))
 }
 
+/// A direct pair whose packets leave, and nothing comes back: the path is about to be checked.
+fn silent(nominates: bool) -> Bench {
+    let mut bench = direct(nominates);
+    bench.counters(1000, 1000, PEER);
+    bench.keep_alive(S(3));
+    bench.counters(1000, 2000, PEER);
+    bench
+}
+
 /// The device is at the relay's socket, and the direct path answers. What the engine does and sends.
 fn led(bench: &mut Bench, rx: u64) -> (Vec<Event>, Vec<Transmit>) {
     bench.counters(rx, rx, SOCKET);
@@ -165,11 +174,8 @@ fn a_check_of_a_path_that_answers_points_the_device_back_before_it_concludes_any
 #[test]
 fn an_echo_that_may_have_come_by_a_relay_speaks_for_no_direct_path() {
     for nominates in [true, false] {
-        let mut bench = direct(nominates);
+        let mut bench = silent(nominates);
         let peer = bench.peer;
-        bench.counters(1000, 1000, PEER);
-        bench.keep_alive(S(3));
-        bench.counters(1000, 2000, PEER);
         let token = token(&bench.collect_events(MS(400))).expect("silence is looked into");
         bench.input(Input::EchoReply { peer, token });
         let mut events = Vec::new();
@@ -186,11 +192,8 @@ fn an_echo_that_may_have_come_by_a_relay_speaks_for_no_direct_path() {
 #[test]
 fn an_echo_from_before_the_path_answered_does_not_show_that_it_carries_data() {
     for nominates in [true, false] {
-        let mut bench = direct(nominates);
+        let mut bench = silent(nominates);
         let peer = bench.peer;
-        bench.counters(1000, 1000, PEER);
-        bench.keep_alive(S(3));
-        bench.counters(1000, 2000, PEER);
         let (mut sent, mut asked) = (Vec::new(), None);
         while asked.is_none() {
             bench.step(MS(10));
