@@ -31,6 +31,10 @@ struct Connection {
 }
 
 impl Connection {
+    fn new(original: Tuple, reply: Tuple, now: Duration) -> Self {
+        Self { original, reply, replied: false, began: now, used: now }
+    }
+
     fn is_stream(&self) -> bool {
         self.replied && self.used > self.began + STREAM
     }
@@ -71,7 +75,7 @@ impl Connections {
         while self.is_taken((packet.dst, outside)) {
             outside.set_port(1024 + random.below(60_000) as u16);
         }
-        self.0.push(Connection { original, reply: (packet.dst, outside), replied: false, began: now, used: now });
+        self.0.push(Connection::new(original, (packet.dst, outside), now));
         packet.src = outside;
         packet
     }
@@ -87,13 +91,7 @@ impl Connections {
         }
         match self.0.iter_mut().find(|known| known.original == tuple) {
             Some(stray) => stray.used = now,
-            None => self.0.push(Connection {
-                original: tuple,
-                reply: (packet.dst, packet.src),
-                replied: false,
-                began: now,
-                used: now,
-            }),
+            None => self.0.push(Connection::new(tuple, (packet.dst, packet.src), now)),
         }
         None
     }
