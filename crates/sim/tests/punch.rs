@@ -11,7 +11,7 @@ use std::time::Duration;
 use path::NatClass;
 use sim::random::Random;
 use sim::{Block, Filtering, Mapping, Signalling, Site, Weather, World, oracle};
-use support::{RTT_40, cell, known};
+use support::{RTT_40, are_direct, cell, known};
 
 /// Runs in each cell of an ordinary `cargo test`.
 const DEFAULT_SEEDS: u64 = 100;
@@ -137,7 +137,7 @@ fn neighbours_in_one_town_connect_in_the_second_round_with_openers_that_go_less_
     world.run_for(Duration::from_secs(20));
     assert!(!cell(&world, 0, 1).is_direct(), "five hops reach the other side and poison it");
     world.run_for(Duration::from_secs(30));
-    assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct());
+    assert!(are_direct(&world));
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn whom_no_signal_reaches_is_probed_after_ten_seconds_all_the_same() {
     let mut world = signalled_pair(2, Site::EASY_HOME, Site::EASY_HOME, millis(20));
     world.signalling = Some(Signalling { loss: 100, ..world.signalling.unwrap() });
     world.run_for(Duration::from_secs(20));
-    assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct());
+    assert!(are_direct(&world));
 }
 
 #[test]
@@ -192,9 +192,8 @@ fn whose_ports_were_spoilt_before_there_were_signals_connects_soon_after_them() 
                 world.set_pinging(1, 0, true);
                 world.run_for(millis(4));
                 world.break_channel(0, late);
-                let both = |world: &World| cell(world, 0, 1).is_direct() && cell(world, 1, 0).is_direct();
                 // One round may still find the ports spoilt.
-                let took = world.run_while(away + Duration::from_secs(45), both);
+                let took = world.run_while(away + Duration::from_secs(45), are_direct);
                 assert!(took.is_some(), "{sites:?}, node {late} without a channel for {away:?}");
             }
         }
@@ -272,8 +271,7 @@ fn run(seed: u64, sites: [Site; 2], ordered: bool) -> (Option<Duration>, World) 
     let knows = |world: &World, node: usize| world.nodes[node].ledger.values().any(|ledger| ledger.known.is_some());
     world.run_while(Duration::from_secs(20), |world| knows(world, 0) && knows(world, 1)).expect("the directory works");
     let since = known(&world);
-    let both = |world: &World| cell(world, 0, 1).is_direct() && cell(world, 1, 0).is_direct();
-    let took = world.run_while(FIRST_ROUND, both).map(|at| at - since);
+    let took = world.run_while(FIRST_ROUND, are_direct).map(|at| at - since);
     (took, world)
 }
 

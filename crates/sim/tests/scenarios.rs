@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use path::{Input, PathState, Reason};
 use sim::packet::{Packet, Payload};
 use sim::{Block, Filtering, Mapping, Site, Weather, World, oracle};
-use support::{RTT_40, cell, known, pair, quiet_pair};
+use support::{RTT_40, are_direct, cell, known, pair, quiet_pair};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
@@ -77,7 +77,7 @@ fn a_pair_that_learns_of_each_other_seconds_apart_connects_all_the_same() {
         world.set_pinging(0, 1, true);
         let end = known_after(&mut world) + S(2);
         world.run_until(end);
-        assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct(), "skew {skew} ms");
+        assert!(are_direct(&world), "skew {skew} ms");
     }
 }
 
@@ -117,7 +117,7 @@ fn sixteen_candidates_do_not_hide_the_one_that_works() {
         support::start(&mut world, &nodes);
         let end = known_after(&mut world) + S(1);
         world.run_until(end);
-        assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct(), "seed {seed}");
+        assert!(are_direct(&world), "seed {seed}");
     }
 }
 
@@ -198,7 +198,7 @@ fn probes_that_pass_where_wireguard_does_not_never_make_a_direct_path() {
     // And it is found out when the filter goes.
     world.internet.middlebox(id).behaviour.block = Block::Nothing;
     world.run_for(S(70));
-    assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct());
+    assert!(are_direct(&world));
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn a_path_that_stops_carrying_data_only_is_not_shown_as_direct_for_long() {
     assert!(!cell(&world, 0, 1).is_direct() && !cell(&world, 1, 0).is_direct());
     world.internet.middlebox(id).behaviour.block = Block::Nothing;
     world.run_for(S(70));
-    assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct());
+    assert!(are_direct(&world));
     assert_eq!(world.violations, Vec::<String>::new());
 }
 
@@ -222,7 +222,7 @@ fn an_agent_that_restarts_loses_no_packet_of_a_device_that_goes_on() {
         world.run_for(S(5));
         forget_outages(&mut world);
         world.restart_agent(restarted, false);
-        let direct = world.run_while(S(3), |world| cell(world, 0, 1).is_direct() && cell(world, 1, 0).is_direct());
+        let direct = world.run_while(S(3), are_direct);
         let direct = direct.unwrap() - S(5);
         assert!(direct <= MS(250), "{direct:?}");
         world.run_for(S(3));
@@ -240,7 +240,7 @@ fn an_agent_that_restarts_with_a_new_device_is_back_within_a_second() {
         world.run_for(S(12));
         let outage = worst_outage(&world);
         assert!(outage <= MS(1000), "node {restarted}: {outage:?}");
-        assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct());
+        assert!(are_direct(&world));
     }
 }
 
@@ -255,7 +255,7 @@ fn a_nat_that_forgets_its_mappings_costs_at_most_two_seconds() {
         world.run_for(S(10));
         let outage = worst_outage(&world);
         assert!(outage <= S(2), "seed {seed}: {outage:?}");
-        assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct(), "seed {seed}");
+        assert!(are_direct(&world), "seed {seed}");
         assert_eq!(world.violations, Vec::<String>::new());
     }
 }
@@ -270,7 +270,7 @@ fn a_new_public_address_is_published_once_and_used() {
     world.internet.renumber(id, old, new);
     world.nodes[0].outside = new;
     world.run_for(S(200));
-    assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct());
+    assert!(are_direct(&world));
     assert_eq!(world.nodes[0].publications, before + 1);
 }
 
@@ -287,7 +287,7 @@ fn a_partition_is_seen_within_two_seconds_and_healed_two_seconds_after_it_ends()
     assert_eq!(world.nodes[0].state(&world.nodes[1].key), Some(down));
     world.internet.cut(a, b, false);
     world.run_for(S(2));
-    assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct());
+    assert!(are_direct(&world));
     assert_eq!(world.violations, Vec::<String>::new());
 }
 
@@ -300,7 +300,7 @@ fn a_machine_that_was_off_for_an_hour_is_connected_again_two_seconds_after_it_st
     assert!(!cell(&world, 0, 1).is_direct());
     world.power(1, true);
     world.run_for(S(2));
-    assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct());
+    assert!(are_direct(&world));
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn an_idle_pair_sends_at_most_twelve_packets_a_minute_in_all() {
         world.run_for(S(1200));
         let a_minute = (sent(&world) - before) as f64 / 20.0;
         assert!(a_minute <= 12.0, "{a:?} x {b:?}: {a_minute}");
-        assert!(cell(&world, 0, 1).is_direct() && cell(&world, 1, 0).is_direct());
+        assert!(are_direct(&world));
     }
 }
 

@@ -56,6 +56,11 @@ pub fn known(world: &World) -> Duration {
     known(0, 1).max(known(1, 0))
 }
 
+/// Whether the first two nodes both show a direct path to each other.
+pub fn are_direct(world: &World) -> bool {
+    cell(world, 0, 1).is_direct() && cell(world, 1, 0).is_direct()
+}
+
 /// One node's view of another.
 pub struct Cell(Option<PathState>);
 
