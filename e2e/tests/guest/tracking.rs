@@ -37,7 +37,7 @@ impl ThrownAway {
     /// Where there are more than before, and how many.
     pub fn since(&self, before: &Self) -> Vec<String> {
         let more = |(place, now): (&String, &u64)| {
-            let more = now - before.0.get(place).unwrap_or(&0);
+            let more = now.saturating_sub(*before.0.get(place).unwrap_or(&0));
             (more > 0).then(|| format!("{more} at {place}"))
         };
         self.0.iter().filter_map(more).collect()
