@@ -29,7 +29,6 @@ use crate::{
     told::{self, View},
 };
 use answers::answer;
-use futures::FutureExt;
 use identity::Identity;
 use network::NetworkState;
 use plane::Plane;
@@ -282,7 +281,11 @@ impl Agent {
             }
             Wake::Ask(ask) => answer(self, ask, now).await,
             Wake::Network(changed) => self.network_changed(changed, now).await,
-            Wake::Datagram(Ok(datagram)) => self.datagrams(datagram, now),
+            Wake::Datagram(Ok(datagram)) => {
+                if let Some(plane) = &mut self.plane {
+                    plane.handle_datagram(datagram, now);
+                }
+            }
             Wake::Datagram(Err(e)) => self.device_lost(&e.to_string(), now),
             Wake::Echo(Ok((from, payload))) => {
                 if let Some(plane) = &mut self.plane {
@@ -292,12 +295,12 @@ impl Agent {
             Wake::Echo(Err(e)) => self.device_lost(&e.to_string(), now),
             Wake::Called => {
                 if let Some(plane) = &mut self.plane {
-                    plane.handle_calls(INPUT_BUDGET, now).await;
+                    plane.handle_calls(now).await;
                 }
             }
             Wake::Relay(report) => {
-                if self.plane.as_mut().is_some_and(|plane| plane.handle_relays(report, INPUT_BUDGET, now)) {
-                    self.report_at = Some(now);
+                if let Some(plane) = &mut self.plane {
+                    plane.handle_relay(report, now);
                 }
             }
             Wake::Timer | Wake::Told(_) | Wake::Stop => {}
@@ -324,17 +327,6 @@ impl Agent {
             self.identity.learn_round(status);
         }
         self.dirty |= changed.any();
-    }
-
-    fn datagrams(&mut self, first: Datagram, now: Instant) {
-        let Some(plane) = &mut self.plane else { return };
-        let device = plane.device();
-        plane.handle_datagram(first, now);
-        for _ in 0..INPUT_BUDGET {
-            // What is queued already, without waiting.
-            let Some(Ok(datagram)) = device.recv().now_or_never() else { break };
-            plane.handle_datagram(datagram, now);
-        }
     }
 
     fn device_lost(&mut self, why: &str, now: Instant) {

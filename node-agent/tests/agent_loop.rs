@@ -6,6 +6,8 @@
 mod carried;
 #[path = "agent_loop/disk.rs"]
 mod disk;
+#[path = "agent_loop/late.rs"]
+mod late;
 #[path = "agent_loop/meddlers.rs"]
 mod meddlers;
 #[path = "agent_loop/membership.rs"]

@@ -10,6 +10,7 @@ pub use applying::Planned;
 use callers::Callers;
 
 use super::{
+    INPUT_BUDGET,
     identity::Identity,
     intent::{DeviceIntent, Intent},
 };
@@ -23,6 +24,7 @@ use crate::{
     relays::{self, Relays},
 };
 use crds::mesh::Backend;
+use futures::FutureExt;
 use path::{Candidate, Engine, Event, Input, NatReport, PeerCounters, RelayNews};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,6 +38,8 @@ use wire::key::PublicKey;
 
 /// Engine events handled in one turn; the rest waits for the next, after other inputs had theirs.
 const EVENT_BUDGET: usize = 1024;
+/// What has arrived of each sort and is taken in before anything that is due: as much as the queues of device and relays hold.
+const ARRIVALS: usize = 256;
 
 /// Where a peer of the kernel's points that shall have no endpoint: the discard port of this machine, where nobody listens and
 /// nobody without privileges can.
@@ -59,6 +63,7 @@ pub struct Plane {
     meddled: bool,
     fed: Fed,
     relays: Relays,
+    channels_changed: bool,
     /// Takes WireGuard's packets to relays' channels and hears of peers that are to be woken; nothing where that can't be had.
     carrier: Option<Carrier>,
     /// What was to go to peers that slept.
@@ -89,6 +94,8 @@ pub struct News {
     pub nat: bool,
     /// Another program changed peers of the device.
     pub meddled: bool,
+    /// A channel to a relay was opened or closed.
+    pub channels: bool,
 }
 
 impl Plane {
@@ -125,6 +132,7 @@ impl Plane {
         Ok(Self {
             wanted: intent.device.clone(),
             relays: Relays::new(host.clone(), identity.credentials(intent.device.fwmark), feed),
+            channels_changed: false,
             carrier,
             callers: Callers::default(),
             engine,
@@ -204,9 +212,9 @@ impl Plane {
     }
 
     /// Takes what the device has sent to peers that sleep.
-    pub async fn handle_calls(&mut self, budget: usize, now: Instant) {
+    pub async fn handle_calls(&mut self, now: Instant) {
         let Some(bells) = self.bells() else { return };
-        for _ in 0..budget {
+        for _ in 0..INPUT_BUDGET {
             let Some(call) = bells.take() else { return };
             let peer = call.peer;
             self.callers.keep(call, now);
@@ -225,17 +233,12 @@ impl Plane {
         self.relays.next().await
     }
 
-    /// A channel to a relay has reported, and perhaps others have since. Returns whether one was opened or closed.
-    pub fn handle_relays(&mut self, first: relays::Report, budget: usize, now: Instant) -> bool {
-        let (mut report, mut changed) = (Some(first), false);
-        for _ in 0..budget {
-            let Some(next) = report.take().or_else(|| self.relays.try_next()) else { break };
-            for (relay, news) in self.relays.accept(next, now) {
-                changed |= !matches!(news, RelayNews::Said(_));
-                self.engine.handle_input(Input::Relay { relay, news }, now);
-            }
+    /// A channel to a relay has reported.
+    pub fn handle_relay(&mut self, report: relays::Report, now: Instant) {
+        for (relay, news) in self.relays.accept(report, now) {
+            self.channels_changed |= !matches!(news, RelayNews::Said(_));
+            self.engine.handle_input(Input::Relay { relay, news }, now);
         }
-        changed
     }
 
     /// Whether the operator has admitted this node's key.
@@ -267,9 +270,30 @@ impl Plane {
         }
     }
 
-    /// Does what is due, in the engine's order: timers, events, datagrams, then what relays are told.
+    /// Takes in what has arrived without waiting for more. Whoever calls [`Self::turn`] late must not take its own delay for the
+    /// silence of others.
+    fn take_in(&mut self, now: Instant) -> Result<(), DeviceError> {
+        let lost = |source| DeviceError::Io { doing: "receive", source };
+        for _ in 0..ARRIVALS {
+            let Some(datagram) = self.device.recv().now_or_never() else { break };
+            self.handle_datagram(datagram.map_err(lost)?, now);
+        }
+        for _ in 0..ARRIVALS {
+            let Some(echo) = self.echo.recv().now_or_never() else { break };
+            let (from, payload) = echo.map_err(lost)?;
+            self.handle_echo(from, &payload, now);
+        }
+        for _ in 0..ARRIVALS {
+            let Some(report) = self.relays.try_next() else { break };
+            self.handle_relay(report, now);
+        }
+        Ok(())
+    }
+
+    /// Takes in what has arrived, then does what is due, in the engine's order: timers, events, datagrams, then what relays are told.
     pub async fn turn(&mut self, paths: &mut PathTable, now: Instant) -> Result<News, DeviceError> {
-        let mut news = News::default();
+        self.take_in(now)?;
+        let mut news = News { channels: std::mem::take(&mut self.channels_changed), ..News::default() };
         if self.counters_at <= now && !self.peers.is_empty() {
             self.read_counters(now).await?;
         }

@@ -301,6 +301,18 @@ async fn a_leg_is_bound_from_wireguards_port_and_then_wireguard_is_pointed_there
     lab.stop().await;
 }
 
+/// A relay that is known by its address.
+pub fn one() -> Relay {
+    Relay {
+        id: path::RelayId(RELAY_KEY),
+        name: "r".into(),
+        domain: None,
+        quic: vec![AT.parse().unwrap()],
+        tls: Vec::new(),
+        udp: Vec::new(),
+    }
+}
+
 /// Channels to one relay, and whoever plays it.
 fn alone() -> (Relays, mpsc::UnboundedReceiver<Dialled>) {
     let (machine, _change) = Machine::new();
@@ -308,15 +320,7 @@ fn alone() -> (Relays, mpsc::UnboundedReceiver<Dialled>) {
     *machine.relays.lock().unwrap() = Some(dial);
     let credentials = Credentials { identity: channel::Identity::generate().unwrap(), fwmark: 0 };
     let mut relays = Relays::new(machine, credentials, None);
-    let relay = Relay {
-        id: path::RelayId(RELAY_KEY),
-        name: "r".into(),
-        domain: None,
-        quic: vec![AT.parse().unwrap()],
-        tls: Vec::new(),
-        udp: Vec::new(),
-    };
-    relays.set(&[relay], std::time::Instant::now());
+    relays.set(&[one()], std::time::Instant::now());
     (relays, dialled)
 }
 
