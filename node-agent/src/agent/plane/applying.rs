@@ -56,6 +56,37 @@ impl Plane {
         refused.map_or(Ok(()), Err)
     }
 
+    /// Tells the engine what else it must know of this node, as far as that is news.
+    fn feed_surroundings(&mut self, intent: &Intent, now: Instant) {
+        // What is forbidden first: nothing may be dialled before that is known.
+        if self.fed.forbidden.as_ref() != Some(&intent.forbidden) {
+            self.engine.handle_input(Input::Forbidden(intent.forbidden.clone()), now);
+            self.fed.forbidden = Some(intent.forbidden.clone());
+        }
+        let idle = intent.idle.zip(self.carrier.as_ref());
+        let on_demand = idle.map(|(idle, carrier)| path::OnDemand { idle, port: carrier.port() });
+        if self.fed.on_demand != on_demand {
+            self.engine.handle_input(Input::OnDemand(on_demand), now);
+            self.fed.on_demand = on_demand;
+        }
+        // And relays before peers: what is said to one waits for its channel.
+        for (relay, news) in self.relays.set(&intent.relays, now) {
+            self.engine.handle_input(Input::Relay { relay, news }, now);
+        }
+        if self.fed.knows_relays != Some(intent.knows_relays) {
+            self.engine.handle_input(Input::RelaysUnknown(!intent.knows_relays), now);
+            self.fed.knows_relays = Some(intent.knows_relays);
+        }
+        if self.fed.stun_servers.as_ref() != Some(&intent.stun_servers) {
+            self.engine.handle_input(Input::StunServers(intent.stun_servers.clone()), now);
+            self.fed.stun_servers = Some(intent.stun_servers.clone());
+        }
+        if self.fed.hosts.as_ref() != Some(&intent.hosts) {
+            self.engine.handle_input(Input::HostCandidates(intent.hosts.clone()), now);
+            self.fed.hosts = Some(intent.hosts.clone());
+        }
+    }
+
     /// What to change when more than the last step may be missing.
     fn all_that_differs(&self, planner: &NodePlanner, abandoned: &[PublicKey]) -> PlanChange {
         let mut before = self.peers.clone();
