@@ -51,12 +51,12 @@ pub struct Plane {
     revision: Option<u64>,
     /// Peers that the device refused as they are planned.
     refused: BTreeSet<PublicKey>,
-    /// When to look at all peers of a device that others can change, and whether they did.
+    /// When to look at all peers of a device that others can change.
     look_at: Instant,
-    meddled: bool,
+    /// What the next turn answers.
+    news: News,
     fed: Fed,
     relays: Relays,
-    channels_changed: bool,
     /// Takes WireGuard's packets to relays' channels and hears of peers that are to be woken; nothing where that can't be had.
     carrier: Option<Carrier>,
     /// What was to go to peers that slept.
@@ -110,7 +110,6 @@ impl Plane {
         Ok(Self {
             wanted: intent.device.clone(),
             relays: Relays::new(host.clone(), identity.credentials(intent.device.fwmark), feed),
-            channels_changed: false,
             carrier,
             callers: Callers::default(),
             engine,
@@ -121,7 +120,7 @@ impl Plane {
             revision: None,
             refused: BTreeSet::new(),
             look_at: now,
-            meddled: false,
+            news: News::default(),
             fed: Fed::default(),
             by_mesh_ip: BTreeMap::new(),
             counters_at: now,
@@ -214,7 +213,7 @@ impl Plane {
     /// A channel to a relay has reported.
     pub fn handle_relay(&mut self, report: relays::Report, now: Instant) {
         for (relay, news) in self.relays.accept(report, now) {
-            self.channels_changed |= !matches!(news, RelayNews::Said(_));
+            self.news.channels |= !matches!(news, RelayNews::Said(_));
             self.engine.handle_input(Input::Relay { relay, news }, now);
         }
     }

@@ -1,6 +1,6 @@
 //! What the path engine wants, done on the device, the echo sockets and the relays' channels.
 
-use super::{NOWHERE, Plane, turn::News};
+use super::{NOWHERE, Plane};
 use crate::{
     host::echo::{self, Message},
     paths::{self, PathTable},
@@ -18,15 +18,14 @@ impl Plane {
         &mut self,
         event: Event,
         table: &mut PathTable,
-        news: &mut News,
         now: Instant,
     ) -> Result<(), DeviceError> {
         match event {
             Event::LocalCandidates(candidates, nat) => {
                 self.local = Some((candidates, nat));
-                news.local = true;
+                self.news.local = true;
             }
-            Event::Poisonable(_) => news.nat = true,
+            Event::Poisonable(_) => self.news.nat = true,
             Event::SetEndpoint { peer, endpoint, keepalive } if self.peers.contains_key(&peer) => {
                 let update =
                     PeerUpdate { endpoint: Some(endpoint), keepalive: Some(keepalive), ..PeerUpdate::new(peer) };
@@ -65,7 +64,7 @@ impl Plane {
                 }
             }
             Event::PathChanged { peer, state } => {
-                news.paths = true;
+                self.news.paths = true;
                 if let Some(name) = table.report(&peer, state, now) {
                     let (now_is, reason) = (paths::state_name(&state), paths::reason_name(&state));
                     tracing::info!(

@@ -30,7 +30,7 @@ impl Plane {
             tracing::warn!("another program changed peers of the mesh device; putting them back");
             // Whoever is asked to apply the plan next finds out by itself what that takes.
             self.revision = None;
-            self.meddled = true;
+            self.news.meddled = true;
         }
         Ok(found)
     }

@@ -12,7 +12,7 @@ const EVENT_BUDGET: usize = 1024;
 /// What has arrived of each sort and is taken in before anything that is due: as much as the queues of device and relays hold.
 const ARRIVALS: usize = 256;
 
-/// What a turn of the engine brought to light.
+/// What came to light since the turn before.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct News {
     /// Our own candidates or NATs changed.
@@ -51,15 +51,13 @@ impl Plane {
     /// Takes in what has arrived, then does what is due, in the engine's order: timers, events, datagrams, then what relays are told.
     pub async fn turn(&mut self, paths: &mut PathTable, now: Instant) -> Result<News, DeviceError> {
         self.take_in(now)?;
-        let mut news = News { channels: std::mem::take(&mut self.channels_changed), ..News::default() };
         if self.counters_at <= now && !self.peers.is_empty() {
             self.read_counters(now).await?;
         }
-        news.meddled = std::mem::take(&mut self.meddled);
         self.engine.handle_timeout(now);
         for _ in 0..EVENT_BUDGET {
             let Some(event) = self.engine.poll_event() else { break };
-            self.carry_out(event, paths, &mut news, now).await?;
+            self.carry_out(event, paths, now).await?;
         }
         while let Some(transmit) = self.engine.poll_transmit() {
             let path::Transmit { remote, local, ttl, payload } = transmit;
@@ -78,7 +76,7 @@ impl Plane {
                 self.engine.handle_input(Input::Relay { relay, news }, now);
             }
         }
-        Ok(news)
+        Ok(std::mem::take(&mut self.news))
     }
 
     /// When [`Self::turn`] has something to do.
